@@ -1,0 +1,164 @@
+"""``veilcam-encode``: film, sample, and stream measurements to a decoder service."""
+
+import itertools
+import logging
+import re
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from pythonjsonlogger.json import JsonFormatter
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from encoder.packing import Packer
+from encoder.pipeline import Account, run
+from encoder.sampling import Operator, OperatorError
+from encoder.sinks import FileSink, ServerSink, Sink, SinkError
+from encoder.sources import Frame, SourceError, open_source
+from protos.v1 import veilcam_pb2 as pb
+
+log = logging.getLogger("veilcam.encode")
+
+OPERATORS = Path(__file__).parent / "operators"
+DEFAULT_OPERATOR = OPERATORS / "b16.npz"
+CAMERA_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+BROKE = 1
+"""Exit code: the source, the server or the file broke on the way."""
+UNUSABLE = 2
+"""Exit code: what was asked for can't be done (a missing file, a busy camera, a bad option)."""
+
+_LOG_EVERY_S = 10.0
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def main() -> None:
+    """Entry point of the command."""
+    app()
+
+
+@app.command()
+def encode(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="0, /dev/video0, rtsp://…, http://…, a video file, a folder of pictures, or pattern[:640x480[@25]]"
+        ),
+    ],
+    server: Annotated[str, typer.Option(help="HOST:PORT of the decoder service")] = "127.0.0.1:50051",
+    name: Annotated[str, typer.Option(help="name of this camera")] = "camera",
+    operator: Annotated[Path, typer.Option(help="sampling operator file (Φ)")] = DEFAULT_OPERATOR,
+    ratio: Annotated[float, typer.Option(help="sampling ratio r: measurements per pixel")] = 0.1,
+    out: Annotated[Path | None, typer.Option(help="write the messages to this file instead of to a server")] = None,
+    as_fast_as_possible: Annotated[
+        bool, typer.Option("--as-fast-as-possible", help="every frame of a file, folder or pattern, without waiting")
+    ] = False,
+    log_json: Annotated[bool, typer.Option("--log-json", help="log lines as JSON, no live line")] = False,
+) -> None:
+    """Sample a camera's pictures with Φ and stream the measurements to a decoder service.
+
+    Exit codes: 0 ended or stopped with Ctrl-C; 1 the source, the server or the file broke on the way; 2 what was asked
+    for can't be done.
+    """
+    _start_logging(log_json)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    if not CAMERA_NAME.fullmatch(name):
+        _fail(UNUSABLE, f"--name {name!r}: expected 1 to 64 of letters, digits, '.', '_', '-', a letter or digit first")
+    try:
+        packer = Packer(Operator.load(operator), ratio)
+        opened = open_source(source, paced=not as_fast_as_possible)
+        frames = opened.frames()
+        first = next(frames, None)
+    except (OperatorError, SourceError) as error:
+        _fail(UNUSABLE, str(error))
+    if first is None:
+        _fail(UNUSABLE, f"{opened.name}: gives no frames")
+    try:
+        sink = _open_sink(server, out, _hello(name, packer.operator, first, opened.frame_rate), as_fast_as_possible)
+    except SinkError as error:
+        _fail(BROKE, str(error))
+    log.info(
+        "%s → %s as %s: %d×%d, operator %s, %d of %d rows (ratio %.3f)",
+        *(opened.name, sink.name, name, first.luma.shape[1], first.luma.shape[0]),
+        *(packer.operator.id, packer.rows, packer.operator.rows, packer.rows / packer.operator.block**2),
+    )
+    if first.colour:
+        log.warning("the source is in colour; only luma is sent, colour is not sent yet")
+    account, began = Account(), time.monotonic()
+    reporter = threading.Thread(target=_report, args=(account, sink, stop, log_json), daemon=True)
+    reporter.start()
+    problem = None
+    try:
+        run(itertools.chain([first], frames), packer, sink, account, stop, lossless=as_fast_as_possible)
+    except (SourceError, SinkError) as error:
+        problem = error
+    stop.set()
+    reporter.join()
+    opened.close()
+    try:
+        sink.close()
+    except SinkError as error:
+        problem = problem or error
+    log.info("%s", _summary(account, sink, time.monotonic() - began))
+    if problem:
+        _fail(BROKE, str(problem))
+
+
+def _hello(name: str, operator: Operator, first: Frame, frame_rate: float) -> pb.Hello:
+    height, width = first.luma.shape
+    return pb.Hello(camera=name, operator_id=operator.id, width=width, height=height, frame_rate=frame_rate)
+
+
+def _open_sink(server: str, out: Path | None, hello: pb.Hello, lossless: bool) -> Sink:
+    return FileSink(out, hello) if out else ServerSink(server, hello, lossless)
+
+
+def _report(account: Account, sink: Sink, stop: threading.Event, quiet: bool) -> None:
+    console = Console(stderr=True)
+    if console.is_terminal and not quiet:
+        with Live(console=console, refresh_per_second=4, transient=True) as live:
+            while not stop.wait(0.25):
+                live.update(Text(_line(account, sink), no_wrap=True, overflow="ellipsis"))
+    else:
+        while not stop.wait(_LOG_EVERY_S):
+            log.info("%s", _line(account, sink))
+
+
+def _line(account: Account, sink: Sink) -> str:
+    rate, kbit_s = account.recent()
+    mean, told = account.stage_means(), sink.progress
+    return (
+        f"{rate:.1f} fps · {kbit_s:.0f} kbit/s · ms: capture {mean.capture:.1f}, sample {mean.sample:.1f}, "
+        f"quantise {mean.quantise:.1f}, pack {mean.pack:.1f} · sent {account.sent}, received {told.received}, "
+        f"shown {told.shown}, dropped here {account.dropped.total()}, at the server {told.dropped}"
+    )
+
+
+def _summary(account: Account, sink: Sink, seconds: float) -> str:
+    reasons = ", ".join(f"{count} {reason}" for reason, count in account.dropped.items() if count) or "none"
+    told = sink.progress
+    return (
+        f"{seconds:.1f} s: captured {account.captured}, sent {account.sent} ({account.keys} key), "
+        f"{account.bytes_sent * 8 / 1000 / max(seconds, 1e-3):.0f} kbit/s; dropped here: {reasons}; "
+        f"acknowledged up to {told.received}, shown up to {told.shown}, dropped at the server {told.dropped}"
+    )
+
+
+def _start_logging(as_json: bool) -> None:
+    handler = logging.StreamHandler()
+    plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
+    handler.setFormatter(JsonFormatter("{asctime}{levelname}{name}{message}", style="{") if as_json else plain)
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+
+
+def _fail(code: int, problem: str) -> NoReturn:
+    log.error("%s", problem)
+    sys.exit(code)

@@ -1,0 +1,76 @@
+"""From a frame to the message that carries it: sample, quantise, key or delta, pack."""
+
+import time
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from encoder.sampling import Operator
+from encoder.sources import Frame
+from protos.payload import Payload, Plane
+from protos.v1 import veilcam_pb2 as pb
+
+KEY_INTERVAL_NS = 4_000_000_000
+"""A key frame at least this often, so that a recording can be entered anywhere near."""
+
+
+@dataclass(frozen=True)
+class StageTimes:
+    """Milliseconds that one frame took in each stage on the camera."""
+
+    capture: float
+    sample: float
+    quantise: float
+    pack: float
+
+
+class Packer:
+    """Packs the frames of one stream, in order.
+
+    A frame is sent as differences to the one before whenever that has the smaller sum of magnitudes; a key frame comes
+    first, on request, and every few seconds.
+    """
+
+    def __init__(self, operator: Operator, ratio: float) -> None:
+        self.operator = operator
+        self.rows = operator.rows_for(ratio)
+        self._sequence = 0
+        self._last: NDArray[np.int8] | None = None
+        self._last_key_ns = 0
+
+    def pack(self, frame: Frame, key: bool = False) -> tuple[pb.Frame, StageTimes]:
+        """The message of a frame, and what it took. ``key`` asks for a key frame."""
+        began = time.perf_counter()
+        side = self.operator.block
+        grid = (-(-frame.luma.shape[0] // side), -(-frame.luma.shape[1] // side))
+        levels = self.operator.sample(frame.luma, self.rows)
+        sampled = time.perf_counter()
+        quantised = self.operator.quantise(levels, grid)
+        rounded = time.perf_counter()
+        values, base = self._key_or_delta(quantised, frame.capture_time_ns, key)
+        payload = Payload(self.operator.id, side, (Plane(values),)).pack()
+        self._sequence += 1
+        self._last = quantised
+        message = pb.Frame(
+            sequence=self._sequence,
+            capture_time_ns=frame.capture_time_ns,
+            planes=[pb.PLANE_KIND_LUMA],
+            kind=pb.FRAME_KIND_DELTA if base else pb.FRAME_KIND_KEY,
+            base_sequence=base,
+            payload=payload,
+        )
+        stages = (began, sampled, rounded, time.perf_counter())
+        sample_ms, quantise_ms, pack_ms = ((b - a) * 1e3 for a, b in pairwise(stages))
+        return message, StageTimes(frame.capture_ms, sample_ms, quantise_ms, pack_ms)
+
+    def _key_or_delta(self, quantised: NDArray[np.int8], now_ns: int, key: bool) -> tuple[NDArray[np.int16], int]:
+        values = quantised.astype(np.int16)
+        due = not 0 <= now_ns - self._last_key_ns < KEY_INTERVAL_NS
+        if not (key or due or self._last is None or self._last.shape != quantised.shape):
+            delta = values - self._last
+            if np.abs(delta).sum() < np.abs(values).sum():
+                return delta, self._sequence
+        self._last_key_ns = now_ns
+        return values, 0

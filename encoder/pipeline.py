@@ -1,0 +1,202 @@
+"""From a source to a sink: a capture thread, the newest frame, sample, quantise, pack, send."""
+
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from encoder.packing import Packer, StageTimes
+from encoder.sinks import Sink
+from encoder.sources import Frame, SourceError
+from protos.v1 import veilcam_pb2 as pb
+
+_WINDOW = 200
+_POLL_S = 0.25
+
+
+class NewestFrame:
+    """Between the capture thread and the packer: holds one frame. A newer one replaces it, and that is counted.
+
+    Args:
+        lossless: ``put`` waits until the frame before was taken, instead of replacing it.
+    """
+
+    def __init__(self, lossless: bool = False) -> None:
+        self._lossless = lossless
+        self._changed = threading.Condition()
+        self._frame: Frame | None = None
+        self._closed = False
+        self.dropped = 0
+
+    def put(self, frame: Frame) -> bool:
+        """Offer a frame; False once closed."""
+        with self._changed:
+            if self._lossless:
+                self._changed.wait_for(lambda: self._frame is None or self._closed)
+            if self._closed:
+                return False
+            self.dropped += self._frame is not None
+            self._frame = frame
+            self._changed.notify_all()
+            return True
+
+    def take(self, timeout: float) -> Frame | None:
+        """The newest frame, or None when none comes in time."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._frame is not None or self._closed, timeout)
+            frame, self._frame = self._frame, None
+            self._changed.notify_all()
+            return frame
+
+    def close(self) -> None:
+        """No more frames come; one that is held can still be taken."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    @property
+    def over(self) -> bool:
+        return self._closed and self._frame is None
+
+
+@dataclass
+class Account:
+    """What happened to every frame of a run, and how long things took lately."""
+
+    captured: int = 0
+    sent: int = 0
+    keys: int = 0
+    bytes_sent: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Frames not sent, by reason: ``newer frame``, ``rate lowered``."""
+    colour: bool = False
+    stages: deque[StageTimes] = field(default_factory=lambda: deque(maxlen=_WINDOW))
+    sent_times: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=_WINDOW))
+
+    def recent(self, seconds: float = 5.0) -> tuple[float, float]:
+        """Frames a second and kbit/s over the last few seconds."""
+        now = time.monotonic()
+        times = [(t, size) for t, size in list(self.sent_times) if now - t <= seconds]
+        if len(times) < 2:
+            return 0.0, 0.0
+        span = max(times[-1][0] - times[0][0], 1e-3)
+        return (len(times) - 1) / span, sum(size for _, size in times[1:]) * 8 / span / 1000
+
+    def stage_means(self) -> StageTimes:
+        """Mean milliseconds of each stage, of late."""
+        rows = list(self.stages) or [StageTimes(0, 0, 0, 0)]
+        names = ("capture", "sample", "quantise", "pack")
+        return StageTimes(*(sum(getattr(row, name) for row in rows) / len(rows) for name in names))
+
+
+class Throttle:
+    """Which frames to skip after the server asked for a lower rate; comes back slowly once it no longer asks."""
+
+    def __init__(self) -> None:
+        self._interval_s = 0.0
+        self._last = 0.0
+        self._eased = 0.0
+
+    def lower(self, frame_rate: float) -> None:
+        """Leave at least a quarter more time between frames than now, up to a second."""
+        now = time.monotonic()
+        self._interval_s = min(1.0, max(self._interval_s, 1 / max(frame_rate, 1.0)) * 1.25)
+        self._eased = now
+
+    def admits(self) -> bool:
+        """Whether the frame at hand is due."""
+        now = time.monotonic()
+        if self._interval_s and now - self._eased > 2.0:
+            self._interval_s, self._eased = self._interval_s * 0.9, now
+        if now - self._last < self._interval_s * 0.95:
+            return False
+        self._last = now
+        return True
+
+
+Observer = Callable[[pb.Frame, StageTimes, int], None]
+
+
+def run(
+    frames: Iterator[Frame],
+    packer: Packer,
+    sink: Sink,
+    account: Account,
+    stop: threading.Event,
+    lossless: bool = False,
+    observer: Observer | None = None,
+) -> None:
+    """Send a source's frames until they end or ``stop`` is set. The sink is left open.
+
+    Args:
+        lossless: send every frame, as fast as the sink takes them, instead of the newest.
+        observer: called for each message with what it took and when it was handed on, ns since 1970.
+
+    Raises:
+        SourceError: the source broke, or changed its size.
+        SinkError: the sink broke.
+    """
+    newest = NewestFrame(lossless)
+    problems: list[SourceError] = []
+    capture = threading.Thread(
+        target=_capture, args=(frames, newest, account, stop, problems), name="capture", daemon=True
+    )
+    capture.start()
+    throttle, size = Throttle(), None
+    key = False
+    try:
+        while not (stop.is_set() or newest.over):
+            if not sink.wait_until_ready(_POLL_S):
+                continue
+            changes = sink.take_changes()
+            key = key or pb.CHANGE_SEND_KEY in changes
+            if pb.CHANGE_LOWER_RATE in changes and not lossless:
+                throttle.lower(account.recent()[0])
+            frame = newest.take(_POLL_S)
+            account.dropped["newer frame"] = newest.dropped
+            if frame is None:
+                continue
+            if size not in (None, frame.luma.shape):
+                raise SourceError(f"the source changed its size from {_wxh(size)} to {_wxh(frame.luma.shape)}")
+            size = frame.luma.shape
+            if not throttle.admits():
+                account.dropped["rate lowered"] += 1
+                continue
+            message, stages = packer.pack(frame, key)
+            key = False
+            sink.send(pb.PublishRequest(frame=message))
+            _note(account, message, stages)
+            if observer:
+                observer(message, stages, time.time_ns())
+    finally:
+        newest.close()
+    if problems and not stop.is_set():
+        raise problems[0]
+
+
+def _capture(
+    frames: Iterator[Frame], newest: NewestFrame, account: Account, stop: threading.Event, problems: list[SourceError]
+) -> None:
+    try:
+        for frame in frames:
+            account.captured += 1
+            account.colour = account.colour or frame.colour
+            if stop.is_set() or not newest.put(frame):
+                return
+    except SourceError as error:
+        problems.append(error)
+    finally:
+        newest.close()
+
+
+def _note(account: Account, message: pb.Frame, stages: StageTimes) -> None:
+    account.sent += 1
+    account.keys += message.kind == pb.FRAME_KIND_KEY
+    account.bytes_sent += len(message.payload)
+    account.stages.append(stages)
+    account.sent_times.append((time.monotonic(), len(message.payload)))
+
+
+def _wxh(shape: tuple[int, ...] | None) -> str:
+    return f"{shape[1]}×{shape[0]}" if shape else "nothing"

@@ -1,0 +1,169 @@
+"""The sampling operator Φ: its file, sampling (paper, S) and the quantiser.
+
+The one definition that the camera, the trainer and the exporter share. A picture is cut into B×B blocks; with
+x a block's B² pixels minus mid-grey, read row by row, the measurements are ``y = Φ x`` and what travels is
+``q = round(y / step)``, one step a row. Steps are wide enough that no 8-bit picture can leave int8, so the
+quantiser never saturates. Rows are ordered by energy: any prefix of them is a sampling operator of a lower ratio.
+"""
+
+import hashlib
+import io
+import zipfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+MID_GREY = 128.0
+"""Subtracted from pixels before sampling, so that the first measurement fits the quantiser like the others."""
+MAX_LEVEL = 127
+"""Largest magnitude of a quantised measurement: int8 without −128, which the entropy coder keeps as its escape."""
+
+FORMAT_VERSION = 1
+_KEYS = {"format": (), "block": (), "phi": (2,), "steps": (1,)}
+
+
+class OperatorError(ValueError):
+    """An operator file that can't be used; the message names the file, the field and what was expected."""
+
+
+@dataclass(frozen=True, eq=False)
+class Operator:
+    """Φ and its quantiser.
+
+    Attributes:
+        phi: float32 (m, B²), rows of unit length, most energetic first.
+        steps: float32 (m,), quantiser step of each row in units of the 0..255 pixel scale.
+        block: B, the block side in pixels.
+    """
+
+    phi: NDArray[np.float32]
+    steps: NDArray[np.float32]
+    block: int
+
+    def __post_init__(self) -> None:
+        if self.phi.ndim != 2 or self.steps.shape != self.phi.shape[:1] or not self.phi.size:
+            raise OperatorError(f"phi {self.phi.shape} and steps {self.steps.shape}: expected (m, B²) and (m,)")
+        if self.block < 2 or self.phi.shape[1] != self.block**2 or self.phi.shape[0] > self.block**2:
+            raise OperatorError(f"phi {self.phi.shape} doesn't fit block {self.block}: expected (at most B², B²)")
+        if not (np.isfinite(self.phi).all() and np.isfinite(self.steps).all() and (self.steps > 0).all()):
+            raise OperatorError("phi and steps: expected finite numbers, and steps above 0")
+        if (widest_levels(self.phi, self.steps) > MAX_LEVEL + 0.5).any():
+            raise OperatorError(f"steps: too fine, an 8-bit picture could leave ±{MAX_LEVEL}")
+
+    @cached_property
+    def id(self) -> str:
+        """16 hexadecimal digits of SHA-256 over block, Φ and steps: equal content, equal id, on any machine."""
+        digest = hashlib.sha256(f"veilcam operator {FORMAT_VERSION} {self.block} {len(self.phi)}".encode())
+        digest.update(np.ascontiguousarray(self.phi, "<f4").tobytes())
+        digest.update(np.ascontiguousarray(self.steps, "<f4").tobytes())
+        return digest.hexdigest()[:16]
+
+    @property
+    def rows(self) -> int:
+        """m, the number of rows in the file: the most measurements a block can have."""
+        return len(self.phi)
+
+    def rows_for(self, ratio: float) -> int:
+        """Rows at a sampling ratio: the whole number nearest to r·B² (the paper floors it; 26 of 256 at r = 0.1).
+
+        Raises:
+            OperatorError: the ratio gives no row, or more than the operator has.
+        """
+        rows = nearest_rows(ratio, self.block)
+        if not 1 <= rows <= self.rows:
+            low, high = 1 / self.block**2, self.rows / self.block**2
+            raise OperatorError(f"ratio {ratio:g}: operator {self.id} samples at ratios {low:.4f} to {high:.4f}")
+        return rows
+
+    @cached_property
+    def _levels_per_pixel(self) -> NDArray[np.float32]:
+        return np.ascontiguousarray((self.phi / self.steps[:, None]).T)
+
+    def sample(self, plane: NDArray[np.uint8], rows: int) -> NDArray[np.float32]:
+        """Measurements in quantiser steps, not yet rounded.
+
+        Args:
+            plane: uint8 (H, W); edges are repeated up to whole blocks.
+            rows: how many of Φ's rows to use, from the first.
+
+        Returns:
+            float32 (blocks, rows), blocks row by row.
+        """
+        side = self.block
+        padded = pad_to_blocks(plane, side)
+        height, width = padded.shape
+        blocks = padded.reshape(height // side, side, width // side, side).transpose(0, 2, 1, 3)
+        pixels = blocks.reshape(-1, side * side).astype(np.float32)
+        pixels -= np.float32(MID_GREY)
+        return pixels @ self._levels_per_pixel[:, :rows]
+
+    def quantise(self, levels: NDArray[np.float32], grid: tuple[int, int]) -> NDArray[np.int8]:
+        """Round measurements for the wire: int8 (rows, H/B, W/B) from float32 (blocks, rows)."""
+        quantised = np.rint(levels.T)
+        np.clip(quantised, -MAX_LEVEL, MAX_LEVEL, out=quantised)
+        return quantised.astype(np.int8).reshape(-1, *grid)
+
+    def save(self, path: Path) -> None:
+        """Write the operator file, the same bytes for the same content."""
+        arrays = {
+            "format": np.asarray(FORMAT_VERSION, np.int64),
+            "block": np.asarray(self.block, np.int64),
+            "phi": np.ascontiguousarray(self.phi, "<f4"),
+            "steps": np.ascontiguousarray(self.steps, "<f4"),
+        }
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+            for name, array in arrays.items():
+                buffer = io.BytesIO()
+                np.lib.format.write_array(buffer, array, allow_pickle=False)
+                archive.writestr(zipfile.ZipInfo(f"{name}.npy"), buffer.getvalue())
+
+    @classmethod
+    def load(cls, path: Path) -> "Operator":
+        """Read an operator file.
+
+        Raises:
+            OperatorError: no such file, not an operator file, or content that can't be used.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                fields = {name: archive[name] for name in _KEYS}
+        except FileNotFoundError:
+            raise OperatorError(f"{path}: no such operator file") from None
+        except KeyError as error:
+            raise OperatorError(f"{path}: not an operator file, {error.args[0]}") from None
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise OperatorError(f"{path}: not an operator file ({error})") from None
+        for name, shape in _KEYS.items():
+            if fields[name].ndim != (shape[0] if shape else 0) or fields[name].dtype.kind not in "if":
+                raise OperatorError(f"{path}: field {name} has shape {fields[name].shape}, {fields[name].dtype}")
+        if int(fields["format"]) != FORMAT_VERSION:
+            raise OperatorError(f"{path}: format {int(fields['format'])}, this program reads {FORMAT_VERSION}")
+        try:
+            return cls(fields["phi"].astype(np.float32), fields["steps"].astype(np.float32), int(fields["block"]))
+        except OperatorError as error:
+            raise OperatorError(f"{path}: {error}") from None
+
+
+def nearest_rows(ratio: float, block: int) -> int:
+    """The whole number of rows nearest to r·B²; 0 for what is no ratio."""
+    return round(ratio * block**2) if 0 < ratio <= 1 else 0
+
+
+def widest_levels(phi: NDArray[np.float32], steps: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Largest magnitude, in steps, that each row can give on any 8-bit picture: (m,)."""
+    return np.asarray(MID_GREY * np.abs(phi).sum(1) / steps, np.float32)
+
+
+def finest_steps(phi: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The smallest step of each row with which no 8-bit picture saturates: float32 (m,)."""
+    return np.asarray(MID_GREY * np.abs(phi).sum(1) / MAX_LEVEL, np.float32)
+
+
+def pad_to_blocks(plane: NDArray[np.uint8], block: int) -> NDArray[np.uint8]:
+    """Repeat the last row and column until both sides are multiples of ``block``; the decoder crops them again."""
+    height, width = plane.shape
+    pad = (-height % block, -width % block)
+    return np.pad(plane, ((0, pad[0]), (0, pad[1])), mode="edge") if any(pad) else plane

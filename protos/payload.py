@@ -1,0 +1,154 @@
+"""The payload: how the measurements of one frame are laid out in bytes, both directions.
+
+All numbers little-endian. A change of any byte is a new version, and golden files in ``tests/protos`` pin each.
+
+    header   magic "VCP" │ u8 version │ 8 bytes operator id │ u8 block side │ u8 planes (1–4)
+    plane    u8 kind │ u8 entropy coder │ u8 quantiser │ u16 rows │ u16 grid height │ u16 grid width │ u32 length
+    body     each plane's coded values, rows × grid height × grid width, index-major (all blocks of row 0, then 1, …)
+    end      u32 CRC-32 of everything before
+
+Rows are a prefix of Φ's, so a camera may change its ratio between two frames. The quantiser is a whole number k of
+steps: values were divided by k·step before rounding, and are multiplied by k again here. Planes have grids of their
+own, so that smaller chroma needs no new version.
+"""
+
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protos import cascade
+
+VERSION = 1
+MAX_PLANES = 4
+MAX_MEASUREMENTS = 1 << 24
+"""Values in one payload, by default: 1/4 of the pixels of an 8K frame in three planes, 32 MiB once unpacked."""
+
+_MAGIC = b"VCP"
+_HEADER = struct.Struct("<3sB8sBB")
+_PLANE = struct.Struct("<BBBHHHI")
+_CRC = struct.Struct("<I")
+_CASCADE = 1
+
+
+class PlaneKind(IntEnum):
+    """What a plane holds; the numbers of veilcam.v1.PlaneKind."""
+
+    LUMA = 1
+    CB = 2
+    CR = 3
+
+
+class PayloadError(ValueError):
+    """Bytes, or values, that are no payload. ``field`` names the part that is wrong."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+
+
+class PayloadTooLargeError(PayloadError):
+    """A payload of more measurements than the reader allows."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plane:
+    """One plane's values: int16 (rows, H/B, W/B), measurements or differences of them, in quantiser steps."""
+
+    values: NDArray[np.int16]
+    kind: PlaneKind = PlaneKind.LUMA
+    quantiser: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Payload:
+    """What one frame's payload says."""
+
+    operator_id: str
+    block: int
+    planes: tuple[Plane, ...]
+
+    def pack(self) -> bytes:
+        """Lay out in bytes.
+
+        Raises:
+            PayloadError: a part that the layout can't express.
+        """
+        bodies = [cascade.encode(plane.values) for plane in self.planes]
+        try:
+            head = _HEADER.pack(_MAGIC, VERSION, bytes.fromhex(self.operator_id), self.block, len(self.planes))
+            table = [
+                _PLANE.pack(plane.kind, _CASCADE, plane.quantiser, *plane.values.shape, len(body))
+                for plane, body in zip(self.planes, bodies, strict=True)
+            ]
+        except (struct.error, ValueError) as error:
+            raise PayloadError("payload", f"can't be laid out ({error})") from None
+        data = b"".join([head, *table, *bodies])
+        return data + _CRC.pack(zlib.crc32(data))
+
+    @classmethod
+    def unpack(cls, data: bytes, max_measurements: int = MAX_MEASUREMENTS) -> "Payload":
+        """Read a payload, trusting nothing in it.
+
+        Raises:
+            PayloadError: anything but a whole, undamaged payload of a version known here.
+            PayloadTooLargeError: it announces more than ``max_measurements`` values; nothing was allocated for them.
+        """
+        operator_id, block, planes = _checked_header(data)
+        entries = list(_checked_planes(data, planes, max_measurements))
+        offset = _HEADER.size + planes * _PLANE.size
+        body = memoryview(data)[offset : -_CRC.size]
+        if sum(length for *_, length in entries) != len(body):
+            raise PayloadError("plane.length", f"planes don't add up to the {len(body)} bytes of the body")
+        unpacked = []
+        for kind, quantiser, shape, length in entries:
+            try:
+                values = cascade.decode(body[:length], int(np.prod(shape)))
+            except cascade.CascadeError as error:
+                raise PayloadError("plane.body", str(error)) from None
+            unpacked.append(Plane(values.reshape(shape), kind, quantiser))
+            body = body[length:]
+        return cls(operator_id.hex(), block, tuple(unpacked))
+
+
+def _checked_header(data: bytes) -> tuple[bytes, int, int]:
+    if len(data) < _HEADER.size + _PLANE.size + _CRC.size:
+        raise PayloadError("payload", f"{len(data)} bytes are too few for one")
+    magic, version, operator_id, block, planes = _HEADER.unpack_from(data)
+    if magic != _MAGIC:
+        raise PayloadError("magic", f"{magic!r}, expected {_MAGIC!r}")
+    if version != VERSION:
+        raise PayloadError("version", f"{version}, this program reads {VERSION}")
+    (crc,) = _CRC.unpack_from(data, len(data) - _CRC.size)
+    if crc != zlib.crc32(memoryview(data)[: -_CRC.size]):
+        raise PayloadError("crc", "damaged on the way")
+    if block < 2:
+        raise PayloadError("block", f"{block}, expected 2 or more")
+    if not 1 <= planes <= MAX_PLANES:
+        raise PayloadError("planes", f"{planes}, expected 1 to {MAX_PLANES}")
+    if len(data) < _HEADER.size + planes * _PLANE.size + _CRC.size:
+        raise PayloadError("planes", f"table of {planes} doesn't fit into {len(data)} bytes")
+    return operator_id, block, planes
+
+
+def _checked_planes(
+    data: bytes, planes: int, max_measurements: int
+) -> Iterator[tuple[PlaneKind, int, tuple[int, int, int], int]]:
+    total = 0
+    for index in range(planes):
+        entry = _PLANE.unpack_from(data, _HEADER.size + index * _PLANE.size)
+        kind, coder, quantiser, rows, height, width, length = entry
+        if kind not in set(PlaneKind):
+            raise PayloadError("plane.kind", f"{kind}, expected one of {', '.join(str(k.value) for k in PlaneKind)}")
+        if coder != _CASCADE:
+            raise PayloadError("plane.coder", f"{coder}, this program reads {_CASCADE}")
+        if 0 in (quantiser, rows, height, width):
+            raise PayloadError("plane", f"quantiser {quantiser}, rows {rows}, grid {height}×{width}: expected above 0")
+        total += rows * height * width
+        if total > max_measurements:
+            raise PayloadTooLargeError("plane", f"{total} measurements, at most {max_measurements} are allowed")
+        yield PlaneKind(kind), quantiser, (rows, height, width), length

@@ -1,0 +1,98 @@
+"""What a run leaves on disk: its checkpoint, its log, and what it came from. A kill at any moment leaves a good one."""
+
+import csv
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that can't be used; the message names the file and what was expected."""
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write ``state`` beside ``path`` and move it there, so that a kill or a full disk keeps the last good one."""
+    partial = path.with_suffix(".partial")
+    try:
+        with partial.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    partial.replace(path)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint; nothing but tensors and plain values is ever unpickled.
+
+    Raises:
+        CheckpointError: no such file, or not a checkpoint.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such checkpoint") from None
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        raise CheckpointError(f"{path}: not a checkpoint ({error})") from None
+    except Exception as error:  # torch raises pickle.UnpicklingError for foreign files
+        if type(error).__name__ != "UnpicklingError":
+            raise
+        raise CheckpointError(f"{path}: not a checkpoint ({error})") from None
+    if not isinstance(state, dict) or "run" not in state:
+        raise CheckpointError(f"{path}: not a checkpoint of veilcam-train")
+    return state
+
+
+class Log:
+    """A CSV file of one row each report, continued where an interrupted run left it."""
+
+    def __init__(self, path: Path, keep_until: int) -> None:
+        rows = []
+        if path.exists():
+            with path.open(newline="") as file:
+                rows = [row for row in csv.DictReader(file) if int(row["iteration"]) <= keep_until]
+        self._file = path.open("w", newline="")
+        self._writer: csv.DictWriter[str] | None = None
+        for row in rows:
+            self.write(row)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append one row and flush it; the first row names the columns."""
+        if self._writer is None:
+            self._writer = csv.DictWriter(self._file, list(row))
+            self._writer.writeheader()
+        self._writer.writerow(row)
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def provenance() -> dict[str, str]:
+    """Commit (with + where the tree had changes), versions and processor that a result came from."""
+    try:
+        folder = Path(__file__).parent
+        commit = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=12"], cwd=folder, capture_output=True, text=True
+        ).stdout.strip()
+    except OSError:
+        commit = ""
+    return {"commit": commit or "unknown", "torch": torch.__version__, "processor": processor()}
+
+
+def processor() -> str:
+    """The processor's name and number of cores, as the system tells it."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
+        name = names[0] if names else name
+    return f"{name}, {os.cpu_count()} cores"

@@ -1,0 +1,66 @@
+"""A folder of photographs as gray pictures held in memory, and random crops of them."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".pgm"}
+
+
+class DataError(ValueError):
+    """A data set that can't be used; the message names the file or folder and what was expected."""
+
+
+def read_gray(path: Path) -> NDArray[np.uint8]:
+    """One picture as 8-bit gray (H, W), ITU-R 601 luma of colour."""
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("L"))
+    except (UnidentifiedImageError, OSError) as error:
+        raise DataError(f"{path}: not a picture that can be read ({error})") from None
+
+
+def picture_files(folder: Path) -> list[Path]:
+    """Pictures in a folder and the folders below it, sorted by path."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder")
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not files:
+        raise DataError(f"{folder}: no pictures in it (looked for {', '.join(sorted(SUFFIXES))})")
+    return files
+
+
+class Photographs:
+    """All pictures of a folder whose sides are at least ``crop``, gray, in memory; draws random crops.
+
+    Crops are flipped and turned by quarter turns at random. The state of the generator is the state of the reader.
+    """
+
+    def __init__(self, folder: Path, crop: int, generator: torch.Generator, turn: bool = True) -> None:
+        pictures = [read_gray(path) for path in picture_files(folder)]
+        self.pictures = [torch.from_numpy(np.array(p)) for p in pictures if min(p.shape) >= crop]
+        if not self.pictures:
+            raise DataError(f"{folder}: no picture is {crop} pixels high and wide")
+        self.crop = crop
+        self.turn = turn
+        self.generator = generator
+
+    def batch(self, size: int) -> Tensor:
+        """(size, 1, crop, crop) float32 in [0, 1]."""
+        return torch.stack([self._crop() for _ in range(size)])[:, None].float() / 255
+
+    def _crop(self) -> Tensor:
+        picture = self.pictures[self._below(len(self.pictures))]
+        top = self._below(picture.shape[0] - self.crop + 1)
+        left = self._below(picture.shape[1] - self.crop + 1)
+        patch = picture[top : top + self.crop, left : left + self.crop]
+        if self._below(2):
+            patch = patch.flip(1)
+        return torch.rot90(patch, self._below(4)) if self.turn else patch
+
+    def _below(self, limit: int) -> int:
+        return int(torch.randint(limit, (), generator=self.generator))
