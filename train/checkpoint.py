@@ -3,6 +3,7 @@
 import csv
 import os
 import platform
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -78,8 +79,11 @@ def provenance() -> dict[str, str]:
     """Commit (with + where the tree had changes), versions and processor that a result came from."""
     try:
         folder = Path(__file__).parent
-        commit = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--abbrev=12"], cwd=folder, capture_output=True, text=True
+        commit = subprocess.run(  # noqa: S603
+            [shutil.which("git") or "git", "describe", "--always", "--dirty=+", "--abbrev=12"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
         ).stdout.strip()
     except OSError:
         commit = ""

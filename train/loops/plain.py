@@ -46,7 +46,7 @@ def train(run: PlainRun, folder: Path, out: Path, finished: Path, report: Report
     torch.manual_seed(run.seed)
     data = Photographs(folder, run.crop, generator)
     net = _network(run, data, finished).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    averaged = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(run.average))
+    averaged = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(run.average))  # type: ignore[no-untyped-call]
     optimiser = torch.optim.Adam(net.parameters(), lr=run.learning_rate)
     start = _resume(out / "last.pt", run, net, averaged, optimiser, generator)
     log = checkpoint.Log(out / "log.csv", keep_until=start)
@@ -58,7 +58,7 @@ def train(run: PlainRun, folder: Path, out: Path, finished: Path, report: Report
         reconstruction = net(picture)
         loss = squared_error(reconstruction, picture)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         averaged.update_parameters(net)
         total += float(psnr(reconstruction.detach(), picture).mean())

@@ -34,7 +34,7 @@ def principal_rows(moment: Tensor, rows: int, known: Tensor | None = None) -> Te
     if known is not None:
         basis = torch.linalg.qr(known.double().T).Q
         keep = keep - basis @ basis.T
-    vectors = torch.linalg.eigh(keep @ moment @ keep).eigenvectors
+    vectors: Tensor = torch.linalg.eigh(keep @ moment @ keep).eigenvectors
     return vectors.flip(1)[:, :rows].T.float().contiguous()
 
 

@@ -26,6 +26,8 @@ class Sampling(nn.Module):
     training can't buy precision with longer rows. Rounding passes its gradient straight through.
     """
 
+    head: Tensor
+
     def __init__(self, phi: Tensor, frozen_rows: int = 0) -> None:
         super().__init__()
         self.block = round(phi.shape[1] ** 0.5)
@@ -55,7 +57,8 @@ class Residual(nn.Module):
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.second(functional.relu(self.first(x)))
+        out: Tensor = x + self.second(functional.relu(self.first(x)))
+        return out
 
 
 class Reconstructor(nn.Module):

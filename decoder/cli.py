@@ -1,0 +1,117 @@
+"""``veilcam-decode``: take cameras' measurements, rebuild pictures, show them."""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from pythonjsonlogger.json import JsonFormatter
+
+if TYPE_CHECKING:
+    from decoder.server import Server
+
+log = logging.getLogger("veilcam.decode")
+
+BROKE = 1
+"""Exit code: the service broke while it ran."""
+UNUSABLE = 2
+"""Exit code: what was asked for can't be done (a missing file, a taken port, a bad option)."""
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def main() -> None:
+    """Entry point of the command."""
+    app()
+
+
+@app.command()
+def decode(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="gRPC port; 0 takes a free one")] = 50051,
+    http: Annotated[int, typer.Option(min=0, max=65535, help="port of the web page; 0 takes a free one")] = 8080,
+    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    reconstructor: Annotated[
+        list[Path] | None,
+        typer.Option(help="reconstructor file, or a folder of them; may be repeated [the shipped ones]"),
+    ] = None,
+    engine: Annotated[str, typer.Option(help="runtime: onnxruntime")] = "onnxruntime",
+    threads: Annotated[int, typer.Option(min=1, help="threads of the engine [all cores]")] = os.cpu_count() or 1,
+    save: Annotated[Path | None, typer.Option(help="save every picture shown as DIR/CAMERA/SEQUENCE.png")] = None,
+    allow_plain: Annotated[
+        bool, typer.Option("--allow-plain", help="let any viewer ask for plain pictures, which classifiers can read")
+    ] = False,
+    max_cameras: Annotated[int, typer.Option(min=1, help="cameras at most")] = 64,
+    max_pixels: Annotated[int, typer.Option(min=256, help="pixels of a picture at most")] = 4096 * 2304,
+    log_json: Annotated[bool, typer.Option("--log-json", help="log lines as JSON")] = False,
+) -> None:
+    """Serve cameras and viewers until Ctrl-C; a second Ctrl-C ends at once.
+
+    Exit codes: 0 stopped; 1 the service broke while it ran; 2 what was asked for can't be done.
+    """
+    _start_logging(log_json)
+    try:
+        from decoder.admission import Limits
+        from decoder.catalogue import SHIPPED, CatalogueError, load_catalogue
+        from decoder.engines import EngineError
+        from decoder.server import Server, ServerError, Settings
+    except ModuleNotFoundError as error:
+        log.error("%s is missing: pip install 'veilcam[decoder]'", error.name)
+        sys.exit(UNUSABLE)
+    settings = Settings(host, port, http, allow_plain, save, Limits(cameras=max_cameras, pixels=max_pixels))
+
+    async def serve() -> int:
+        catalogue = load_catalogue(reconstructor or [SHIPPED], engine, threads)
+        server = Server(catalogue, settings)
+        await server.start()
+        for each in catalogue.reconstructors:
+            log.info(
+                "reconstructor %s (%s): id %s, operator %s, %d rows; engine %s on %s, %d threads",
+                *(each.name, each.rendition, each.id, each.operator_id, each.engine.rows),
+                *(each.engine.name, each.engine.device, each.engine.threads),
+            )
+        if allow_plain:
+            log.warning("--allow-plain: every viewer may ask for plain pictures, which classifiers can read")
+        if host not in ("127.0.0.1", "::1", "localhost"):
+            log.warning("listening on %s without TLS and authentication: everyone who reaches it can watch", host)
+        log.info("cameras and programs: %s:%d (gRPC); people: http://%s:%d/", host, server.port, host, server.http_port)
+        return await _until_stopped(server)
+
+    try:
+        sys.exit(asyncio.run(serve()))
+    except (CatalogueError, EngineError, ServerError) as error:
+        log.error("%s", error)
+        sys.exit(UNUSABLE)
+
+
+async def _until_stopped(server: "Server") -> int:
+    asked = asyncio.Event()
+
+    def ask() -> None:
+        if asked.is_set():
+            os._exit(BROKE)
+        asked.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, ask)
+    stopped = asyncio.create_task(asked.wait())
+    failed = asyncio.create_task(server.failed())
+    await asyncio.wait([stopped, failed], return_when=asyncio.FIRST_COMPLETED)
+    if failed.done():
+        log.error("a part of the service ended", exc_info=failed.exception())
+    else:
+        log.info("stopping; again to stop at once")
+    failed.cancel()
+    await server.stop()
+    log.info("stopped")
+    return 0 if asked.is_set() else BROKE
+
+
+def _start_logging(as_json: bool) -> None:
+    handler = logging.StreamHandler()
+    plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
+    handler.setFormatter(JsonFormatter("{asctime}{levelname}{name}{message}", style="{") if as_json else plain)
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)

@@ -1,0 +1,117 @@
+"""Pictures on their way to viewers: one picture, and the relay that gives the newest to any number of them."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+JPEG_QUALITY = 75
+"""The lowest quality at which the shipped veils were measured; a higher one would only cost more bytes."""
+
+
+@dataclass(eq=False)
+class Times:
+    """What one picture took on the server, in milliseconds; ns since 1970 where the name says so."""
+
+    received_ns: int
+    unpack: float
+    queue: float = 0.0
+    reconstruct: float = 0.0
+    encode: float = 0.0
+
+
+@dataclass(eq=False)
+class Picture:
+    """One reconstructed picture: uint8 (H, W), and where it came from."""
+
+    camera: str
+    sequence: int
+    capture_time_ns: int
+    shown_time_ns: int
+    pixels: NDArray[np.uint8]
+    rendition: str
+    reconstructor_id: str
+    times: Times
+    _jpeg: "asyncio.Task[bytes] | None" = field(default=None, repr=False)
+
+    async def jpeg(self) -> bytes:
+        """The picture as a JPEG file, encoded once however many ask."""
+        if self._jpeg is None:
+            self._jpeg = asyncio.create_task(asyncio.to_thread(self._encode))
+        return await asyncio.shield(self._jpeg)
+
+    def _encode(self) -> bytes:
+        start = cv2.getTickCount()
+        _, data = cv2.imencode(".jpg", self.pixels, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+        self.times.encode = (cv2.getTickCount() - start) / cv2.getTickFrequency() * 1e3
+        return data.tobytes()
+
+
+class Relay:
+    """One rendition of one camera. Viewers that are slow miss pictures; they never hold any back."""
+
+    def __init__(self) -> None:
+        self.latest: Picture | None = None
+        self.viewers = 0
+        self._serial = 0
+        self._closed = False
+        self._changed = asyncio.Event()
+
+    def publish(self, picture: Picture) -> None:
+        """Give a picture to everyone who waits."""
+        self.latest = picture
+        self._serial += 1
+        self._wake()
+
+    def close(self) -> None:
+        """Tell everyone who waits that no more pictures come."""
+        self._closed = True
+        self._wake()
+
+    def watch(self) -> "Watch":
+        """A viewer's place. Use it as a context."""
+        return Watch(self)
+
+    async def next(self, after: int) -> tuple[int, Picture] | None:
+        """The newest picture after serial number ``after``, or None once closed."""
+        while self._serial == after and not self._closed:
+            await self._changed.wait()
+        if self._serial == after or self.latest is None:
+            return None
+        return self._serial, self.latest
+
+    @property
+    def serial(self) -> int:
+        """How many pictures were published."""
+        return self._serial
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+class Watch:
+    """An iterator over the newest pictures of a relay, counted among its viewers while it is open."""
+
+    def __init__(self, relay: Relay) -> None:
+        self._relay = relay
+        self._seen = 0
+
+    def __enter__(self) -> "Watch":
+        self._relay.viewers += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._relay.viewers -= 1
+
+    def __aiter__(self) -> "Watch":
+        return self
+
+    async def __anext__(self) -> Picture:
+        found = await self._relay.next(self._seen)
+        if found is None:
+            raise StopAsyncIteration
+        self._seen, picture = found
+        return picture

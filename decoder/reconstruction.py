@@ -1,0 +1,114 @@
+"""The worker between cameras and viewers: runs reconstructors on each camera's newest measurement in turn."""
+
+import asyncio
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+
+from decoder.admission import Refusal
+from decoder.cameras import Camera, Cameras, Measurement, Stream
+from decoder.catalogue import Catalogue, Reconstructor
+from decoder.pictures import Picture
+
+log = logging.getLogger("veilcam.decode")
+
+
+class Worker:
+    """Runs reconstructors, one measurement at a time, fair between cameras.
+
+    Args:
+        renditions: what may be shown, the one that everyone gets first. The others are computed for their viewers
+            only.
+    """
+
+    def __init__(self, cameras: Cameras, catalogue: Catalogue, renditions: tuple[str, ...]) -> None:
+        self._cameras = cameras
+        self._catalogue = catalogue
+        self._renditions = renditions
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self._last = ""
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        while True:
+            camera = self._next()
+            if camera is None:
+                self._cameras.pending.clear()
+                if self._next() is None:
+                    await self._cameras.pending.wait()
+                continue
+            self._last = camera.name
+            stream = camera.stream
+            assert stream is not None
+            measurement, stream.pending = stream.pending, None
+            assert measurement is not None
+            await self._show(camera, stream, measurement)
+
+    def rendition_for(self, operator_id: str) -> str | None:
+        """The rendition that this server shows of an operator's measurements when nobody asks for another."""
+        for rendition in self._renditions:
+            if self._catalogue.choose(operator_id, rendition, 1):
+                return rendition
+        return None
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _next(self) -> Camera | None:
+        waiting = [c for c in self._cameras.all() if c.stream is not None and c.stream.pending is not None]
+        after = [camera for camera in waiting if camera.name > self._last]
+        return next(iter(after or waiting), None)
+
+    async def _show(self, camera: Camera, stream: Stream, measurement: Measurement) -> None:
+        operator_id = stream.hello.operator_id
+        main = self.rendition_for(operator_id)
+        measurement.times.queue = (time.time_ns() - measurement.times.received_ns) / 1e6 - measurement.times.unpack
+        for rendition in self._renditions:
+            if rendition != main and not camera.relays[rendition].viewers:
+                continue
+            reconstructor = self._catalogue.choose(operator_id, rendition, len(measurement.levels))
+            if reconstructor is None:
+                continue
+            try:
+                picture = await self._reconstruct(stream, measurement, rendition, reconstructor)
+            except Exception as error:
+                log.exception("camera %s: reconstructor %s failed", camera.name, reconstructor.name)
+                kind = type(error).__name__
+                stream.end(
+                    Refusal(grpc.StatusCode.INTERNAL, "frame", f"the reconstructor failed ({kind}), see the log")
+                )
+                return
+            camera.relays[rendition].publish(picture)
+            if rendition == main:
+                camera.note_shown(picture)
+                stream.shown(picture)
+
+    async def _reconstruct(
+        self, stream: Stream, measurement: Measurement, rendition: str, reconstructor: Reconstructor
+    ) -> Picture:
+        levels = fit_rows(measurement.levels, reconstructor.engine.rows)
+        began = time.perf_counter()
+        loop = asyncio.get_running_loop()
+        pixels = await loop.run_in_executor(self._pool, reconstructor.engine.reconstruct, levels[None])
+        measurement.times.reconstruct = (time.perf_counter() - began) * 1e3
+        return Picture(
+            stream.hello.camera,
+            measurement.sequence,
+            measurement.capture_time_ns,
+            time.time_ns(),
+            pixels[0, : stream.hello.height, : stream.hello.width],
+            rendition,
+            reconstructor.id,
+            measurement.times,
+        )
+
+
+def fit_rows(levels: NDArray[np.int8], rows: int) -> NDArray[np.int8]:
+    """As many rows as a reconstructor takes: rows not sent are zero, rows it doesn't know are left out."""
+    if len(levels) >= rows:
+        return levels[:rows]
+    return np.concatenate([levels, np.zeros((rows - len(levels), *levels.shape[1:]), np.int8)])

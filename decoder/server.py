@@ -1,0 +1,137 @@
+"""A whole decoder service: starts its parts, tells where they listen, and ends them in order, within a limit."""
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import uvicorn
+from grpc import aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from decoder.admission import Limits
+from decoder.cameras import Cameras
+from decoder.catalogue import Catalogue
+from decoder.reconstruction import Worker
+from decoder.service import CamerasService, ViewersService
+from decoder.viewers.folder import save_pictures
+from decoder.viewers.web import web_app
+from protos.v1 import veilcam_pb2 as pb
+from protos.v1.veilcam_pb2_grpc import add_CamerasServicer_to_server, add_ViewersServicer_to_server
+
+log = logging.getLogger("veilcam.decode")
+
+GRACE_S = 5.0
+_MESSAGE_OVERHEAD = 4096
+
+
+class ServerError(Exception):
+    """An address that can't be listened on; the message names it."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where a server listens and what it allows. Port 0 takes a free one."""
+
+    host: str = "127.0.0.1"
+    port: int = 50051
+    http_port: int = 8080
+    allow_plain: bool = False
+    save: Path | None = None
+    limits: Limits = field(default_factory=Limits)
+
+
+class Server:
+    """A decoder service in the running event loop."""
+
+    def __init__(self, catalogue: Catalogue, settings: Settings) -> None:
+        self.settings = settings
+        self.cameras = Cameras(settings.limits)
+        self.port = 0
+        self.http_port = 0
+        renditions = ("veiled", "plain") if settings.allow_plain else ("veiled",)
+        self._worker = Worker(self.cameras, catalogue, renditions)
+        self._health = health.aio.HealthServicer()
+        self._grpc = self._grpc_server(catalogue, renditions)
+        app = web_app(self.cameras, catalogue, renditions)
+        self._web = _Web(uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1))
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Listen.
+
+        Raises:
+            ServerError: an address is taken or can't be listened on.
+        """
+        host, port, http_port = self.settings.host, self.settings.port, self.settings.http_port
+        try:
+            listener = socket.create_server(
+                (host, http_port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+            )
+        except OSError as error:
+            raise ServerError(f"{host}:{http_port} (--http): can't listen there ({error.strerror})") from None
+        self.http_port = listener.getsockname()[1]
+        try:
+            self.port = self._grpc.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+        except RuntimeError:
+            listener.close()
+            raise ServerError(f"{host}:{port} (--port): can't listen there (address already in use?)") from None
+        await self._grpc.start()
+        self._tasks.append(asyncio.create_task(self._worker.run(), name="worker"))
+        self._tasks.append(asyncio.create_task(self._web.serve([listener]), name="web"))
+        if self.settings.save:
+            saving = save_pictures(self.cameras, self.settings.save, "veiled")
+            self._tasks.append(asyncio.create_task(saving, name="save"))
+        for service in ("", "veilcam.v1.Cameras", "veilcam.v1.Viewers"):
+            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+
+    async def failed(self) -> None:
+        """Wait until a part ends that should not have; raises what ended it."""
+        watched = [task for task in self._tasks if task.get_name() != "save"]
+        done, _ = await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+
+    async def stop(self, grace: float = GRACE_S) -> None:
+        """Refuse what is new, let viewers and cameras go, and end; at most ``grace`` seconds and a little."""
+        await self._health.enter_graceful_shutdown()
+        self._web.should_exit = True
+        self.cameras.close()
+        await self._grpc.stop(grace)
+        worker, web, *others = self._tasks
+        for task in (worker, *others):
+            task.cancel()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(web), grace)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.to_thread(self._worker.close)
+
+    def _grpc_server(self, catalogue: Catalogue, renditions: tuple[str, ...]) -> aio.Server:
+        limits = self.settings.limits
+        options = [
+            ("grpc.max_receive_message_length", limits.payload_bytes + _MESSAGE_OVERHEAD),
+            ("grpc.keepalive_time_ms", 10_000),
+            ("grpc.keepalive_timeout_ms", 5_000),
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+            ("grpc.so_reuseport", 0),
+        ]
+        server = aio.server(options=options)
+        add_CamerasServicer_to_server(CamerasService(self.cameras, catalogue, self._worker, limits), server)
+        add_ViewersServicer_to_server(ViewersService(self.cameras, renditions), server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        names = [service.full_name for service in pb.DESCRIPTOR.services_by_name.values()]
+        names += [health.SERVICE_NAME, reflection.SERVICE_NAME]
+        reflection.enable_server_reflection(names, server)
+        return server
+
+
+class _Web(uvicorn.Server):
+    """Uvicorn without its signal handlers: the command has its own."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield

@@ -1,0 +1,159 @@
+"""The gRPC side: ``Cameras`` and ``Viewers`` of ``veilcam.v1``, and where a refusal becomes a status."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from typing import Any, NoReturn
+
+import grpc
+from grpc import aio
+
+from decoder.admission import Limits, Refusal, check_hello, invalid
+from decoder.cameras import Camera, Cameras, Stream
+from decoder.catalogue import Catalogue
+from decoder.pictures import Picture
+from decoder.reconstruction import Worker
+from protos.v1 import veilcam_pb2 as pb
+from protos.v1.veilcam_pb2_grpc import CamerasServicer, ViewersServicer
+
+log = logging.getLogger("veilcam.decode")
+
+_RENDITIONS = {pb.RENDITION_UNSPECIFIED: "veiled", pb.RENDITION_VEILED: "veiled", pb.RENDITION_PLAIN: "plain"}
+_RENDITION_NUMBERS = {"veiled": pb.RENDITION_VEILED, "plain": pb.RENDITION_PLAIN}
+_ENCODINGS = (pb.ENCODING_UNSPECIFIED, pb.ENCODING_JPEG, pb.ENCODING_GRAY8)
+
+
+class CamerasService(CamerasServicer):
+    """Takes cameras' streams."""
+
+    def __init__(self, cameras: Cameras, catalogue: Catalogue, worker: Worker, limits: Limits) -> None:
+        self._cameras = cameras
+        self._catalogue = catalogue
+        self._worker = worker
+        self._limits = limits
+
+    async def Publish(  # noqa: N802 - gRPC's name
+        self,
+        request_iterator: AsyncIterator[pb.PublishRequest],
+        context: "aio.ServicerContext[pb.PublishRequest, pb.PublishResponse]",
+    ) -> AsyncIterator[pb.PublishResponse]:
+        peer = context.peer()
+        stream = camera = None
+        try:
+            stream = self._admit(await anext(request_iterator, None))
+            camera = self._cameras.connect(stream)
+            hello = stream.hello
+            log.info("camera %s connected from %s: %d×%d", camera.name, peer, hello.width, hello.height)
+            yield pb.PublishResponse(accepted=pb.Accepted(max_payload_bytes=self._limits.payload_bytes))
+            async for acknowledgement in self._frames(request_iterator, stream):
+                yield pb.PublishResponse(acknowledgement=acknowledgement)
+        except Refusal as refusal:
+            log.warning("camera %s at %s refused: %s", camera.name if camera else "(unknown)", peer, refusal)
+            await _abort(context, refusal)
+        finally:
+            if camera is not None and stream is not None:
+                self._cameras.disconnect(camera, stream)
+                log.info("camera %s disconnected", camera.name)
+
+    def _admit(self, first: pb.PublishRequest | None) -> Stream:
+        if first is None or not first.HasField("hello"):
+            raise invalid("message", "expected a hello first")
+        check_hello(first.hello, self._limits)
+        operator_id = first.hello.operator_id
+        if operator_id not in self._catalogue.operators():
+            known = ", ".join(sorted(self._catalogue.operators()))
+            problem = f"{operator_id[:80]!r} isn't among the operators of this server ({known})"
+            raise Refusal(grpc.StatusCode.NOT_FOUND, "hello.operator_id", problem)
+        if self._worker.rendition_for(operator_id) is None:
+            problem = f"{operator_id!r} has only plain reconstructors here, and this server gives only veiled pictures"
+            raise Refusal(grpc.StatusCode.NOT_FOUND, "hello.operator_id", problem)
+        return Stream(first.hello, self._catalogue.block(operator_id), self._limits)
+
+    async def _frames(
+        self, requests: AsyncIterator[pb.PublishRequest], stream: Stream
+    ) -> AsyncIterator[pb.Acknowledgement]:
+        reader = asyncio.create_task(self._read(requests, stream))
+        try:
+            while True:
+                await stream.news.wait()
+                stream.news.clear()
+                if stream.problem:
+                    raise stream.problem
+                yield stream.acknowledgement()
+                if reader.done() and stream.pending is None and not stream.news.is_set():
+                    break
+        finally:
+            reader.cancel()
+
+    async def _read(self, requests: AsyncIterator[pb.PublishRequest], stream: Stream) -> None:
+        try:
+            async for request in requests:
+                if not request.HasField("frame"):
+                    raise invalid("message", "expected a frame after the hello")
+                if await stream.receive(request.frame):
+                    self._cameras.pending.set()
+        except Refusal as refusal:
+            stream.end(refusal)
+        except aio.AioRpcError:
+            pass  # the camera hung up; its handler is cancelled
+        finally:
+            stream.news.set()
+
+
+class ViewersService(ViewersServicer):
+    """Gives pictures to programs."""
+
+    def __init__(self, cameras: Cameras, renditions: tuple[str, ...]) -> None:
+        self._cameras = cameras
+        self._renditions = renditions
+
+    async def Watch(  # noqa: N802 - gRPC's name
+        self, request: pb.WatchRequest, context: "aio.ServicerContext[pb.WatchRequest, pb.Picture]"
+    ) -> AsyncIterator[pb.Picture]:
+        try:
+            camera, rendition = self._asked(request)
+        except Refusal as refusal:
+            await _abort(context, refusal)
+        with camera.relays[rendition].watch() as pictures:
+            async for picture in pictures:
+                yield await _message(picture, request.encoding)
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is shutting down, or has forgotten this camera")
+
+    def _asked(self, request: pb.WatchRequest) -> tuple[Camera, str]:
+        if request.encoding not in _ENCODINGS:
+            raise invalid("watch.encoding", f"{request.encoding} is unknown")
+        if request.rendition not in _RENDITIONS:
+            raise invalid("watch.rendition", f"{request.rendition} is unknown")
+        rendition = _RENDITIONS[request.rendition]
+        if rendition not in self._renditions:
+            problem = f"this server gives only {', '.join(self._renditions)} pictures"
+            raise Refusal(grpc.StatusCode.PERMISSION_DENIED, "watch.rendition", problem)
+        camera = self._cameras.get(request.camera)
+        if camera is None:
+            known = ", ".join(each.name for each in self._cameras.all()) or "none yet"
+            raise Refusal(
+                grpc.StatusCode.NOT_FOUND, "watch.camera", f"{request.camera[:80]!r} isn't here (here: {known})"
+            )
+        return camera, rendition
+
+
+async def _message(picture: Picture, encoding: "pb.Encoding.ValueType") -> pb.Picture:
+    gray = encoding == pb.ENCODING_GRAY8
+    height, width = picture.pixels.shape
+    return pb.Picture(
+        camera=picture.camera,
+        sequence=picture.sequence,
+        capture_time_ns=picture.capture_time_ns,
+        shown_time_ns=picture.shown_time_ns,
+        width=width,
+        height=height,
+        encoding=pb.ENCODING_GRAY8 if gray else pb.ENCODING_JPEG,
+        data=picture.pixels.tobytes() if gray else await picture.jpeg(),
+        rendition=_RENDITION_NUMBERS[picture.rendition],
+        reconstructor_id=picture.reconstructor_id,
+    )
+
+
+async def _abort(context: "aio.ServicerContext[Any, Any]", refusal: Refusal) -> NoReturn:
+    await context.abort(refusal.status, str(refusal))
+    raise AssertionError("abort raises")
