@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from encoder.sampling import MAX_LEVEL, MID_GREY
+from train.networks.phi import energy
 
 WHITE = 255.0
 SCALE = 4
@@ -101,6 +102,21 @@ class QuarterCSNet(nn.Module):
         super().__init__()
         self.sampling = Sampling(phi, frozen_rows)
         self.reconstructor = Reconstructor(self.sampling.phi(), self.sampling.steps(), channels, blocks)
+
+    @torch.no_grad()
+    def order_rows(self, moment: Tensor) -> None:
+        """Put the most energetic of the trained rows first, everywhere; frozen rows keep their places.
+
+        Args:
+            moment: second moment of blocks, as ``train.networks.phi.covariance`` gives it.
+        """
+        frozen = len(self.sampling.head)
+        order = energy(self.sampling.phi(), moment)[frozen:].argsort(descending=True)
+        places = torch.cat([torch.arange(frozen), frozen + order])
+        self.sampling.tail.copy_(self.sampling.tail[order])
+        self.reconstructor.steps.copy_(self.sampling.steps().reshape(1, -1, 1, 1))
+        for layer in (self.reconstructor.initial, self.reconstructor.features):
+            layer.weight.copy_(layer.weight[:, places])
 
     def forward(self, picture: Tensor) -> Tensor:
         self.reconstructor.steps.copy_(self.sampling.steps().reshape(1, -1, 1, 1))

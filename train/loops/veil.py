@@ -1,0 +1,114 @@
+"""Train a veiled G from a plain one, with Φ as it is.
+
+picture ─▶ S ─▶ quantise ─┬─▶ G ─┬──────────────▶ reconstruction error, visibility
+                          │      └─▶ a random way ─▶ each surrogate ─▶ must not read what it reads
+                          └─▶ plain G, frozen          on the original
+"""
+
+import copy
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from train import checkpoint
+from train.data.photographs import Photographs
+from train.loops.plain import network_of
+from train.loops.schedule import REPORT_EVERY, Training, learning_rate
+from train.networks.quarter import Reconstructor
+from train.objectives.reconstruction import psnr, squared_error
+from train.objectives.veil import unreadable, visibility
+from train.purifiers import random_way
+from train.readers import SURROGATES, Reader, open_reader
+from train.settings import SettingsError, VeilRun
+
+Report = Callable[[dict[str, Any]], None]
+
+_CROPS = (1.0, 1.25, 1.5)
+"""Sides of crops, as multiples of the run's: readers look at 224 pixels, so the veil must work at several scales."""
+
+
+def train(run: VeilRun, folder: Path, out: Path, finished: Path, report: Report, readers_folder: Path | None) -> Path:
+    """Train by a run's settings, going on from ``out/last.pt`` if it is there; returns the path of ``out/final.pt``.
+
+    Args:
+        folder: photographs to learn from; what a surrogate reads on each is its label.
+        out: where checkpoint and log go.
+        finished: where the runs that this one extends lie, a folder each.
+        report: called with each row of the log.
+        readers_folder: where surrogates' weights lie that no package has.
+    """
+    torch.manual_seed(run.seed)
+    generator = torch.Generator().manual_seed(run.seed)
+    base, _ = network_of(finished / run.extends / "final.pt")
+    base.requires_grad_(False)
+    net = copy.deepcopy(base.reconstructor).requires_grad_(True).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    surrogates = {name: _surrogate(name, readers_folder) for name in run.readers}
+    crops = [round(run.crop * factor / base.sampling.block) * base.sampling.block for factor in _CROPS]
+    data = Photographs(folder, max(crops), generator, turn=False)
+    training = Training(run, net, generator, out)
+    log = checkpoint.Log(out / "log.csv", keep_until=training.iteration)
+    began = time.monotonic()
+    sums: dict[str, float] = {}
+    while training.iteration < run.iterations:
+        data.crop = crops[int(torch.randint(len(crops), (), generator=generator))]
+        picture = data.batch(max(1, round(run.batch * (run.crop / data.crop) ** 2)))
+        terms, veiled = _terms(run, net, base, surrogates, picture, generator)
+        loss = sum(terms.values(), torch.zeros(()))
+        training.step(loss)
+        terms["psnr"] = psnr(veiled.detach(), picture).mean()
+        for name, term in terms.items():
+            sums[name] = sums.get(name, 0.0) + float(term.detach())
+        if training.iteration % REPORT_EVERY == 0 or training.iteration == run.iterations:
+            count = (training.iteration - 1) % REPORT_EVERY + 1
+            row = {"iteration": training.iteration} | {name: f"{value / count:.4f}" for name, value in sums.items()}
+            row |= {"learning_rate": f"{learning_rate(training.iteration - 1, run):.2e}"}
+            row |= {"seconds": f"{time.monotonic() - began:.1f}"}
+            log.write(row)
+            report(row)
+            sums.clear()
+    log.close()
+    return training.finish()
+
+
+def reconstructor_of(path: Path, finished: Path) -> tuple[Reconstructor, dict[str, Any]]:
+    """The veiled G of a finished run, ready for inference, and the checkpoint it came from."""
+    state = checkpoint.load(path)
+    if state["run"].get("kind") != VeilRun.kind or "provenance" not in state:
+        raise checkpoint.CheckpointError(f"{path}: expected the final checkpoint of a veil run")
+    base, _ = network_of(finished / state["run"]["extends"] / "final.pt")
+    net = copy.deepcopy(base.reconstructor)
+    net.load_state_dict(state["net"])
+    return net.eval(), state
+
+
+def _terms(
+    run: VeilRun,
+    net: Reconstructor,
+    base: nn.Module,
+    surrogates: dict[str, Reader],
+    picture: Tensor,
+    generator: torch.Generator,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The terms of equation (4) by name, each times its weight, and the veiled pictures."""
+    with torch.no_grad():
+        quantised = base.sampling(picture)  # type: ignore[operator]
+        plain = base.reconstructor(quantised)  # type: ignore[operator]
+        labels = {name: reader(picture).argmax(1) for name, reader in surrogates.items()}
+    veiled = net(quantised)
+    terms = {"reconstruction": run.alpha * squared_error(veiled, picture)}
+    if run.visibility:
+        terms["visibility"] = run.visibility * visibility(veiled, plain, picture)
+    seen = random_way(veiled.clamp(0, 1), net.block, generator)
+    for name, reader in surrogates.items():
+        terms[name] = run.beta * unreadable(reader(seen), labels[name])
+    return terms, veiled
+
+
+def _surrogate(name: str, folder: Path | None) -> Reader:
+    if name not in SURROGATES:
+        raise SettingsError(f"readers: {name!r} is no surrogate, expected among {', '.join(SURROGATES)}")
+    return open_reader(name, folder)
