@@ -18,6 +18,7 @@ SILENT_AFTER_S = 3.0
 """A connected camera that sends nothing for so long is shown as silent, and a newer stream may take its name."""
 _WINDOW = 120
 _ASK_LOWER_EVERY_S = 1.0
+_LASTING_DROPS, _LASTING_DROPS_S = 5, 2.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +46,7 @@ class Stream:
         self._received = 0
         self._shown = (0, 0)
         self._dropped = 0
+        self._drops: deque[float] = deque(maxlen=_LASTING_DROPS)
         self._changes: set[pb.Change.ValueType] = set()
         self._asked_lower = 0.0
 
@@ -64,9 +66,7 @@ class Stream:
         self._received = frame.sequence
         if self.pending is not None:
             self._dropped += 1
-            if time.monotonic() - self._asked_lower > _ASK_LOWER_EVERY_S:
-                self._asked_lower = time.monotonic()
-                self._change(pb.CHANGE_LOWER_RATE)
+            self._note_drop()
         times = Times(received_ns, (time.perf_counter() - began) * 1e3)
         self.pending = Measurement(frame.sequence, frame.capture_time_ns, self._levels, times)
         self.news.set()
@@ -104,6 +104,15 @@ class Stream:
             # In 32 bits: a hostile difference must not wrap around into something that looks sound.
             values = np.clip(values.astype(np.int32) + self._levels, -(2**15), 2**15 - 1).astype(np.int16)
         return checked_levels(values)
+
+    def _note_drop(self) -> None:
+        """Ask for a lower rate when drops go on: a single one is no overload."""
+        now = time.monotonic()
+        self._drops.append(now)
+        lasting = len(self._drops) == _LASTING_DROPS and now - self._drops[0] < _LASTING_DROPS_S
+        if lasting and now - self._asked_lower > _ASK_LOWER_EVERY_S:
+            self._asked_lower = now
+            self._change(pb.CHANGE_LOWER_RATE)
 
     def _change(self, change: "pb.Change.ValueType") -> None:
         self._changes.add(change)
@@ -148,6 +157,8 @@ class Cameras:
         self._limits = limits
         self._cameras: dict[str, Camera] = {}
         self.pending = asyncio.Event()
+        self.connected = asyncio.Event()
+        """Set once the first camera is there."""
 
     def all(self) -> list[Camera]:
         """In order of their names."""
@@ -173,6 +184,7 @@ class Cameras:
             self._forget_longest_gone()
         self._cameras[name] = camera
         camera.stream = stream
+        self.connected.set()
         return camera
 
     def disconnect(self, camera: Camera, stream: Stream) -> None:

@@ -77,7 +77,9 @@ def decode(
             log.warning("--allow-plain: every viewer may ask for plain pictures, which classifiers can read")
         if host not in ("127.0.0.1", "::1", "localhost"):
             log.warning("listening on %s without TLS and authentication: everyone who reaches it can watch", host)
-        log.info("cameras and programs: %s:%d (gRPC); people: http://%s:%d/", host, server.port, host, server.http_port)
+        ports = {"grpc_port": server.port, "http_port": server.http_port}
+        text = "cameras and programs: %s:%d (gRPC); people: http://%s:%d/"
+        log.info(text, host, server.port, host, server.http_port, extra=ports)
         return await _until_stopped(server)
 
     try:
@@ -115,3 +117,4 @@ def _start_logging(as_json: bool) -> None:
     plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
     handler.setFormatter(JsonFormatter("{asctime}{levelname}{name}{message}", style="{") if as_json else plain)
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)

@@ -40,8 +40,13 @@ class Packer:
         self._last: NDArray[np.int8] | None = None
         self._last_key_ns = 0
 
-    def pack(self, frame: Frame, key: bool = False) -> tuple[pb.Frame, StageTimes]:
-        """The message of a frame, and what it took. ``key`` asks for a key frame."""
+    def pack(self, frame: Frame, sequence: int, key: bool = False) -> tuple[pb.Frame, StageTimes]:
+        """The message of a frame, and what it took.
+
+        Args:
+            sequence: its number among the frames captured, from 1; gaps are frames that weren't sent.
+            key: asks for a key frame.
+        """
         began = time.perf_counter()
         side = self.operator.block
         grid = (-(-frame.luma.shape[0] // side), -(-frame.luma.shape[1] // side))
@@ -51,10 +56,10 @@ class Packer:
         rounded = time.perf_counter()
         values, base = self._key_or_delta(quantised, frame.capture_time_ns, key)
         payload = Payload(self.operator.id, side, (Plane(values),)).pack()
-        self._sequence += 1
+        self._sequence = sequence
         self._last = quantised
         message = pb.Frame(
-            sequence=self._sequence,
+            sequence=sequence,
             capture_time_ns=frame.capture_time_ns,
             planes=[pb.PLANE_KIND_LUMA],
             kind=pb.FRAME_KIND_DELTA if base else pb.FRAME_KIND_KEY,

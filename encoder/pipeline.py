@@ -13,6 +13,7 @@ from protos.v1 import veilcam_pb2 as pb
 
 _WINDOW = 200
 _POLL_S = 0.25
+_LOWER, _EASE, _EASE_EVERY_S = 1.25, 0.9, 1.0
 
 
 class NewestFrame:
@@ -25,24 +26,24 @@ class NewestFrame:
     def __init__(self, lossless: bool = False) -> None:
         self._lossless = lossless
         self._changed = threading.Condition()
-        self._frame: Frame | None = None
+        self._frame: tuple[int, Frame] | None = None
         self._closed = False
         self.dropped = 0
 
-    def put(self, frame: Frame) -> bool:
-        """Offer a frame; False once closed."""
+    def put(self, sequence: int, frame: Frame) -> bool:
+        """Offer a frame and its number; False once closed."""
         with self._changed:
             if self._lossless:
                 self._changed.wait_for(lambda: self._frame is None or self._closed)
             if self._closed:
                 return False
             self.dropped += self._frame is not None
-            self._frame = frame
+            self._frame = sequence, frame
             self._changed.notify_all()
             return True
 
-    def take(self, timeout: float) -> Frame | None:
-        """The newest frame, or None when none comes in time."""
+    def take(self, timeout: float) -> tuple[int, Frame] | None:
+        """The newest frame and its number, or None when none comes in time."""
         with self._changed:
             self._changed.wait_for(lambda: self._frame is not None or self._closed, timeout)
             frame, self._frame = self._frame, None
@@ -99,16 +100,16 @@ class Throttle:
         self._eased = 0.0
 
     def lower(self, frame_rate: float) -> None:
-        """Leave at least a quarter more time between frames than now, up to a second."""
+        """Leave a quarter more time between frames than now, up to a second."""
         now = time.monotonic()
-        self._interval_s = min(1.0, max(self._interval_s, 1 / max(frame_rate, 1.0)) * 1.25)
+        self._interval_s = min(1.0, max(self._interval_s, 1 / max(frame_rate, 1.0)) * _LOWER)
         self._eased = now
 
     def admits(self) -> bool:
         """Whether the frame at hand is due."""
         now = time.monotonic()
-        if self._interval_s and now - self._eased > 2.0:
-            self._interval_s, self._eased = self._interval_s * 0.9, now
+        if self._interval_s and now - self._eased > _EASE_EVERY_S:
+            self._interval_s, self._eased = self._interval_s * _EASE, now
         if now - self._last < self._interval_s * 0.95:
             return False
         self._last = now
@@ -153,17 +154,18 @@ def run(
             key = key or pb.CHANGE_SEND_KEY in changes
             if pb.CHANGE_LOWER_RATE in changes and not lossless:
                 throttle.lower(account.recent()[0])
-            frame = newest.take(_POLL_S)
+            taken = newest.take(_POLL_S)
             account.dropped["newer frame"] = newest.dropped
-            if frame is None:
+            if taken is None:
                 continue
+            sequence, frame = taken
             if size not in (None, frame.luma.shape):
                 raise SourceError(f"the source changed its size from {_wxh(size)} to {_wxh(frame.luma.shape)}")
             size = frame.luma.shape
             if not throttle.admits():
                 account.dropped["rate lowered"] += 1
                 continue
-            message, stages = packer.pack(frame, key)
+            message, stages = packer.pack(frame, sequence, key)
             key = False
             sink.send(pb.PublishRequest(frame=message))
             _note(account, message, stages)
@@ -182,7 +184,7 @@ def _capture(
         for frame in frames:
             account.captured += 1
             account.colour = account.colour or frame.colour
-            if stop.is_set() or not newest.put(frame):
+            if stop.is_set() or not newest.put(account.captured, frame):
                 return
     except SourceError as error:
         problems.append(error)

@@ -128,7 +128,7 @@ class Operator:
             OperatorError: no such file, not an operator file, or content that can't be used.
         """
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 fields = {name: archive[name] for name in _KEYS}
         except FileNotFoundError:
             raise OperatorError(f"{path}: no such operator file") from None

@@ -87,7 +87,7 @@ def provenance() -> dict[str, str]:
         ).stdout.strip()
     except OSError:
         commit = ""
-    return {"commit": commit or "unknown", "torch": torch.__version__, "processor": processor()}
+    return {"commit": commit or "unknown", "torch": str(torch.__version__), "processor": processor()}
 
 
 def processor() -> str:

@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from encoder.sampling import MAX_LEVEL, Operator
+from train import checkpoint
+from train.loops.plain import network_of
+from train.loops.veil import reconstructor_of
 from train.networks.quarter import WHITE, QuarterCSNet, Reconstructor
 
 FORMAT_VERSION = "1"
@@ -102,3 +105,51 @@ def _check(module: nn.Module, path: Path, rows: int) -> None:
         worst = int(np.abs(ours - theirs).max())
         if worst > 1:
             raise ExportError(f"{path}: onnxruntime and torch differ by {worst} grey levels")
+
+
+def export_runs(
+    names: Sequence[str], operator_run: str, runs: Path, operator_path: Path, folder: Path
+) -> Iterator[Path]:
+    """Export the operator of one plain run, and reconstructors of plain and veil runs whose Φ is a prefix of it.
+
+    Args:
+        runs: where the runs lie, a folder each, with ``final.pt`` and, of a veil run, ``evaluation.json``.
+
+    Yields:
+        Each path written, the operator's last, so that a failure on the way leaves the old operator.
+    """
+    operator = operator_of(network_of(runs / operator_run / "final.pt")[0])
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        path = runs / name / "final.pt"
+        state = checkpoint.load(path)
+        if state["run"]["kind"] == "plain":
+            base, _ = network_of(path)
+            reconstructor, rendition, measured = base.reconstructor, "plain", {}
+        else:
+            base, _ = network_of(runs / state["run"]["extends"] / "final.pt")
+            reconstructor, _ = reconstructor_of(path, runs)
+            rendition, measured = "veiled", _evaluation(runs / name / "evaluation.json")
+        own = operator_of(base)
+        if own.rows > operator.rows or not np.array_equal(own.phi, operator.phi[: own.rows]):
+            raise ExportError(f"{name}: its Φ isn't the first {own.rows} rows of that of {operator_run}")
+        metadata = {
+            "rendition": rendition,
+            "operator_id": operator.id,
+            "run": state["run"],
+            "trained": state["provenance"],
+            "veiled_against": state["run"].get("readers", []),
+            "measured": measured,
+        }
+        export_reconstructor(reconstructor, folder / f"{name}.onnx", metadata)
+        yield folder / f"{name}.onnx"
+    operator_path.parent.mkdir(parents=True, exist_ok=True)
+    operator.save(operator_path)
+    yield operator_path
+
+
+def _evaluation(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise ExportError(f"{path}: not there; a veil ships with its measurement (veilcam-train evaluate)")
+    evaluation: dict[str, Any] = json.loads(path.read_text())
+    return evaluation

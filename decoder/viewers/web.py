@@ -1,5 +1,6 @@
 """The web page for people: all cameras, a still and an MJPEG stream of each, and what the page tells as JSON."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,10 +13,11 @@ from starlette.routing import Route
 
 from decoder.cameras import Camera, Cameras
 from decoder.catalogue import Catalogue
-from decoder.pictures import Relay
+from decoder.pictures import Picture, Relay
 
 _PAGE = Path(__file__).parent / "page.html"
 _BOUNDARY = "picture"
+_LONGEST_WAIT_S = 10.0
 _NEVER_STORED = {"Cache-Control": "no-store"}
 
 
@@ -42,11 +44,12 @@ def web_app(cameras: Cameras, catalogue: Catalogue, renditions: tuple[str, ...])
         match = found(request)
         if isinstance(match, Response):
             return match
-        picture = match[1].latest
-        if picture is None:
-            return PlainTextResponse(f"camera {match[0].name!r} has shown no such picture yet\n", 404)
-        headers = _NEVER_STORED | {"X-Sequence": str(picture.sequence)}
-        return Response(await picture.jpeg(), media_type="image/jpeg", headers=headers)
+        camera, relay = match
+        if "after" in request.query_params:
+            return await _newer(relay, request.query_params["after"])
+        if relay.latest is None:
+            return PlainTextResponse(f"camera {camera.name!r} has shown no such picture yet\n", 404)
+        return await _jpeg(relay.serial, relay.latest)
 
     async def stream(request: Request) -> Response:
         match = found(request)
@@ -63,6 +66,27 @@ def web_app(cameras: Cameras, catalogue: Catalogue, renditions: tuple[str, ...])
             Route("/cameras/{name}.mjpeg", stream),
         ]
     )
+
+
+async def _newer(relay: Relay, after: str) -> Response:
+    """The newest picture as soon as there is one after serial number ``after``; 204 when none comes for a while.
+
+    What the page asks for, again and again: a slow browser asks less often, and a hidden one not at all.
+    """
+    if not after.isdecimal() or len(after) > 18:
+        return PlainTextResponse(f"after: {after[:80]!r}, expected a picture's serial number\n", 400)
+    seen = int(after) if int(after) <= relay.serial else 0
+    try:
+        with relay.watch():
+            found = await asyncio.wait_for(relay.next(seen), _LONGEST_WAIT_S)
+    except TimeoutError:
+        return Response(status_code=204, headers=_NEVER_STORED)
+    return await _jpeg(*found) if found else PlainTextResponse("this camera is gone\n", 503)
+
+
+async def _jpeg(serial: int, picture: Picture) -> Response:
+    headers = _NEVER_STORED | {"X-Serial": str(serial), "X-Sequence": str(picture.sequence)}
+    return Response(await picture.jpeg(), media_type="image/jpeg", headers=headers)
 
 
 async def _parts(relay: Relay) -> AsyncIterator[bytes]:

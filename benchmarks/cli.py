@@ -1,0 +1,210 @@
+"""``veilcam-bench``: measure quality and latency of what is installed, and run the demo."""
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+log = logging.getLogger("veilcam.bench")
+
+BROKE = 1
+UNUSABLE = 2
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+console = Console()
+
+Json = Annotated[Path | None, typer.Option("--json", help="write the figures to this file")]
+Ratio = Annotated[float, typer.Option(help="sampling ratio r")]
+Rendition = Annotated[str, typer.Option(help="plain or veiled")]
+OperatorFile = Annotated[Path | None, typer.Option("--operator", help="operator file [the shipped one]")]
+Reconstructors = Annotated[
+    list[Path] | None, typer.Option("--reconstructor", help="reconstructor files or folders [the shipped ones]")
+]
+Engine = Annotated[str, typer.Option(help="runtime of the reconstructor")]
+Threads = Annotated[int, typer.Option(min=1, help="threads of the engine [all cores]")]
+_CORES = os.cpu_count() or 1
+
+
+def main() -> None:
+    """Entry point of the command."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for noisy in ("veilcam.decode", "uvicorn"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        import onnxruntime  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ModuleNotFoundError as error:
+        log.error("%s is missing: pip install 'veilcam[decoder]'", error.name)
+        sys.exit(UNUSABLE)
+    app()
+
+
+@app.command()
+def quality(
+    folder: Annotated[Path, typer.Argument(help="folder of pictures")],
+    ratio: Ratio = 0.1,
+    rendition: Rendition = "plain",
+    operator: OperatorFile = None,
+    reconstructor: Reconstructors = None,
+    engine: Engine = "onnxruntime",
+    threads: Threads = _CORES,
+    json_file: Json = None,
+) -> None:
+    """PSNR, SSIM and bits per pixel of whole pictures through sampling, payload and engine."""
+    from benchmarks.machine import described, headline
+    from benchmarks.quality import choose, measure_folder, summary
+
+    with _mistakes_told():
+        catalogue, phi, _ = _loaded(reconstructor, operator, engine, threads)
+        chosen = choose(catalogue, phi, ratio, rendition)
+        rows = list(measure_folder(folder, phi, ratio, chosen))
+    machine = described()
+    result = summary(rows) | {"folder": str(folder), "ratio": ratio, "rows": phi.rows_for(ratio), "operator": phi.id}
+    result |= {"rendition": rendition, "reconstructor": chosen.id, "engine": chosen.engine.name, "machine": machine}
+    table = Table(title=f"{folder.name}, r = {ratio:g}, {chosen.name} ({chosen.id})", caption=headline(machine))
+    for column in ("picture", "PSNR, dB", "SSIM", "bits per pixel"):
+        table.add_column(column, justify="left" if column == "picture" else "right")
+    for row in rows:
+        table.add_row(row.picture, f"{row.psnr:.2f}", f"{row.ssim:.4f}", f"{row.bpp:.3f}")
+    table.add_section()
+    table.add_row(f"mean of {len(rows)}", f"{result['psnr']:.2f}", f"{result['ssim']:.4f}", f"{result['bpp']:.3f}")
+    console.print(table)
+    _write(json_file, result)
+
+
+@app.command()
+def latency(
+    source: Annotated[str, typer.Option(help="video file, or any other source that ends")],
+    ratio: Ratio = 0.1,
+    operator: OperatorFile = None,
+    reconstructor: Reconstructors = None,
+    engine: Engine = "onnxruntime",
+    threads: Threads = _CORES,
+    json_file: Json = None,
+) -> None:
+    """Time of each stage from capture to a viewer at the source's own pace, and frames a second at full speed."""
+    from benchmarks.latency import LatencyError, measure, table
+    from benchmarks.machine import described, headline
+
+    with _mistakes_told(LatencyError):
+        catalogue, _, path = _loaded(reconstructor, operator, engine, threads)
+        paced = measure(source, path, ratio, catalogue, lossless=False)
+        full = measure(source, path, ratio, catalogue, lossless=True)
+    machine, rows = described(), table(paced)
+    jpeg = {"median": round(float(np.median(paced.jpeg_ms)), 2), "bytes": round(float(np.mean(paced.jpeg_bytes)))}
+    camera = [sum(t) for t in zip(*(paced.stages[s] for s in ("sample", "quantise", "pack")), strict=True)]
+    result: dict[str, Any] = {
+        "source": source,
+        "size": list(paced.size),
+        "ratio": ratio,
+        "engine": {"name": engine, "threads": threads},
+        "stages_ms": {row["stage"]: {k: v for k, v in row.items() if k != "stage"} for row in rows},
+        "frames": {"captured": paced.captured, "shown": paced.shown},
+        "paced_fps": round(paced.shown / paced.seconds, 2),
+        "full_speed_fps": round(full.shown / full.seconds, 2),
+        "camera_ms": round(float(np.median(camera)), 2),
+        "payload_bytes": round(float(np.mean(paced.payload_bytes))),
+        "jpeg": jpeg,
+        "machine": machine,
+    }
+    width, height = paced.size
+    shown = Table(title=f"{Path(source).name}, {width}×{height}, r = {ratio:g}, ms", caption=headline(machine))
+    for column in ("stage", "median", "p95", "p99"):
+        shown.add_column(column, justify="left" if column == "stage" else "right")
+    for row in rows:
+        shown.add_row(row["stage"], *(f"{row[name]:.2f}" for name in ("median", "p95", "p99")))
+    console.print(shown)
+    console.print(
+        f"at its own pace: {paced.shown} of {paced.captured} frames shown, {result['paced_fps']} frames/s; "
+        f"at full speed, every frame shown: {result['full_speed_fps']} frames/s"
+    )
+    console.print(
+        f"on the camera: sample + quantise + pack {result['camera_ms']} ms, {result['payload_bytes']} bytes a frame; "
+        f"OpenCV JPEG of the same frames {jpeg['median']} ms, {jpeg['bytes']} bytes"
+    )
+    _write(json_file, result)
+
+
+@app.command()
+def demo(
+    source: Annotated[str | None, typer.Option(help="source as for veilcam-encode [a clip that is shipped]")] = None,
+    seconds: Annotated[float, typer.Option(min=0, help="end after so long [cameras 30, others at their end]")] = 0,
+    out: Annotated[Path, typer.Option(help="folder for summary.json and the picture")] = Path("demo-out"),
+    ratio: Ratio = 0.1,
+) -> None:
+    """Stream a clip through camera, service and page, and end with figures and a picture of what was seen."""
+    from benchmarks.demo import DemoError
+    from benchmarks.demo import demo as run_demo
+    from benchmarks.draw_clip import CLIP
+    from encoder.sources import scheme_of
+
+    source = source or str(CLIP)
+    endless = scheme_of(source) not in ("file", "folder")
+    stop = threading.Event()
+    signal.signal(signal.SIGINT, lambda *_: stop.set())
+    with _mistakes_told(DemoError):
+        result = run_demo(source, seconds or (30 if endless else 0), out, ratio, stop)
+    ms = result["latency_ms"]
+    console.print(
+        f"\nframes: {result['frames_sent']} sent, {result['frames_shown']} shown, {result['frames_dropped']} dropped\n"
+        f"latency from capture to shown: median {ms['median']} ms, 99th percentile {ms['p99']} ms\n"
+        f"measurements: {result['kbit_s']} kbit/s\n"
+        f"PSNR against the frames: plain {result['psnr_plain']} dB, veiled {result['psnr_veiled']} dB\n"
+        f"original | plain | veiled: {result['picture']}",
+        highlight=False,
+    )
+
+
+def _loaded(
+    reconstructor: list[Path] | None, operator: Path | None, engine: str, threads: int
+) -> tuple[Any, Any, Path]:
+    from decoder.catalogue import SHIPPED, load_catalogue
+    from encoder.cli import DEFAULT_OPERATOR
+    from encoder.sampling import Operator
+
+    path = operator or DEFAULT_OPERATOR
+    return load_catalogue(reconstructor or [SHIPPED], engine, threads), Operator.load(path), path
+
+
+@contextmanager
+def _mistakes_told(*others: type[Exception]) -> Iterator[None]:
+    """What a user can mend is one line; what broke on the way is one line and another exit code."""
+    from benchmarks.quality import QualityError
+    from decoder.catalogue import CatalogueError
+    from decoder.engines import EngineError
+    from encoder.sampling import OperatorError
+    from encoder.sinks import SinkError
+    from encoder.sources import SourceError
+
+    try:
+        yield
+    except (QualityError, CatalogueError, EngineError, OperatorError, SourceError) as error:
+        log.error("%s", error)
+        sys.exit(UNUSABLE)
+    except SinkError as error:
+        log.error("%s", error)
+        sys.exit(BROKE)
+    except others as error:
+        log.error("%s", error)
+        sys.exit(BROKE)
+
+
+def _write(path: Path | None, result: dict[str, Any]) -> None:
+    if path is None:
+        return
+    try:
+        path.write_text(json.dumps(result, indent=1) + "\n")
+    except OSError as error:
+        log.error("--json %s: can't be written (%s)", path, error.strerror)
+        sys.exit(UNUSABLE)

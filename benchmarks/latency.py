@@ -1,0 +1,218 @@
+"""Where the time goes between capture and a viewer, stage by stage, and how many frames a second fit.
+
+The camera is a process of its own; service and viewer share this one. Two passes over the source: at its own pace for
+the stages, then as fast as every frame can be shown for the rate. OpenCV encodes each frame as JPEG in the camera's
+process right after it was sent: the peer, in the same run.
+"""
+
+import asyncio
+import itertools
+import multiprocessing
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from grpc import aio
+
+from decoder.catalogue import Catalogue
+from decoder.pictures import JPEG_QUALITY, Picture
+from decoder.server import Server, Settings
+from encoder.packing import Packer, StageTimes
+from encoder.pipeline import Account, run
+from encoder.sampling import Operator
+from encoder.sinks import ServerSink
+from encoder.sources import open_source
+from protos.v1 import veilcam_pb2 as pb
+from protos.v1.veilcam_pb2_grpc import ViewersStub
+
+CAMERA = "latency"
+STAGES = (
+    *("capture", "sample", "quantise", "pack", "send", "unpack", "queue", "reconstruct", "encode for view", "shown"),
+    "capture to shown",
+)
+"""``send`` ends when the server has the message, ``shown`` is from the JPEG's being ready to the viewer's having it."""
+_WARM_UP_FRAMES = 5
+
+
+class LatencyError(Exception):
+    """A run that gave nothing to measure."""
+
+
+@dataclass(frozen=True)
+class CameraRecord:
+    """What the camera notes of one frame."""
+
+    stages: StageTimes
+    handed_on_ns: int
+    payload_bytes: int
+    jpeg_ms: float
+    jpeg_bytes: int
+
+
+@dataclass
+class Pass:
+    """One pass over the source: milliseconds by stage, one value a frame shown."""
+
+    stages: dict[str, list[float]]
+    jpeg_ms: list[float]
+    payload_bytes: list[int]
+    jpeg_bytes: list[int]
+    captured: int
+    shown: int
+    seconds: float
+    size: tuple[int, int]
+
+
+def measure(source: str, operator_path: Path, ratio: float, catalogue: Catalogue, lossless: bool) -> Pass:
+    """Stream a source once through a real service to a real viewer.
+
+    Raises:
+        LatencyError: nothing was shown; the reason is in the text.
+    """
+    return asyncio.run(_measure(source, operator_path, ratio, catalogue, lossless))
+
+
+def table(measured: Pass) -> list[dict[str, Any]]:
+    """Median, 95th and 99th percentile of each stage."""
+    rows = []
+    for stage in STAGES:
+        values = measured.stages[stage]
+        quantiles = {
+            name: round(float(np.percentile(values, q)), 2) for name, q in (("median", 50), ("p95", 95), ("p99", 99))
+        }
+        rows.append({"stage": stage, **quantiles})
+    return rows
+
+
+async def _measure(source: str, operator_path: Path, ratio: float, catalogue: Catalogue, lossless: bool) -> Pass:
+    server = Server(catalogue, Settings(port=0, http_port=0))
+    await server.start()
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    arguments = (source, operator_path, ratio, f"127.0.0.1:{server.port}", lossless, theirs)
+    process = context.Process(target=film, args=arguments, daemon=True)
+    process.start()
+    viewed: dict[int, int] = {}
+    pictures: dict[int, Picture] = {}
+    watching = asyncio.create_task(_watch(server, viewed, pictures))
+    try:
+        answer = await asyncio.to_thread(_received, ours, process)
+        await asyncio.sleep(0.5)
+    finally:
+        watching.cancel()
+        await server.stop(1.0)
+        process.join(5)
+    if isinstance(answer, str):
+        raise LatencyError(answer)
+    records, captured, seconds = answer
+    return _joined(records, captured, seconds, viewed, pictures)
+
+
+def film(source: str, operator_path: Path, ratio: float, address: str, lossless: bool, answer: Connection) -> None:
+    """The camera's process: stream, then send back its records, or a text that says what went wrong."""
+    try:
+        packer = Packer(Operator.load(operator_path), ratio)
+        opened = open_source(source, paced=not lossless)
+        frames = opened.frames()
+        first = next(frames)
+        height, width = first.luma.shape
+        hello = pb.Hello(camera=CAMERA, operator_id=packer.operator.id, width=width, height=height)
+        sink = ServerSink(address, hello, lossless)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the other process must hear of it
+        answer.send(str(error) or type(error).__name__)
+        return
+    records: dict[int, CameraRecord] = {}
+    recent: dict[int, Any] = {}
+
+    def remembered() -> Any:
+        for sequence, frame in enumerate(itertools.chain([first], frames), 1):
+            recent[sequence] = frame.luma
+            recent.pop(sequence - 20, None)
+            yield frame
+
+    def observe(message: pb.Frame, stages: StageTimes, handed_on_ns: int) -> None:
+        began = time.perf_counter()
+        _, jpeg = cv2.imencode(".jpg", recent[message.sequence], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+        jpeg_ms = (time.perf_counter() - began) * 1e3
+        records[message.sequence] = CameraRecord(stages, handed_on_ns, len(message.payload), jpeg_ms, jpeg.size)
+
+    account, began = Account(), time.monotonic()
+    try:
+        run(remembered(), packer, sink, account, threading.Event(), lossless, observe)
+        sink.close()
+    except Exception as error:  # noqa: BLE001 - as above
+        answer.send(str(error) or type(error).__name__)
+        return
+    answer.send((records, account.captured, time.monotonic() - began))
+
+
+async def _watch(server: Server, viewed: dict[int, int], pictures: dict[int, Picture]) -> None:
+    """A viewer over gRPC, once the camera is there; and the pictures' own times, from inside of the service."""
+    await server.cameras.connected.wait()
+    camera = server.cameras.get(CAMERA)
+    assert camera is not None
+
+    async def note() -> None:
+        with camera.relays["veiled"].watch() as shown:
+            async for picture in shown:
+                pictures[picture.sequence] = picture
+
+    noting = asyncio.create_task(note())
+    try:
+        async with aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            async for picture in ViewersStub(channel).Watch(pb.WatchRequest(camera=CAMERA)):
+                viewed[picture.sequence] = time.time_ns()
+    except aio.AioRpcError:
+        pass  # the service is stopping
+    finally:
+        noting.cancel()
+
+
+def _received(connection: Connection, process: Any) -> Any:
+    while not connection.poll(0.2):
+        if not process.is_alive() and not connection.poll(0):
+            return f"the camera's process ended with code {process.exitcode}"
+    return connection.recv()
+
+
+def _joined(
+    records: dict[int, CameraRecord],
+    captured: int,
+    seconds: float,
+    viewed: dict[int, int],
+    pictures: dict[int, Picture],
+) -> Pass:
+    whole = sorted(set(records) & set(viewed) & set(pictures))[_WARM_UP_FRAMES:]
+    if not whole:
+        raise LatencyError("no frame was shown after the warm-up; is the source longer than a few frames?")
+    stages: dict[str, list[float]] = {name: [] for name in STAGES}
+    for sequence in whole:
+        camera, picture = records[sequence], pictures[sequence]
+        times = picture.times
+        ready_ns = picture.shown_time_ns + round(times.encode * 1e6)
+        values: Sequence[float] = (
+            *(camera.stages.capture, camera.stages.sample, camera.stages.quantise, camera.stages.pack),
+            (times.received_ns - camera.handed_on_ns) / 1e6,
+            *(times.unpack, times.queue, times.reconstruct, times.encode),
+            (viewed[sequence] - ready_ns) / 1e6,
+            (viewed[sequence] - picture.capture_time_ns) / 1e6,
+        )
+        for name, value in zip(STAGES, values, strict=True):
+            stages[name].append(value)
+    height, width = pictures[whole[0]].pixels.shape
+    return Pass(
+        stages,
+        [records[s].jpeg_ms for s in whole],
+        [records[s].payload_bytes for s in whole],
+        [records[s].jpeg_bytes for s in whole],
+        captured,
+        len(set(viewed)),
+        seconds,
+        (width, height),
+    )

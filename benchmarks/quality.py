@@ -1,0 +1,67 @@
+"""Quality of whole pictures through the real path: sampling, quantiser, payload, admission, engine."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from benchmarks.fidelity import psnr, ssim
+from decoder.admission import checked_levels, unpack
+from decoder.catalogue import Catalogue, Reconstructor
+from decoder.reconstruction import fit_rows
+from encoder.packing import Packer
+from encoder.sampling import Operator
+from encoder.sources import Frame
+from encoder.sources.capture import gray
+from protos.v1 import veilcam_pb2 as pb
+
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".pgm"}
+
+
+class QualityError(Exception):
+    """Pictures or a model that can't be measured; the message names which."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """One picture's figures: dB, SSIM, and bits of the payload per pixel of the picture."""
+
+    picture: str
+    psnr: float
+    ssim: float
+    bpp: float
+
+
+def choose(catalogue: Catalogue, operator: Operator, ratio: float, rendition: str) -> Reconstructor:
+    """The reconstructor that a server would take."""
+    found = catalogue.choose(operator.id, rendition, operator.rows_for(ratio))
+    if found is None:
+        raise QualityError(f"no {rendition} reconstructor for operator {operator.id}")
+    return found
+
+
+def measure_folder(folder: Path, operator: Operator, ratio: float, reconstructor: Reconstructor) -> Iterator[Quality]:
+    """Each picture of a folder, as a key frame of its own."""
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES) if folder.is_dir() else []
+    if not files:
+        raise QualityError(f"{folder}: no such folder, or no pictures in it")
+    for path in files:
+        read = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        if read is None:
+            raise QualityError(f"{path}: not a picture that can be read")
+        luma, _ = gray(np.asarray(read, np.uint8))
+        height, width = luma.shape
+        message, _ = Packer(operator, ratio).pack(Frame(luma, 1, 0.0, False), 1)
+        hello = pb.Hello(camera="quality", operator_id=operator.id, width=width, height=height)
+        levels = checked_levels(unpack(message, hello, operator.block))
+        seen = reconstructor.engine.reconstruct(fit_rows(levels, reconstructor.engine.rows)[None])[0, :height, :width]
+        bits = 8 * len(message.payload) / (height * width)
+        yield Quality(path.name, psnr(seen, luma), ssim(seen, luma), bits)
+
+
+def summary(rows: list[Quality]) -> dict[str, object]:
+    """Means (of per-picture PSNR) and rows, for JSON."""
+    means = {key: float(np.mean([getattr(row, key) for row in rows])) for key in ("psnr", "ssim", "bpp")}
+    return {**means, "pictures": [asdict(row) for row in rows]}

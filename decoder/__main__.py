@@ -1,0 +1,5 @@
+"""``python -m decoder`` is ``veilcam-decode``."""
+
+from decoder.cli import main
+
+main()

@@ -1,0 +1,5 @@
+"""``python -m encoder`` is ``veilcam-encode``."""
+
+from encoder.cli import main
+
+main()

@@ -1,0 +1,414 @@
+import queue
+import threading
+import time
+from collections.abc import Iterator
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from numpy.typing import NDArray
+
+from decoder.admission import Limits
+from decoder.catalogue import Catalogue
+from decoder.server import ServerError, Settings
+from encoder.packing import Packer
+from encoder.sampling import Operator
+from protos.payload import Payload, Plane, PlaneKind
+from protos.v1 import veilcam_pb2 as pb
+from protos.v1.veilcam_pb2_grpc import CamerasStub, ViewersStub
+from tests.conftest import Service, StartService, frame_of, hello_of
+
+TIMEOUT = 20
+
+
+class Camera:
+    """A camera that says exactly what a test tells it to."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self._requests: queue.SimpleQueue[pb.PublishRequest | None] = queue.SimpleQueue()
+        self.call = CamerasStub(channel).Publish(iter(self._requests.get, None), timeout=60)
+
+    def say(self, *, hello: pb.Hello | None = None, frame: pb.Frame | None = None) -> None:
+        self._requests.put(pb.PublishRequest(hello=hello, frame=frame))
+
+    def bye(self) -> None:
+        self._requests.put(None)
+
+    def answer(self) -> pb.PublishResponse:
+        response: pb.PublishResponse = next(self.call)
+        return response
+
+    def shown(self, sequence: int) -> pb.Acknowledgement:
+        while (told := self.answer().acknowledgement).shown < sequence:
+            pass
+        return told
+
+    def refusal(self) -> tuple[grpc.StatusCode, str]:
+        with pytest.raises(grpc.RpcError) as error:
+            for _ in self.call:
+                pass
+        assert isinstance(error.value, grpc.Call)
+        return error.value.code(), error.value.details() or ""
+
+
+@pytest.fixture
+def channel(service: Service) -> Iterator[grpc.Channel]:
+    with service.channel() as channel:
+        yield channel
+
+
+@pytest.fixture
+def messages(operator: Operator, photographs: list[NDArray[np.uint8]]) -> list[pb.Frame]:
+    packer = Packer(operator, 0.1)
+    return [packer.pack(frame_of(picture, time.time_ns()), i)[0] for i, picture in enumerate(photographs, 1)]
+
+
+def test_frames_are_acknowledged_and_viewers_get_the_picture_that_the_engine_makes(
+    channel: grpc.Channel,
+    operator: Operator,
+    catalogue: Catalogue,
+    photographs: list[NDArray[np.uint8]],
+    messages: list[pb.Frame],
+) -> None:
+    camera = Camera(channel)
+    camera.say(hello=hello_of(operator, photographs[0]))
+    assert camera.answer().accepted.max_payload_bytes > 0
+    watching = {
+        name: ViewersStub(channel).Watch(
+            pb.WatchRequest(camera="camera", rendition=number, encoding=pb.ENCODING_GRAY8), timeout=60
+        )
+        for name, number in (("veiled", pb.RENDITION_VEILED), ("plain", pb.RENDITION_PLAIN))
+    }
+    time.sleep(0.3)
+    for message, picture in zip(messages, photographs, strict=True):
+        camera.say(frame=message)
+        told = camera.shown(message.sequence)
+        assert (told.received, told.dropped, list(told.changes)) == (message.sequence, 0, [])
+        levels = operator.quantise(operator.sample(picture, 26), (21, 28))
+        for name, call in watching.items():
+            seen = next(call)
+            assert (seen.sequence, seen.capture_time_ns) == (message.sequence, message.capture_time_ns)
+            reconstructor = catalogue.choose(operator.id, name, 26)
+            assert reconstructor is not None
+            assert seen.reconstructor_id == reconstructor.id
+            expected = reconstructor.engine.reconstruct(levels[None])[0, :336, :448]
+            assert np.array_equal(np.frombuffer(seen.data, np.uint8).reshape(seen.height, seen.width), expected)
+            error = expected.astype(float) - picture
+            assert 10 * np.log10(255**2 / (error**2).mean()) > 27
+    camera.bye()
+
+
+def test_a_viewer_gets_jpeg_and_veiled_when_it_does_not_say(
+    channel: grpc.Channel, operator: Operator, photographs: list[NDArray[np.uint8]], messages: list[pb.Frame]
+) -> None:
+    camera = Camera(channel)
+    camera.say(hello=hello_of(operator, photographs[0]))
+    camera.say(frame=messages[0])
+    camera.shown(1)
+    seen = next(ViewersStub(channel).Watch(pb.WatchRequest(camera="camera"), timeout=TIMEOUT))
+    assert (seen.encoding, seen.rendition) == (pb.ENCODING_JPEG, pb.RENDITION_VEILED)
+    assert seen.data.startswith(b"\xff\xd8")
+    camera.bye()
+
+
+def hello(operator: Operator, **changes: object) -> pb.Hello:
+    fields: dict[str, object] = {"camera": "bad", "operator_id": operator.id, "width": 64, "height": 48}
+    return pb.Hello(**(fields | changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "field"),
+    [
+        ({"camera": ""}, "INVALID_ARGUMENT", "hello.camera"),
+        ({"camera": "../etc"}, "INVALID_ARGUMENT", "hello.camera"),
+        ({"camera": "x" * 65}, "INVALID_ARGUMENT", "hello.camera"),
+        ({"operator_id": "0" * 16}, "NOT_FOUND", "hello.operator_id"),
+        ({"operator_id": ""}, "NOT_FOUND", "hello.operator_id"),
+        ({"width": 0}, "INVALID_ARGUMENT", "hello.width"),
+        ({"width": 100_000, "height": 100_000}, "RESOURCE_EXHAUSTED", "hello.width"),
+        ({"width": 4294967295, "height": 4294967295}, "RESOURCE_EXHAUSTED", "hello.width"),
+        ({"frame_rate": float("nan")}, "INVALID_ARGUMENT", "hello.frame_rate"),
+        ({"frame_rate": -1.0}, "INVALID_ARGUMENT", "hello.frame_rate"),
+    ],
+)
+def test_a_hello_that_is_refused(
+    channel: grpc.Channel, operator: Operator, changes: dict[str, object], status: str, field: str
+) -> None:
+    camera = Camera(channel)
+    camera.say(hello=hello(operator, **changes))
+    code, details = camera.refusal()
+    assert code.name == status
+    assert details.startswith(field)
+
+
+def test_a_first_message_that_is_no_hello(channel: grpc.Channel, messages: list[pb.Frame]) -> None:
+    camera = Camera(channel)
+    camera.say(frame=messages[0])
+    assert camera.refusal() == (grpc.StatusCode.INVALID_ARGUMENT, "message: expected a hello first")
+    silent = Camera(channel)
+    silent.bye()
+    assert silent.refusal()[0] is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def altered(message: pb.Frame, **changes: object) -> pb.Frame:
+    copy = pb.Frame()
+    copy.CopyFrom(message)
+    for name, value in changes.items():
+        if name == "planes":
+            del copy.planes[:]
+            copy.planes.extend(value)  # type: ignore[arg-type]
+        else:
+            setattr(copy, name, value)
+    return copy
+
+
+def payload(operator: Operator, shape: tuple[int, int, int] = (26, 21, 28), **changes: object) -> bytes:
+    values = np.zeros(shape, np.int16)
+    values[0] = int(str(changes.pop("level", 0)))
+    plane = Plane(values, changes.pop("kind", PlaneKind.LUMA), changes.pop("quantiser", 1))  # type: ignore[arg-type]
+    fields = {"operator_id": operator.id, "block": 16} | changes
+    return Payload(planes=(plane,), **fields).pack()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "told"),
+    [
+        ({"sequence": 0}, "INVALID_ARGUMENT", "frame.sequence"),
+        ({"capture_time_ns": 0}, "INVALID_ARGUMENT", "frame.capture_time_ns"),
+        ({"capture_time_ns": -5}, "INVALID_ARGUMENT", "frame.capture_time_ns"),
+        ({"kind": 0}, "INVALID_ARGUMENT", "frame.kind"),
+        ({"kind": 77}, "INVALID_ARGUMENT", "frame.kind"),
+        ({"base_sequence": 3}, "INVALID_ARGUMENT", "frame.base_sequence"),
+        ({"kind": pb.FRAME_KIND_DELTA}, "INVALID_ARGUMENT", "frame.base_sequence"),
+        ({"planes": []}, "INVALID_ARGUMENT", "frame.planes"),
+        ({"payload": b""}, "INVALID_ARGUMENT", "frame.payload: payload: 0 bytes"),
+        ({"payload": b"garbage" * 20}, "INVALID_ARGUMENT", "frame.payload: magic"),
+        ({"payload": bytes((8 << 20) + 1)}, "RESOURCE_EXHAUSTED", "frame.payload"),
+        ({"payload": bytes(64 << 20)}, "RESOURCE_EXHAUSTED", ""),
+    ],
+)
+def test_a_frame_that_is_refused_and_other_cameras_go_on(
+    channel: grpc.Channel,
+    operator: Operator,
+    photographs: list[NDArray[np.uint8]],
+    messages: list[pb.Frame],
+    changes: dict[str, object],
+    status: str,
+    told: str,
+) -> None:
+    good, bad = Camera(channel), Camera(channel)
+    good.say(hello=hello_of(operator, photographs[0], "good"))
+    bad.say(hello=hello_of(operator, photographs[0], "bad"))
+    good.say(frame=messages[0])
+    good.shown(1)
+    bad.say(frame=altered(messages[0], **changes))
+    code, details = bad.refusal()
+    assert code.name == status
+    assert details.startswith(told)
+    good.say(frame=messages[1])
+    assert good.shown(2).received == 2
+    good.bye()
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "told"),
+    [
+        ({"operator_id": "0" * 16}, "INVALID_ARGUMENT", "frame.payload: operator_id"),
+        ({"block": 8}, "INVALID_ARGUMENT", "frame.payload: block"),
+        ({"shape": (26, 20, 28)}, "INVALID_ARGUMENT", "frame.payload: plane.grid"),
+        ({"shape": (257, 21, 28)}, "RESOURCE_EXHAUSTED", "frame.payload: plane"),
+        ({"shape": (26, 2100, 2800)}, "RESOURCE_EXHAUSTED", "frame.payload: plane"),
+        ({"kind": PlaneKind.CB}, "INVALID_ARGUMENT", "frame.planes"),
+        ({"level": 128}, "INVALID_ARGUMENT", "frame.payload: plane.body"),
+        ({"level": 2, "quantiser": 100}, "INVALID_ARGUMENT", "frame.payload: plane.body"),
+    ],
+)
+def test_a_payload_that_is_not_what_was_announced(
+    channel: grpc.Channel,
+    operator: Operator,
+    photographs: list[NDArray[np.uint8]],
+    changes: dict[str, object],
+    status: str,
+    told: str,
+) -> None:
+    camera = Camera(channel)
+    camera.say(hello=hello_of(operator, photographs[0]))
+    data = payload(operator, **changes)  # type: ignore[arg-type]
+    kind = pb.FRAME_KIND_KEY
+    camera.say(frame=pb.Frame(sequence=1, capture_time_ns=1, planes=[pb.PLANE_KIND_LUMA], kind=kind, payload=data))
+    code, details = camera.refusal()
+    assert code.name == status
+    assert details.startswith(told)
+
+
+def test_a_coarser_quantiser_and_fewer_rows_are_understood(
+    channel: grpc.Channel, operator: Operator, photographs: list[NDArray[np.uint8]]
+) -> None:
+    camera = Camera(channel)
+    camera.say(hello=hello_of(operator, photographs[0]))
+    camera.answer()
+    levels = operator.sample(photographs[0], 10).T.reshape(10, 21, 28)
+    coarse = Payload(operator.id, 16, (Plane(np.rint(levels / 2).astype(np.int16), quantiser=2),)).pack()
+    kind = pb.FRAME_KIND_KEY
+    camera.say(frame=pb.Frame(sequence=1, capture_time_ns=1, planes=[pb.PLANE_KIND_LUMA], kind=kind, payload=coarse))
+    camera.shown(1)
+    request = pb.WatchRequest(camera="camera", rendition=pb.RENDITION_VEILED, encoding=pb.ENCODING_GRAY8)
+    seen = next(ViewersStub(channel).Watch(request, timeout=TIMEOUT))
+    error = np.frombuffer(seen.data, np.uint8).reshape(336, 448) - photographs[0].astype(float)
+    assert 10 * np.log10(255**2 / (error**2).mean()) > 22
+    camera.bye()
+
+
+def test_a_delta_without_its_base_asks_for_a_key(
+    channel: grpc.Channel, operator: Operator, photographs: list[NDArray[np.uint8]], messages: list[pb.Frame]
+) -> None:
+    camera = Camera(channel)
+    camera.say(hello=hello_of(operator, photographs[0]))
+    camera.answer()
+    delta = messages[1]
+    assert delta.kind == pb.FRAME_KIND_DELTA
+    camera.say(frame=delta)
+    told = camera.answer().acknowledgement
+    assert (told.received, list(told.changes)) == (0, [pb.CHANGE_SEND_KEY])
+    camera.say(frame=altered(messages[0], sequence=5))
+    camera.shown(5)
+    camera.say(frame=altered(delta, sequence=6, base_sequence=5))
+    assert camera.shown(6).received == 6
+    camera.bye()
+
+
+def test_a_name_is_taken_while_it_publishes_and_free_when_its_camera_is_gone(
+    channel: grpc.Channel, operator: Operator, photographs: list[NDArray[np.uint8]], messages: list[pb.Frame]
+) -> None:
+    first, second = Camera(channel), Camera(channel)
+    first.say(hello=hello_of(operator, photographs[0]))
+    first.answer()
+    second.say(hello=hello_of(operator, photographs[0]))
+    code, details = second.refusal()
+    assert (code, details) == (grpc.StatusCode.ALREADY_EXISTS, "hello.camera: 'camera' is publishing already")
+    first.call.cancel()
+    deadline = time.monotonic() + TIMEOUT
+    while True:
+        again = Camera(channel)
+        again.say(hello=hello_of(operator, photographs[0]))
+        try:
+            assert again.answer().HasField("accepted")
+            break
+        except grpc.RpcError:
+            assert time.monotonic() < deadline
+    again.say(frame=messages[0])
+    again.shown(1)
+    again.bye()
+
+
+def test_no_more_cameras_than_allowed_and_the_longest_gone_is_forgotten(
+    start_service: StartService, operator: Operator, photographs: list[NDArray[np.uint8]]
+) -> None:
+    service = start_service(Settings(port=0, http_port=0, limits=Limits(cameras=2)))
+    with service.channel() as channel:
+        cameras = [Camera(channel) for _ in range(4)]
+        for index in (0, 1):
+            cameras[index].say(hello=hello_of(operator, photographs[0], f"camera{index}"))
+            cameras[index].answer()
+        cameras[2].say(hello=hello_of(operator, photographs[0], "camera2"))
+        code, details = cameras[2].refusal()
+        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert details.startswith("hello.camera: 2 cameras")
+        cameras[0].bye()
+        assert not [response for response in cameras[0].call if response.HasField("accepted")]
+        cameras[3].say(hello=hello_of(operator, photographs[0], "camera3"))
+        cameras[3].answer()
+        names = [camera.name for camera in service.server.cameras.all()]
+        assert names == ["camera1", "camera3"]
+
+
+@pytest.mark.parametrize(
+    ("request_fields", "status", "told"),
+    [
+        ({"camera": "nobody"}, "NOT_FOUND", "watch.camera: 'nobody' isn't here (here: none yet)"),
+        ({"camera": "nobody", "rendition": 9}, "INVALID_ARGUMENT", "watch.rendition"),
+        ({"camera": "nobody", "encoding": 9}, "INVALID_ARGUMENT", "watch.encoding"),
+    ],
+)
+def test_a_watch_that_is_refused(channel: grpc.Channel, request_fields: dict[str, int], status: str, told: str) -> None:
+    with pytest.raises(grpc.RpcError) as error:
+        next(ViewersStub(channel).Watch(pb.WatchRequest(**request_fields), timeout=TIMEOUT))  # type: ignore[arg-type]
+    assert isinstance(error.value, grpc.Call)
+    assert error.value.code().name == status
+    assert (error.value.details() or "").startswith(told)
+
+
+def test_plain_pictures_are_refused_unless_allowed(start_service: StartService) -> None:
+    with start_service().channel() as channel, pytest.raises(grpc.RpcError) as error:
+        next(ViewersStub(channel).Watch(pb.WatchRequest(camera="x", rendition=pb.RENDITION_PLAIN), timeout=TIMEOUT))
+    assert isinstance(error.value, grpc.Call)
+    assert error.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+def test_an_engine_that_raises_ends_its_camera_with_a_status(
+    service: Service, channel: grpc.Channel, operator: Operator, photographs: list[NDArray[np.uint8]],
+    messages: list[pb.Frame], catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    veiled = catalogue.choose(operator.id, "veiled", 26)
+    assert veiled is not None
+
+    def broken(_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    camera = Camera(channel)
+    camera.say(hello=hello_of(operator, photographs[0]))
+    with monkeypatch.context() as patch:
+        patch.setattr(veiled.engine, "_run", broken)
+        camera.say(frame=messages[0])
+        code, details = camera.refusal()
+    assert code is grpc.StatusCode.INTERNAL
+    assert "RuntimeError" in details
+    assert "out of memory" not in details
+    again = Camera(channel)
+    again.say(hello=hello_of(operator, photographs[0], "another"))
+    again.say(frame=messages[0])
+    assert again.shown(1).shown == 1
+    again.bye()
+
+
+def test_health_and_reflection(channel: grpc.Channel) -> None:
+    health = health_pb2_grpc.HealthStub(channel)
+    for name in ("", "veilcam.v1.Cameras", "veilcam.v1.Viewers"):
+        answer = health.Check(health_pb2.HealthCheckRequest(service=name), timeout=TIMEOUT)
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    asked = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
+    (answer,) = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(asked, timeout=TIMEOUT)
+    names = {service.name for service in answer.list_services_response.service}
+    assert {"veilcam.v1.Cameras", "veilcam.v1.Viewers", "grpc.health.v1.Health"} <= names
+
+
+def test_shutdown_lets_viewers_and_cameras_go_within_its_limit(
+    start_service: StartService, operator: Operator, photographs: list[NDArray[np.uint8]], messages: list[pb.Frame]
+) -> None:
+    service = start_service()
+    with service.channel() as channel:
+        camera = Camera(channel)
+        camera.say(hello=hello_of(operator, photographs[0]))
+        camera.say(frame=messages[0])
+        camera.shown(1)
+        watching = ViewersStub(channel).Watch(pb.WatchRequest(camera="camera"), timeout=60)
+        next(watching)
+        stopping = threading.Thread(target=service.stop)
+        stopping.start()
+        with pytest.raises(grpc.RpcError) as error:
+            next(watching)
+        assert isinstance(error.value, grpc.Call)
+        assert error.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert camera.refusal()[0] in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+        stopping.join(20)
+        assert not stopping.is_alive()
+
+
+def test_a_taken_port_is_told(start_service: StartService) -> None:
+    first = start_service()
+    with pytest.raises(ServerError, match=r"--port.*can't listen"):
+        start_service(Settings(port=first.server.port, http_port=0))
+    with pytest.raises(ServerError, match=r"--http.*can't listen"):
+        start_service(Settings(port=0, http_port=first.server.http_port))

@@ -1,0 +1,110 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from encoder.sinks import read_messages
+from tests.conftest import Service, StartService
+
+ENCODE = [sys.executable, "-m", "encoder"]
+
+
+def encode(*arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*ENCODE, *arguments], capture_output=True, text=True, timeout=timeout)
+
+
+def test_into_a_file_with_a_summary(tmp_path: Path) -> None:
+    out = tmp_path / "messages"
+    done = encode("pattern:64x48@50#5", "--out", str(out), "--as-fast-as-possible", "--name", "porch")
+    assert done.returncode == 0, done.stderr
+    messages = list(read_messages(out))
+    assert (messages[0].hello.camera, len(messages)) == ("porch", 6)
+    assert "captured 5, sent 5 (1 key)" in done.stderr
+
+
+def test_to_a_server_every_frame_when_as_fast_as_possible(service: Service) -> None:
+    done = encode("pattern:64x48@50#20", "--server", service.address, "--as-fast-as-possible")
+    assert done.returncode == 0, done.stderr
+    assert "captured 20, sent 20" in done.stderr
+    assert "shown up to 20, dropped at the server 0" in done.stderr
+
+
+def test_colour_is_said_not_to_be_sent(tmp_path: Path) -> None:
+    from benchmarks.draw_clip import CLIP
+
+    done = encode(str(CLIP), "--out", str(tmp_path / "m"), "--as-fast-as-possible")
+    assert "colour is not sent yet" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "problem"),
+    [
+        (("absent.mp4",), 2, "absent.mp4: no such video file"),
+        (("/dev/video77",), 2, "no such camera"),
+        (("pattern", "--name", "two words"), 2, "--name 'two words'"),
+        (("pattern", "--ratio", "0.9"), 2, "ratio 0.9"),
+        (("pattern", "--operator", "absent.npz"), 2, "absent.npz: no such operator file"),
+        (("pattern", "--server", "127.0.0.1:9"), 1, "127.0.0.1:9: no decoder service answers"),
+        (("pattern", "--out", "/nonexistent/m"), 1, "/nonexistent/m: can't be written"),
+        (("pattern", "--out", "/dev/full"), 1, "No space left"),
+    ],
+)
+def test_what_goes_wrong_is_one_line_and_an_exit_code(arguments: tuple[str, ...], code: int, problem: str) -> None:
+    done = encode(*arguments)
+    assert done.returncode == code, done.stderr
+    errors = [line for line in done.stderr.splitlines() if "ERROR" in line]
+    assert len(errors) == 1
+    assert problem in errors[0]
+    assert "Traceback" not in done.stderr
+
+
+def test_an_operator_that_the_server_does_not_have(service: Service, tmp_path: Path) -> None:
+    from tests.encoder.test_sampling import small_operator
+
+    other = small_operator()
+    other.save(tmp_path / "other.npz")
+    done = encode(
+        "pattern:64x64", "--ratio", "0.15", "--operator", str(tmp_path / "other.npz"), "--server", service.address
+    )
+    assert done.returncode == 1
+    assert f"NOT_FOUND, hello.operator_id: '{other.id}'" in done.stderr
+
+
+def test_ctrl_c_ends_cleanly_with_a_summary(service: Service) -> None:
+    with subprocess.Popen(
+        [*ENCODE, "pattern:64x48@30", "--server", service.address], stderr=subprocess.PIPE, text=True
+    ) as camera:
+        wait_until_shown(service)
+        camera.send_signal(signal.SIGINT)
+        _, told = camera.communicate(timeout=20)
+    assert camera.returncode == 0, told
+    assert "captured" in told.splitlines()[-1]
+
+
+def test_a_server_that_goes_away_is_one_line(start_service: StartService) -> None:
+    service = start_service()
+    with subprocess.Popen(
+        [*ENCODE, "pattern:64x48@30", "--server", service.address], stderr=subprocess.PIPE, text=True
+    ) as camera:
+        wait_until_shown(service)
+        service.stop()
+        _, told = camera.communicate(timeout=30)
+    assert camera.returncode == 1
+    assert "ERROR" in told.splitlines()[-1]
+    assert "Traceback" not in told
+
+
+def test_json_log(tmp_path: Path) -> None:
+    done = encode("pattern:64x48@50#3", "--out", str(tmp_path / "m"), "--as-fast-as-possible", "--log-json")
+    assert all(json.loads(line)["levelname"] == "INFO" for line in done.stderr.splitlines())
+
+
+def wait_until_shown(service: Service) -> None:
+    deadline = time.monotonic() + 30
+    while not (camera := service.server.cameras.get("camera")) or camera.latest is None:
+        assert time.monotonic() < deadline, "nothing was shown"
+        time.sleep(0.02)

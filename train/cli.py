@@ -1,0 +1,162 @@
+"""``veilcam-train``: train Φ and G, veil G, measure what a veil leaves readers, export for cameras and servers."""
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+log = logging.getLogger("veilcam.train")
+
+BROKE = 1
+UNUSABLE = 2
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+Runs = Annotated[Path, typer.Option(help="folder with one folder per run")]
+ReadersFolder = Annotated[Path | None, typer.Option(help="folder with readers' weights that no package has")]
+
+
+def main() -> None:
+    """Entry point of the command."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        import onnx  # noqa: F401
+        import torch  # noqa: F401
+    except ModuleNotFoundError as error:
+        log.error("%s is missing: pip install 'veilcam[train]'", error.name)
+        sys.exit(UNUSABLE)
+    app()
+
+
+@app.command()
+def run(
+    run_file: Annotated[Path, typer.Argument(help="run file, as in train/runs/")],
+    data: Annotated[Path, typer.Option(help="folder of photographs to learn from")],
+    runs: Runs = Path("runs"),
+    readers_folder: ReadersFolder = None,
+) -> None:
+    """Train by a run file, into RUNS/NAME. A run that was interrupted goes on from its last checkpoint."""
+    from train.loops import plain, veil
+    from train.settings import PlainRun, read_run
+
+    with _mistakes_told():
+        settings = read_run(run_file)
+        out = runs / run_file.stem
+        with _bar(run_file.stem, settings.iterations) as advance:
+            if isinstance(settings, PlainRun):
+                final = plain.train(settings, data, out, runs, advance)
+            else:
+                final = veil.train(settings, data, out, runs, advance, readers_folder)
+        log.info("%s", final)
+
+
+@app.command()
+def evaluate(
+    name: Annotated[str, typer.Argument(help="a finished veil run in RUNS")],
+    pictures: Annotated[list[Path], typer.Option(help="folder of labelled photographs; may be repeated")],
+    runs: Runs = Path("runs"),
+    readers_folder: ReadersFolder = None,
+    readers: Annotated[str, typer.Option(help="readers, comma-separated")] = "",
+) -> None:
+    """Measure what readers read of originals, plain, veiled and control pictures; writes RUNS/NAME/evaluation.json."""
+    from train import checkpoint
+    from train.data.labelled import labelled_pictures
+    from train.evaluate import measure_veil
+    from train.loops.plain import network_of
+    from train.loops.veil import reconstructor_of
+    from train.readers import JUDGES, SURROGATES, open_reader
+
+    with _mistakes_told():
+        veiled, state = reconstructor_of(runs / name / "final.pt", runs)
+        base, _ = network_of(runs / state["run"]["extends"] / "final.pt")
+        items = [item for folder in pictures for item in labelled_pictures(folder)]
+        names = [n for n in readers.split(",") if n] or [*SURROGATES, *JUDGES]
+        opened = {reader: open_reader(reader, readers_folder) for reader in names}
+        with _bar(name, len(items)) as advance:
+            seen = iter(range(1, len(items) + 1))
+            table = measure_veil(base, veiled, items, opened, lambda: advance({"iteration": next(seen)}))
+        result = table.as_json() | {
+            "data": [str(folder) for folder in pictures],
+            "trained_against": state["run"]["readers"],
+            "trained": state["provenance"],
+            "measured": checkpoint.provenance(),
+        }
+        (runs / name / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")
+        _print_table(result)
+
+
+@app.command()
+def export(
+    names: Annotated[list[str], typer.Argument(help="finished runs in RUNS")],
+    operator_run: Annotated[str, typer.Option(help="the plain run with the most rows: its Φ is the operator")],
+    runs: Runs = Path("runs"),
+    operator: Annotated[Path, typer.Option(help="operator file to write")] = Path("operator.npz"),
+    reconstructors: Annotated[Path, typer.Option(help="folder to write NAME.onnx into")] = Path("reconstructors"),
+) -> None:
+    """Write one operator file, and a reconstructor (ONNX, checked against torch) for each run."""
+    from train.export import export_runs
+
+    with _mistakes_told():
+        for path in export_runs(names, operator_run, runs, operator, reconstructors):
+            log.info("%s", path)
+
+
+@contextmanager
+def _mistakes_told() -> Iterator[None]:
+    """A user's mistake is one line and exit code 2; anything else is a bug and keeps its traceback."""
+    from encoder.sampling import OperatorError
+    from train.checkpoint import CheckpointError
+    from train.data.photographs import DataError
+    from train.export import ExportError
+    from train.readers import ReaderError
+    from train.settings import SettingsError
+
+    try:
+        yield
+    except (OperatorError, CheckpointError, DataError, ExportError, ReaderError, SettingsError) as error:
+        log.error("%s", error)
+        sys.exit(UNUSABLE)
+    except KeyboardInterrupt:
+        log.error("interrupted; the same command goes on from the last checkpoint")
+        sys.exit(BROKE)
+
+
+@contextmanager
+def _bar(name: str, total: int) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A progress bar that shows the newest row of the log."""
+    columns = (
+        TextColumn(name),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[terms]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(name, total=total, terms="")
+
+        def advance(row: dict[str, Any]) -> None:
+            hidden = ("iteration", "seconds")
+            terms = " ".join(f"{key} {value}" for key, value in row.items() if key not in hidden)
+            progress.update(task, completed=row["iteration"], terms=terms)
+
+        yield advance
+
+
+def _print_table(result: dict[str, Any]) -> None:
+    ways = next(iter(next(iter(result["recognition"].values())).values()))
+    for way in ways:
+        table = Table(title=f"recognition, %, {way} ({result['pictures']} pictures)")
+        for column in ("pictures", "PSNR, dB", *result["recognition"]):
+            table.add_column(column, justify="left" if column == "pictures" else "right")
+        for rendition, fidelity in result["psnr"].items():
+            read = [f"{readings[rendition][way]:.1f}" for readings in result["recognition"].values()]
+            table.add_row(rendition, "" if rendition == "original" else f"{fidelity:.2f}", *read)
+        Console().print(table)
