@@ -71,7 +71,10 @@ class Log:
         self._writer.writerow(row)
         self._file.flush()
 
-    def close(self) -> None:
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
 

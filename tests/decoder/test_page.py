@@ -98,7 +98,8 @@ def test_the_page_comes_back_after_a_restart_of_the_server(
     page: Page, start_service: StartService, operator: Operator, photographs: list[NDArray[np.uint8]]
 ) -> None:
     service = start_service()
-    Film(service.address, operator, photographs, "porch").show(0)
+    film = Film(service.address, operator, photographs, "porch")
+    film.show(0)
     page.goto(service.page)
     wait_for_picture(page, photographs[0])
     service.stop()
@@ -106,7 +107,8 @@ def test_the_page_comes_back_after_a_restart_of_the_server(
     expect(page.locator("figure .state")).to_have_text("offline")
 
     again = start_service(Settings(port=0, http_port=service.server.http_port))
-    Film(again.address, operator, photographs, "porch").show(6)
+    film = Film(again.address, operator, photographs, "porch")
+    film.show(6)
     expect(page.locator("figure .state")).to_have_text("live", timeout=WAIT_MS)
     wait_for_picture(page, photographs[6])
 

@@ -34,23 +34,22 @@ def train(run: PlainRun, folder: Path, out: Path, finished: Path, report: Report
     data = Photographs(folder, run.crop, generator)
     net = _network(run, data, finished).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     training = Training(run, net, generator, out)
-    log = checkpoint.Log(out / "log.csv", keep_until=training.iteration)
-    began, fidelity = time.monotonic(), []
-    while training.iteration < run.iterations:
-        picture = data.batch(run.batch).contiguous(memory_format=torch.channels_last)
-        reconstruction = net(picture)
-        loss = squared_error(reconstruction, picture)
-        training.step(loss)
-        fidelity.append(float(psnr(reconstruction.detach(), picture).mean()))
-        if training.iteration % REPORT_EVERY == 0 or training.iteration == run.iterations:
-            row = {"iteration": training.iteration, "loss": f"{loss.item():.6f}"}
-            row |= {"psnr": f"{sum(fidelity) / len(fidelity):.3f}"}
-            row |= {"learning_rate": f"{learning_rate(training.iteration - 1, run):.2e}"}
-            row |= {"seconds": f"{time.monotonic() - began:.1f}"}
-            log.write(row)
-            report(row)
-            fidelity.clear()
-    log.close()
+    with checkpoint.Log(out / "log.csv", keep_until=training.iteration) as log:
+        began, fidelity = time.monotonic(), []
+        while training.iteration < run.iterations:
+            picture = data.batch(run.batch).contiguous(memory_format=torch.channels_last)
+            reconstruction = net(picture)
+            loss = squared_error(reconstruction, picture)
+            training.step(loss)
+            fidelity.append(float(psnr(reconstruction.detach(), picture).mean()))
+            if training.iteration % REPORT_EVERY == 0 or training.iteration == run.iterations:
+                row = {"iteration": training.iteration, "loss": f"{loss.item():.6f}"}
+                row |= {"psnr": f"{sum(fidelity) / len(fidelity):.3f}"}
+                row |= {"learning_rate": f"{learning_rate(training.iteration - 1, run):.2e}"}
+                row |= {"seconds": f"{time.monotonic() - began:.1f}"}
+                log.write(row)
+                report(row)
+                fidelity.clear()
     averaged = training.averaged.module
     assert isinstance(averaged, QuarterCSNet)
     averaged.order_rows(rows_of_phi.covariance(data.pictures, run.block))

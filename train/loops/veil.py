@@ -50,27 +50,26 @@ def train(run: VeilRun, folder: Path, out: Path, finished: Path, report: Report,
     crops = [round(run.crop * factor / base.sampling.block) * base.sampling.block for factor in _CROPS]
     data = Photographs(folder, max(crops), generator, turn=False)
     training = Training(run, net, generator, out)
-    log = checkpoint.Log(out / "log.csv", keep_until=training.iteration)
-    began = time.monotonic()
-    sums: dict[str, float] = {}
-    while training.iteration < run.iterations:
-        data.crop = crops[int(torch.randint(len(crops), (), generator=generator))]
-        picture = data.batch(max(1, round(run.batch * (run.crop / data.crop) ** 2)))
-        terms, veiled = _terms(run, net, base, surrogates, picture, generator)
-        loss = sum(terms.values(), torch.zeros(()))
-        training.step(loss)
-        terms["psnr"] = psnr(veiled.detach(), picture).mean()
-        for name, term in terms.items():
-            sums[name] = sums.get(name, 0.0) + float(term.detach())
-        if training.iteration % REPORT_EVERY == 0 or training.iteration == run.iterations:
-            count = (training.iteration - 1) % REPORT_EVERY + 1
-            row = {"iteration": training.iteration} | {name: f"{value / count:.4f}" for name, value in sums.items()}
-            row |= {"learning_rate": f"{learning_rate(training.iteration - 1, run):.2e}"}
-            row |= {"seconds": f"{time.monotonic() - began:.1f}"}
-            log.write(row)
-            report(row)
-            sums.clear()
-    log.close()
+    with checkpoint.Log(out / "log.csv", keep_until=training.iteration) as log:
+        began = time.monotonic()
+        sums: dict[str, float] = {}
+        while training.iteration < run.iterations:
+            data.crop = crops[int(torch.randint(len(crops), (), generator=generator))]
+            picture = data.batch(max(1, round(run.batch * (run.crop / data.crop) ** 2)))
+            terms, veiled = _terms(run, net, base, surrogates, picture, generator)
+            loss = sum(terms.values(), torch.zeros(()))
+            training.step(loss)
+            terms["psnr"] = psnr(veiled.detach(), picture).mean()
+            for name, term in terms.items():
+                sums[name] = sums.get(name, 0.0) + float(term.detach())
+            if training.iteration % REPORT_EVERY == 0 or training.iteration == run.iterations:
+                count = (training.iteration - 1) % REPORT_EVERY + 1
+                row = {"iteration": training.iteration} | {name: f"{value / count:.4f}" for name, value in sums.items()}
+                row |= {"learning_rate": f"{learning_rate(training.iteration - 1, run):.2e}"}
+                row |= {"seconds": f"{time.monotonic() - began:.1f}"}
+                log.write(row)
+                report(row)
+                sums.clear()
     return training.finish()
 
 

@@ -24,7 +24,8 @@ class Sampling(nn.Module):
     """S with the quantiser in the loop: pictures (N, 1, H, W) in [0, 1] → quantised measurements (N, m, H/B, W/B).
 
     Rows of Φ are kept at unit length and each step as fine as int8 allows (``encoder.sampling.finest_steps``), so
-    training can't buy precision with longer rows. Rounding passes its gradient straight through.
+    training can't buy precision with longer rows. Rounding passes its gradient straight through. The first
+    ``frozen_rows``, of unit length, stay as they are to the bit.
     """
 
     head: Tensor
@@ -37,7 +38,7 @@ class Sampling(nn.Module):
 
     def phi(self) -> Tensor:
         """(m, B²), rows of unit length."""
-        return functional.normalize(torch.cat([self.head, self.tail]), dim=1)
+        return torch.cat([self.head, functional.normalize(self.tail, dim=1)])
 
     def steps(self) -> Tensor:
         """(m,), on the 0..255 pixel scale."""
