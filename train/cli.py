@@ -39,7 +39,7 @@ def main() -> None:
 @app.command()
 def run(
     run_file: Annotated[Path, typer.Argument(help="run file, as in train/runs/")],
-    data: Annotated[Path, typer.Option(help="folder of photographs to learn from")],
+    data: Annotated[list[Path], typer.Option(help="folder of photographs to learn from; may be repeated")],
     runs: Runs = Path("runs"),
     readers_folder: ReadersFolder = None,
 ) -> None:

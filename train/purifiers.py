@@ -52,6 +52,11 @@ def noise(pictures: Tensor, sigma: float, generator: torch.Generator | None = No
     return pictures + sigma * torch.randn(pictures.shape, generator=generator)
 
 
+def resize(pictures: Tensor, factor: float) -> Tensor:
+    """Smaller by a factor, as a far larger picture comes to a reader."""
+    return functional.interpolate(pictures, scale_factor=factor, mode="bilinear", antialias=True)
+
+
 def notch(pictures: Tensor, block: int) -> Tensor:
     """Take away whatever repeats with the blocks: the mean, over a picture's blocks, of what a blur takes away.
 
@@ -67,7 +72,7 @@ def notch(pictures: Tensor, block: int) -> Tensor:
 
 
 def random_way(pictures: Tensor, block: int, generator: torch.Generator) -> Tensor:
-    """One way to a reader, drawn at random: a notch or not, then JPEG (half of the time), blur, noise or nothing."""
+    """One way to a reader, drawn at random: a notch or not, then most often JPEG, else blur, less size or noise."""
 
     def draw(low: float, high: float) -> float:
         return low + (high - low) * float(torch.rand((), generator=generator))
@@ -79,6 +84,7 @@ def random_way(pictures: Tensor, block: int, generator: torch.Generator) -> Tens
         lambda: jpeg(pictures, round(draw(60, 92))),
         lambda: jpeg(pictures, round(draw(60, 92))),
         lambda: blur(pictures, draw(0.4, 1.0)),
+        lambda: resize(pictures, draw(0.5, 0.9)),
         lambda: noise(pictures, draw(0.005, 0.03), generator),
         lambda: pictures,
     )

@@ -54,8 +54,12 @@ class VeilRun:
     """Weight of the reconstruction error, α of equation (4)."""
     beta: float = bounded(0.15, 0.0, 1e6)
     """Weight of what the readers read, β of equation (4)."""
+    gamma: float = bounded(0.0, 0.0, 1e6)
+    """Weight of readers' likeness halfway, train.objectives.veil.likeness."""
     visibility: float = bounded(0.0, 0.0, 1e6)
-    """Weight of change where eyes see it, train.objectives.visibility."""
+    """Weight of change where eyes see it, train.objectives.veil.visibility."""
+    repetition: float = bounded(0.0, 0.0, 1e6)
+    """Weight of change that repeats with the blocks, train.objectives.veil.repetition."""
     seed: int = bounded(1, 0, 2**31)
 
 

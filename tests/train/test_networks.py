@@ -1,10 +1,12 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
 from encoder.sampling import Operator
-from train.data.photographs import Photographs
+from train.data.photographs import DataError, Photographs
 from train.export import operator_of
 from train.networks.phi import covariance, energy, principal_rows
 from train.networks.quarter import QuarterCSNet
@@ -82,12 +84,12 @@ def test_ordering_rows_changes_their_order_and_no_picture(net: QuarterCSNet, pic
     assert (energy(shuffled.sampling.phi(), moment).diff() <= 0).all()
 
 
-def test_photographs_are_drawn_alike_from_alike_generators(folder: str) -> None:
-    from pathlib import Path
-
-    first, second = (Photographs(Path(folder), 64, torch.Generator().manual_seed(5)) for _ in range(2))
-    batch = first.batch(4)
+def test_photographs_are_drawn_alike_from_alike_generators(folder: Path) -> None:
+    first, second = (Photographs([folder], torch.Generator().manual_seed(5)) for _ in range(2))
+    batch = first.batch(4, 64)
     assert batch.shape == (4, 1, 64, 64)
     assert 0 <= batch.min() < batch.max() <= 1
-    assert torch.equal(batch, second.batch(4))
-    assert not torch.equal(batch, second.batch(4))
+    assert torch.equal(batch, second.batch(4, 64))
+    assert not torch.equal(batch, second.batch(4, 64))
+    with pytest.raises(DataError, match="no picture is 500 pixels high and wide"):
+        first.batch(1, 500)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from benchmarks.fidelity import psnr as psnr_of_pixels
 from train.objectives.reconstruction import psnr, squared_error
-from train.objectives.veil import unreadable, visibility
+from train.objectives.veil import likeness, repetition, unreadable, visibility
 from train.purifiers import blur, jpeg, noise, notch, random_way
 
 
@@ -56,6 +56,21 @@ def test_change_is_more_visible_on_flat_areas_than_in_texture() -> None:
     on_flat, on_texture = (float(visibility(p + change, p, p)) for p in (flat, texture))
     assert on_flat > 20 * on_texture
     assert float(visibility(flat, flat, flat)) == 0
+
+
+def test_likeness_is_the_cosine_of_features() -> None:
+    features = torch.randn(3, 4, 5, 5, generator=torch.Generator().manual_seed(0))
+    assert float(likeness(features, features * 2)) == pytest.approx(1)
+    assert float(likeness(features, -features)) == pytest.approx(-1)
+
+
+def test_repetition_sees_what_repeats_with_the_blocks_and_nothing_else(picture: torch.Tensor) -> None:
+    generator = torch.Generator().manual_seed(0)
+    pattern = 0.05 * torch.randn(16, 16, generator=generator)
+    free = 0.05 * torch.randn(picture.shape, generator=generator)
+    woven = float(repetition(picture + pattern.repeat(21, 28), picture, 16))
+    assert woven == pytest.approx(float(pattern.square().mean()), rel=1e-3)
+    assert float(repetition(picture + free, picture, 16)) < 0.01 * woven
 
 
 @pytest.mark.parametrize("quality", [60, 75, 92])

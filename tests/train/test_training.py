@@ -36,11 +36,12 @@ class TinyReader(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(3)
+        self.middle = torch.nn.Identity()
         self.register_buffer("weight", torch.randn(2, 1000, generator=generator) * 5)
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         seen = torch.stack([pictures.mean((1, 2, 3)), pictures.std((1, 2, 3))], 1)
-        scores: torch.Tensor = seen @ self.weight
+        scores: torch.Tensor = self.middle(seen) @ self.weight
         return scores
 
 
@@ -58,14 +59,22 @@ def runs(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three finished runs: plain, one that extends it, and a veil."""
     path = tmp_path_factory.mktemp("runs")
     torch.set_num_threads(1)
-    plain.train(TINY, folder, path / "plain", path, lambda row: None)
-    plain.train(replace(TINY, ratio=0.2, extends="plain"), folder, path / "more", path, lambda row: None)
+    plain.train(TINY, [folder], path / "plain", path, lambda row: None)
+    plain.train(replace(TINY, ratio=0.2, extends="plain"), [folder], path / "more", path, lambda row: None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(readers.SURROGATES, "tiny", "tests.train.test_training:tiny_reader")
         settings = VeilRun(
-            extends="plain", readers=("tiny",), iterations=4, batch=1, crop=64, warm_up=1, visibility=0.1
+            extends="plain",
+            readers=("tiny",),
+            iterations=4,
+            batch=1,
+            crop=64,
+            warm_up=1,
+            gamma=0.1,
+            visibility=0.1,
+            repetition=1.0,
         )
-        veil.train(settings, folder, path / "veil", path, lambda row: None, None)
+        veil.train(settings, [folder], path / "veil", path, lambda row: None, None)
     (path / "veil" / "evaluation.json").write_text(json.dumps({"pictures": 1}))
     return path
 
@@ -73,7 +82,7 @@ def runs(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_training_brings_the_picture_nearer(folder: Path, tmp_path: Path) -> None:
     rows: list[dict[str, str]] = []
     run = replace(TINY, iterations=150, learning_rate=2e-3)
-    plain.train(run, folder, tmp_path / "run", tmp_path, rows.append)
+    plain.train(run, [folder], tmp_path / "run", tmp_path, rows.append)
     assert [int(row["iteration"]) for row in rows] == [50, 100, 150]
     assert float(rows[-1]["psnr"]) > float(rows[0]["psnr"]) + 0.3
     assert len((tmp_path / "run" / "log.csv").read_text().splitlines()) == 4
@@ -88,9 +97,9 @@ def test_a_run_that_was_killed_ends_where_it_would_have_ended(
 
     def train(out: Path) -> None:
         if kind == "plain":
-            plain.train(replace(TINY, iterations=6), folder, out, runs, lambda row: None)
+            plain.train(replace(TINY, iterations=6), [folder], out, runs, lambda row: None)
         else:
-            veil.train(settings, folder, out, runs, lambda row: None, None)
+            veil.train(settings, [folder], out, runs, lambda row: None, None)
 
     train(tmp_path / "whole")
 
@@ -118,7 +127,7 @@ def test_a_run_that_was_killed_ends_where_it_would_have_ended(
 def test_a_checkpoint_of_other_settings_is_not_continued(folder: Path, runs: Path) -> None:
     before = (runs / "plain" / "last.pt").read_bytes()
     with pytest.raises(checkpoint.CheckpointError, match="of a run with other settings"):
-        plain.train(replace(TINY, batch=3), folder, runs / "plain", runs, lambda row: None)
+        plain.train(replace(TINY, batch=3), [folder], runs / "plain", runs, lambda row: None)
     assert (runs / "plain" / "last.pt").read_bytes() == before
 
 
@@ -158,7 +167,7 @@ def test_rows_of_the_extended_run_come_first_and_unchanged(runs: Path) -> None:
 
 def test_an_extension_needs_more_rows(folder: Path, runs: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="plain has 26 rows already"):
-        plain.train(replace(TINY, extends="plain"), folder, tmp_path / "x", runs, lambda row: None)
+        plain.train(replace(TINY, extends="plain"), [folder], tmp_path / "x", runs, lambda row: None)
 
 
 def test_phi_stays_as_it_is_while_the_veil_is_trained(runs: Path) -> None:
@@ -172,7 +181,7 @@ def test_phi_stays_as_it_is_while_the_veil_is_trained(runs: Path) -> None:
 def test_a_judge_is_never_trained_against(folder: Path, runs: Path, tmp_path: Path) -> None:
     settings = VeilRun(extends="plain", readers=("efficientnet_lite1",), crop=64)
     with pytest.raises(SettingsError, match="'efficientnet_lite1' is no surrogate"):
-        veil.train(settings, folder, tmp_path / "x", runs, lambda row: None, None)
+        veil.train(settings, [folder], tmp_path / "x", runs, lambda row: None, None)
     assert not set(readers.SURROGATES) & set(readers.JUDGES)
 
 
@@ -232,7 +241,7 @@ def test_controls_lose_as_much_as_the_veil(runs: Path, folder: Path) -> None:
     veiled = veil.reconstructor_of(runs / "veil" / "final.pt", runs)[0]
     with torch.no_grad():
         veiled.last.weight.add_(0.02)
-    original = Photographs(folder, 96, torch.Generator().manual_seed(0)).batch(1)
+    original = Photographs([folder], torch.Generator().manual_seed(0)).batch(1, 96)
     made = renditions(base, veiled, original, torch.Generator().manual_seed(0))
     fidelity = {name: float(psnr(picture, original)) for name, picture in made.items()}
     assert tuple(made) == RENDITIONS
@@ -292,9 +301,9 @@ def test_a_mistake_is_one_line_and_exit_code_2(
 
 def test_a_folder_without_pictures_is_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no pictures in it"):
-        Photographs(tmp_path, 32, torch.Generator())
+        Photographs([tmp_path], torch.Generator())
     with pytest.raises(DataError, match="no such folder"):
-        Photographs(tmp_path / "absent", 32, torch.Generator())
+        Photographs([tmp_path / "absent"], torch.Generator())
     (tmp_path / "broken.png").write_text("not a picture")
     with pytest.raises(DataError, match=r"broken\.png: not a picture"):
-        Photographs(tmp_path, 32, torch.Generator())
+        Photographs([tmp_path], torch.Generator())

@@ -1,5 +1,6 @@
 """A folder of photographs as gray pictures held in memory, and random crops of them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,29 +36,36 @@ def picture_files(folder: Path) -> list[Path]:
 
 
 class Photographs:
-    """All pictures of a folder whose sides are at least ``crop``, gray, in memory; draws random crops.
+    """All pictures of some folders, gray, in memory; draws random crops.
 
-    Crops are flipped and turned by quarter turns at random. The state of the generator is the state of the reader.
+    Crops are flipped and, if wanted, turned by quarter turns at random. The generator is all the state there is.
     """
 
-    def __init__(self, folder: Path, crop: int, generator: torch.Generator, turn: bool = True) -> None:
-        pictures = [read_gray(path) for path in picture_files(folder)]
-        self.pictures = [torch.from_numpy(np.array(p)) for p in pictures if min(p.shape) >= crop]
-        if not self.pictures:
-            raise DataError(f"{folder}: no picture is {crop} pixels high and wide")
-        self.crop = crop
+    def __init__(self, folders: Sequence[Path], generator: torch.Generator, turn: bool = True) -> None:
+        files = [path for folder in folders for path in picture_files(folder)]
+        self.pictures = [torch.from_numpy(np.array(read_gray(path))) for path in files]
         self.turn = turn
         self.generator = generator
+        self._folders = ", ".join(map(str, folders))
+        self._large: dict[int, list[Tensor]] = {}
 
-    def batch(self, size: int) -> Tensor:
-        """(size, 1, crop, crop) float32 in [0, 1]."""
-        return torch.stack([self._crop() for _ in range(size)])[:, None].float() / 255
+    def batch(self, size: int, crop: int) -> Tensor:
+        """(size, 1, crop, crop) float32 in [0, 1], of pictures that are large enough.
 
-    def _crop(self) -> Tensor:
-        picture = self.pictures[self._below(len(self.pictures))]
-        top = self._below(picture.shape[0] - self.crop + 1)
-        left = self._below(picture.shape[1] - self.crop + 1)
-        patch = picture[top : top + self.crop, left : left + self.crop]
+        Raises:
+            DataError: no picture is.
+        """
+        if crop not in self._large:
+            self._large[crop] = [picture for picture in self.pictures if min(picture.shape) >= crop]
+        if not self._large[crop]:
+            raise DataError(f"{self._folders}: no picture is {crop} pixels high and wide")
+        return torch.stack([self._crop(crop) for _ in range(size)])[:, None].float() / 255
+
+    def _crop(self, crop: int) -> Tensor:
+        picture = self._large[crop][self._below(len(self._large[crop]))]
+        top = self._below(picture.shape[0] - crop + 1)
+        left = self._below(picture.shape[1] - crop + 1)
+        patch = picture[top : top + crop, left : left + crop]
         if self._below(2):
             patch = patch.flip(1)
         return torch.rot90(patch, self._below(4)) if self.turn else patch

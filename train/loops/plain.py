@@ -1,7 +1,7 @@
 """Train S and G together by mean squared error, quantiser in the loop."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +20,24 @@ from train.settings import PlainRun, SettingsError
 Report = Callable[[dict[str, Any]], None]
 
 
-def train(run: PlainRun, folder: Path, out: Path, finished: Path, report: Report) -> Path:
+def train(run: PlainRun, folders: Sequence[Path], out: Path, finished: Path, report: Report) -> Path:
     """Train by a run's settings, going on from ``out/last.pt`` if it is there; returns the path of ``out/final.pt``.
 
     Args:
-        folder: photographs to learn from.
+        folders: of photographs to learn from.
         out: where checkpoint and log go.
         finished: where the runs that this one extends lie, a folder each.
         report: called with each row of the log.
     """
     torch.manual_seed(run.seed)
     generator = torch.Generator().manual_seed(run.seed)
-    data = Photographs(folder, run.crop, generator)
+    data = Photographs(folders, generator)
     net = _network(run, data, finished).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     training = Training(run, net, generator, out)
     with checkpoint.Log(out / "log.csv", keep_until=training.iteration) as log:
         began, fidelity = time.monotonic(), []
         while training.iteration < run.iterations:
-            picture = data.batch(run.batch).contiguous(memory_format=torch.channels_last)
+            picture = data.batch(run.batch, run.crop).contiguous(memory_format=torch.channels_last)
             reconstruction = net(picture)
             loss = squared_error(reconstruction, picture)
             training.step(loss)

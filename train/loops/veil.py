@@ -7,9 +7,9 @@ picture ─▶ S ─▶ quantise ─┬─▶ G ─┬────────�
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,22 +20,29 @@ from train.loops.plain import network_of
 from train.loops.schedule import REPORT_EVERY, Training, learning_rate
 from train.networks.quarter import Reconstructor
 from train.objectives.reconstruction import psnr, squared_error
-from train.objectives.veil import unreadable, visibility
+from train.objectives.veil import likeness, repetition, unreadable, visibility
 from train.purifiers import random_way
-from train.readers import SURROGATES, Reader, open_reader
+from train.readers import SURROGATES, Surrogate, open_reader, read
 from train.settings import SettingsError, VeilRun
 
 Report = Callable[[dict[str, Any]], None]
 
-_CROPS = (1.0, 1.25, 1.5)
+_CROPS = (1.0, 7 / 6, 1.5)
 """Sides of crops, as multiples of the run's: readers look at 224 pixels, so the veil must work at several scales."""
 
 
-def train(run: VeilRun, folder: Path, out: Path, finished: Path, report: Report, readers_folder: Path | None) -> Path:
+def train(
+    run: VeilRun,
+    folders: Sequence[Path],
+    out: Path,
+    finished: Path,
+    report: Report,
+    readers_folder: Path | None,
+) -> Path:
     """Train by a run's settings, going on from ``out/last.pt`` if it is there; returns the path of ``out/final.pt``.
 
     Args:
-        folder: photographs to learn from; what a surrogate reads on each is its label.
+        folders: of photographs to learn from; what a surrogate reads on each is its label.
         out: where checkpoint and log go.
         finished: where the runs that this one extends lie, a folder each.
         report: called with each row of the log.
@@ -48,18 +55,18 @@ def train(run: VeilRun, folder: Path, out: Path, finished: Path, report: Report,
     net = copy.deepcopy(base.reconstructor).requires_grad_(True).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     surrogates = {name: _surrogate(name, readers_folder) for name in run.readers}
     crops = [round(run.crop * factor / base.sampling.block) * base.sampling.block for factor in _CROPS]
-    data = Photographs(folder, max(crops), generator, turn=False)
+    data = Photographs(folders, generator, turn=False)
     training = Training(run, net, generator, out)
     with checkpoint.Log(out / "log.csv", keep_until=training.iteration) as log:
         began = time.monotonic()
         sums: dict[str, float] = {}
         while training.iteration < run.iterations:
-            data.crop = crops[int(torch.randint(len(crops), (), generator=generator))]
-            picture = data.batch(max(1, round(run.batch * (run.crop / data.crop) ** 2)))
-            terms, veiled = _terms(run, net, base, surrogates, picture, generator)
+            crop = crops[int(torch.randint(len(crops), (), generator=generator))]
+            picture = data.batch(max(1, round(run.batch * (run.crop / crop) ** 2)), crop)
+            terms, veiled, plain = _terms(run, net, base, surrogates, picture, generator)
             loss = sum(terms.values(), torch.zeros(()))
             training.step(loss)
-            terms["psnr"] = psnr(veiled.detach(), picture).mean()
+            terms |= {"psnr": psnr(veiled.detach(), picture).mean(), "plain_psnr": psnr(plain, picture).mean()}
             for name, term in terms.items():
                 sums[name] = sums.get(name, 0.0) + float(term.detach())
             if training.iteration % REPORT_EVERY == 0 or training.iteration == run.iterations:
@@ -88,26 +95,32 @@ def _terms(
     run: VeilRun,
     net: Reconstructor,
     base: nn.Module,
-    surrogates: dict[str, Reader],
+    surrogates: dict[str, Surrogate],
     picture: Tensor,
     generator: torch.Generator,
-) -> tuple[dict[str, Tensor], Tensor]:
-    """The terms of equation (4) by name, each times its weight, and the veiled pictures."""
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """The terms of equation (4) by name, each times its weight, and the veiled and plain pictures."""
     with torch.no_grad():
         quantised = base.sampling(picture)  # type: ignore[operator]
         plain = base.reconstructor(quantised)  # type: ignore[operator]
-        labels = {name: reader(picture).argmax(1) for name, reader in surrogates.items()}
+        originals = {name: read(reader, picture) for name, reader in surrogates.items()}
     veiled = net(quantised)
     terms = {"reconstruction": run.alpha * squared_error(veiled, picture)}
     if run.visibility:
         terms["visibility"] = run.visibility * visibility(veiled, plain, picture)
+    if run.repetition:
+        terms["repetition"] = run.repetition * repetition(veiled, plain, net.block)
     seen = random_way(veiled.clamp(0, 1), net.block, generator)
     for name, reader in surrogates.items():
-        terms[name] = run.beta * unreadable(reader(seen), labels[name])
-    return terms, veiled
+        middle, scores = read(reader, seen)
+        original_middle, original_scores = originals[name]
+        terms[name] = run.beta * unreadable(scores, original_scores.argmax(1))
+        if run.gamma:
+            terms[f"{name}_likeness"] = run.gamma * likeness(middle, original_middle)
+    return terms, veiled, plain
 
 
-def _surrogate(name: str, folder: Path | None) -> Reader:
+def _surrogate(name: str, folder: Path | None) -> Surrogate:
     if name not in SURROGATES:
         raise SettingsError(f"readers: {name!r} is no surrogate, expected among {', '.join(SURROGATES)}")
-    return open_reader(name, folder)
+    return cast(Surrogate, open_reader(name, folder))

@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from train.purifiers import blur
 
-_SEEN_CONTRAST = 3.0 / 255
+_SEEN_CONTRAST = 1.0 / 255
 """Change that eyes just see on a flat area; contrast below it hides nothing."""
 
 
@@ -22,6 +22,30 @@ def unreadable(scores: Tensor, labels: Tensor) -> Tensor:
     """
     others = scores.masked_fill(functional.one_hot(labels, scores.shape[1]).bool(), float("-inf"))
     return (torch.logsumexp(scores, 1) - torch.logsumexp(others, 1)).mean()
+
+
+def likeness(seen: Tensor, original: Tensor) -> Tensor:
+    """Cosine of a reader's features of the veiled and of the original picture, mean over pictures: 1 is the same.
+
+    Taken halfway through a reader, where readers of different families are more alike than in their answers, so that
+    what is learned against one works against another.
+
+    Args:
+        seen: (N, …) features of the veiled pictures.
+        original: (N, …) features of the originals.
+    """
+    return functional.cosine_similarity(seen.flatten(1), original.flatten(1)).mean()
+
+
+def repetition(veiled: Tensor, plain: Tensor, block: int) -> Tensor:
+    """Mean square of the part of the veil that is the same in every block of a picture.
+
+    The cheapest veil is a plaid with the period of the blocks: eyes find it on every flat area, and a reader that
+    knows the period takes it away again (``train.purifiers.notch``).
+    """
+    height, width = (side // block for side in veiled.shape[-2:])
+    change = (veiled - plain)[..., : height * block, : width * block]
+    return change.reshape(-1, height, block, width, block).mean((1, 3)).square().mean()
 
 
 def visibility(veiled: Tensor, plain: Tensor, original: Tensor) -> Tensor:

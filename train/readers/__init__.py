@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 SURROGATES = {
@@ -33,6 +33,26 @@ class Reader(Protocol):
     """A classifier with its own way of looking: scores (N, 1000), the larger the likelier."""
 
     def __call__(self, pictures: Tensor) -> Tensor: ...
+
+
+class Surrogate(Reader, Protocol):
+    """A reader that can be trained against."""
+
+    @property
+    def middle(self) -> nn.Module:
+        """The layer halfway, whose output stands for what a reader sees before it decides."""
+        ...
+
+
+def read(surrogate: Surrogate, pictures: Tensor) -> tuple[Tensor, Tensor]:
+    """A surrogate's output halfway (N, …), and its scores (N, 1000)."""
+    kept: list[Tensor] = []
+    hook = surrogate.middle.register_forward_hook(lambda layer, given, output: kept.append(output))
+    try:
+        scores = surrogate(pictures)
+    finally:
+        hook.remove()
+    return kept[0], scores
 
 
 def open_reader(name: str, folder: Path | None = None) -> Reader:

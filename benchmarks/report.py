@@ -1,0 +1,157 @@
+"""Write ``docs/measured.md``, and the summary in the README, from raw results: ``python -m benchmarks.report``.
+
+Raw results are ``benchmarks/results/*.json``, as ``--json`` wrote them, and the metadata of the shipped reconstructors.
+No figure in either document is written by hand.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from decoder.catalogue import SHIPPED, Reconstructor, load_catalogue
+
+ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parent / "results"
+DOCUMENT = ROOT / "docs" / "measured.md"
+README = ROOT / "README.md"
+BEGIN, END = "<!-- measured: written by python -m benchmarks.report -->", "<!-- end of measured -->"
+
+
+def document() -> str:
+    """All tables, as Markdown."""
+    parts = ["# Measured", "", "Written by `python -m benchmarks.report` from raw results. Don't edit.", ""]
+    parts += quality_table(results("quality"))
+    for veil in veils():
+        parts += veil_tables(veil)
+    for result in results("latency"):
+        parts += latency_table(result)
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def readme(text: str) -> str:
+    """The README with its summary renewed."""
+    head, rest = text.split(BEGIN, 1)
+    return head + BEGIN + "\n" + "\n".join(summary()) + "\n" + END + rest.split(END, 1)[1]
+
+
+def results(kind: str) -> list[dict[str, Any]]:
+    """Raw results of a kind, in order of their file names, each with its ``file``."""
+    paths = sorted(RESULTS.glob(f"{kind}-*.json"))
+    return [json.loads(path.read_text()) | {"file": path.relative_to(ROOT).as_posix()} for path in paths]
+
+
+def veils() -> list[Reconstructor]:
+    """The shipped veiled reconstructors, fewest rows first."""
+    found = [each for each in load_catalogue([SHIPPED], "onnxruntime", 1).reconstructors if each.rendition == "veiled"]
+    return sorted(found, key=lambda each: each.engine.rows)
+
+
+def summary() -> list[str]:
+    """What the README says."""
+    lines = [
+        "| sampling ratio | PSNR plain → veiled | recognition of unseen judges, plain → veiled | after JPEG 75 |",
+        "|---|---|---|---|",
+    ]
+    for veil in veils():
+        measured = veil.measured
+        judges = [name for name in measured["recognition"] if name not in measured["trained_against"]]
+        fidelity = measured["psnr"]
+
+        def mean(rendition: str, way: str, names: list[str] = judges, told: Any = measured) -> str:
+            return f"{sum(told['recognition'][name][rendition][way] for name in names) / len(names):.1f} %"
+
+        lines.append(
+            f"| {veil.engine.rows / veil.engine.block**2:.2f} | {fidelity['plain']:.2f} → {fidelity['veiled']:.2f} dB | "
+            f"{mean('plain', 'as is')} → {mean('veiled', 'as is')} | "
+            f"{mean('plain', 'JPEG 75')} → {mean('veiled', 'JPEG 75')} |"
+        )
+    count = {veil.measured["pictures"] for veil in veils()}
+    lines += [
+        "",
+        f"On {', '.join(map(str, sorted(count)))} gray ImageNet pictures; tiers T1 and T2 of {len(judges)} judges.",
+    ]
+    return lines
+
+
+def quality_table(rows: list[dict[str, Any]]) -> list[str]:
+    """Means of whole pictures."""
+    lines = ["## Quality", "", "| pictures | ratio | rows | rendition | PSNR, dB | SSIM | bits per pixel | raw |"]
+    lines += ["|---|---|---|---|---|---|---|---|"]
+    for row in rows:
+        name = f"{Path(row['folder']).name} ({len(row['pictures'])})"
+        figures = f"{row['psnr']:.2f} | {row['ssim']:.4f} | {row['bpp']:.3f}"
+        link = f"[json](../{row['file']})"
+        lines.append(f"| {name} | {row['ratio']} | {row['rows']} | {row['rendition']} | {figures} | {link} |")
+    if rows:
+        lines += ["", f"Measured on {_machine(rows[0])}."]
+    return [*lines, ""]
+
+
+def veil_tables(veil: Reconstructor) -> list[str]:
+    """One table a way to the readers."""
+    measured = veil.measured
+    readers = measured["recognition"]
+    against = measured["trained_against"]
+    lines = [f"## What readers read of {veil.name}", ""]
+    lines += [
+        f"Recognition in percent, {measured['pictures']} pictures. T0, trained against: {', '.join(against)}. "
+        f"T1, never seen in training: {', '.join(name for name in readers if name not in against)}. JPEG and notch are "
+        f"T2. Noise and blur lose as much PSNR as the veil. Trained at commit {measured['trained']['commit']}, measured "
+        f"at {measured['measured']['commit']} on {measured['measured']['processor']}. Reconstructor {veil.id}.",
+        "",
+    ]
+    for way in next(iter(next(iter(readers.values())).values())):
+        lines += [f"**{way}**", "", "| pictures | PSNR, dB | " + " | ".join(readers) + " |"]
+        lines += ["|---|---|" + "---|" * len(readers)]
+        for rendition, fidelity in measured["psnr"].items():
+            cells = [f"{table[rendition][way]:.1f}" for table in readers.values()]
+            shown = "" if rendition == "original" else f"{fidelity:.2f}"
+            lines.append(f"| {rendition} | {shown} | " + " | ".join(cells) + " |")
+        lines.append("")
+    return lines
+
+
+def latency_table(result: dict[str, Any]) -> list[str]:
+    """Stages of one source."""
+    width, height = result["size"]
+    lines = [f"## Latency of {Path(result['source']).name}, {width}×{height}, r = {result['ratio']}", ""]
+    lines += ["| stage | median, ms | 95th percentile | 99th percentile |", "|---|---|---|---|"]
+    for stage, times in result["stages_ms"].items():
+        lines.append(f"| {stage} | {times['median']:.2f} | {times['p95']:.2f} | {times['p99']:.2f} |")
+    frames = result["frames"]
+    lines += [
+        "",
+        f"At its own pace {frames['shown']} of {frames['captured']} frames were shown, {result['paced_fps']} frames/s; at "
+        f"full speed, every frame shown, {result['full_speed_fps']} frames/s. On the camera, sample + quantise + pack took "
+        f"{result['camera_ms']} ms and {result['payload_bytes']} bytes a frame; OpenCV's JPEG of the same frames "
+        f"{result['jpeg']['median']} ms and {result['jpeg']['bytes']} bytes. Measured on {_machine(result)}. "
+        f"[json](../{result['file']})",
+        "",
+    ]
+    return lines
+
+
+def _machine(result: dict[str, Any]) -> str:
+    machine = result["machine"]
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    return f"{machine['processor']}, {machine['cores']} cores, Python {machine['python']}, {versions}, commit {machine['commit']}"
+
+
+def stale() -> Iterator[Path]:
+    """Documents that aren't what the raw results say."""
+    if not DOCUMENT.exists() or DOCUMENT.read_text() != document():
+        yield DOCUMENT
+    if README.read_text() != readme(README.read_text()):
+        yield README
+
+
+def main() -> None:
+    """Write both."""
+    DOCUMENT.parent.mkdir(exist_ok=True)
+    DOCUMENT.write_text(document())
+    README.write_text(readme(README.read_text()))
+
+
+if __name__ == "__main__":
+    main()

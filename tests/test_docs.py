@@ -1,0 +1,22 @@
+"""Documents say what the raw results say, and their links lead somewhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks import report
+
+ROOT = Path(__file__).parent.parent
+PAGES = [path for path in sorted(ROOT.glob("**/*.md")) if not any(part.startswith(".") for part in path.parts)]
+
+
+def test_no_figure_in_the_documents_is_stale() -> None:
+    assert not list(report.stale()), "run python -m benchmarks.report"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text())
+    for link in links:
+        assert "://" in link or (page.parent / link).exists(), f"{page}: {link}"
