@@ -69,7 +69,8 @@ def summary() -> list[str]:
     count = {veil.measured["pictures"] for veil in veils()}
     lines += [
         "",
-        f"On {', '.join(map(str, sorted(count)))} gray ImageNet pictures; tiers T1 and T2 of {len(judges)} judges.",
+    pictures = ", ".join(map(str, sorted(count)))
+    lines += ["", f"On {pictures} gray ImageNet pictures; tiers T1 and T2, mean of {len(judges)} judges."]
     ]
     return lines
 
@@ -97,8 +98,8 @@ def veil_tables(veil: Reconstructor) -> list[str]:
     lines += [
         f"Recognition in percent, {measured['pictures']} pictures. T0, trained against: {', '.join(against)}. "
         f"T1, never seen in training: {', '.join(name for name in readers if name not in against)}. JPEG and notch are "
-        f"T2. Noise and blur lose as much PSNR as the veil. Trained at commit {measured['trained']['commit']}, measured "
-        f"at {measured['measured']['commit']} on {measured['measured']['processor']}. Reconstructor {veil.id}.",
+        f"T2. Noise and blur lose as much PSNR as the veil. Trained at commit {measured['trained']['commit']}, "
+        f"measured at {measured['measured']['commit']} on {measured['measured']['processor']}. Reconstructor {veil.id}.",
         "",
     ]
     for way in next(iter(next(iter(readers.values())).values())):
@@ -122,9 +123,9 @@ def latency_table(result: dict[str, Any]) -> list[str]:
     frames = result["frames"]
     lines += [
         "",
-        f"At its own pace {frames['shown']} of {frames['captured']} frames were shown, {result['paced_fps']} frames/s; at "
-        f"full speed, every frame shown, {result['full_speed_fps']} frames/s. On the camera, sample + quantise + pack took "
-        f"{result['camera_ms']} ms and {result['payload_bytes']} bytes a frame; OpenCV's JPEG of the same frames "
+        f"At its own pace {frames['shown']} of {frames['captured']} frames were shown, {result['paced_fps']} frames/s; "
+        f"at full speed, every frame shown, {result['full_speed_fps']} frames/s. On the camera, sample + quantise + "
+        f"pack took {result['camera_ms']} ms and {result['payload_bytes']} bytes a frame; OpenCV's JPEG of the same frames "
         f"{result['jpeg']['median']} ms and {result['jpeg']['bytes']} bytes. Measured on {_machine(result)}. "
         f"[json](../{result['file']})",
         "",
@@ -135,7 +136,8 @@ def latency_table(result: dict[str, Any]) -> list[str]:
 def _machine(result: dict[str, Any]) -> str:
     machine = result["machine"]
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
-    return f"{machine['processor']}, {machine['cores']} cores, Python {machine['python']}, {versions}, commit {machine['commit']}"
+    hardware = f"{machine['processor']}, {machine['cores']} cores"
+    return f"{hardware}, Python {machine['python']}, {versions}, commit {machine['commit']}"
 
 
 def stale() -> Iterator[Path]:
