@@ -48,31 +48,30 @@ def veils() -> list[Reconstructor]:
 
 
 def summary() -> list[str]:
-    """What the README says."""
+    """What the README says: each veil's cost, and what judges that it never saw still read."""
     lines = [
-        "| sampling ratio | PSNR plain → veiled | recognition of unseen judges, plain → veiled | after JPEG 75 |",
+        "| sampling ratio | PSNR, plain → veiled | unseen judges read, plain → veiled | after JPEG 75 |",
         "|---|---|---|---|",
     ]
     for veil in veils():
-        measured = veil.measured
-        judges = [name for name in measured["recognition"] if name not in measured["trained_against"]]
-        fidelity = measured["psnr"]
-
-        def mean(rendition: str, way: str, names: list[str] = judges, told: Any = measured) -> str:
-            return f"{sum(told['recognition'][name][rendition][way] for name in names) / len(names):.1f} %"
-
-        lines.append(
-            f"| {veil.engine.rows / veil.engine.block**2:.2f} | {fidelity['plain']:.2f} → {fidelity['veiled']:.2f} dB | "
-            f"{mean('plain', 'as is')} → {mean('veiled', 'as is')} | "
-            f"{mean('plain', 'JPEG 75')} → {mean('veiled', 'JPEG 75')} |"
-        )
-    count = {veil.measured["pictures"] for veil in veils()}
-    lines += [
-        "",
-    pictures = ", ".join(map(str, sorted(count)))
-    lines += ["", f"On {pictures} gray ImageNet pictures; tiers T1 and T2, mean of {len(judges)} judges."]
-    ]
+        fidelity = veil.measured["psnr"]
+        ratio = veil.engine.rows / veil.engine.block**2
+        cost = f"{fidelity['plain']:.2f} → {fidelity['veiled']:.2f} dB"
+        cells = [f"{_judged(veil, 'plain', way)} → {_judged(veil, 'veiled', way)} %" for way in ("as is", "JPEG 75")]
+        lines.append(f"| {ratio:.2f} | {cost} | {cells[0]} | {cells[1]} |")
+    for veil in veils():
+        count, judges = veil.measured["pictures"], len(_judges(veil))
+        lines += ["", f"{veil.name}: {count} gray ImageNet pictures, mean of {judges} judges (tiers T1 and T2)."]
     return lines
+
+
+def _judges(veil: Reconstructor) -> list[str]:
+    return [name for name in veil.measured["recognition"] if name not in veil.measured["trained_against"]]
+
+
+def _judged(veil: Reconstructor, rendition: str, way: str) -> str:
+    read = [veil.measured["recognition"][name][rendition][way] for name in _judges(veil)]
+    return f"{sum(read) / len(read):.1f}"
 
 
 def quality_table(rows: list[dict[str, Any]]) -> list[str]:
@@ -97,9 +96,9 @@ def veil_tables(veil: Reconstructor) -> list[str]:
     lines = [f"## What readers read of {veil.name}", ""]
     lines += [
         f"Recognition in percent, {measured['pictures']} pictures. T0, trained against: {', '.join(against)}. "
-        f"T1, never seen in training: {', '.join(name for name in readers if name not in against)}. JPEG and notch are "
-        f"T2. Noise and blur lose as much PSNR as the veil. Trained at commit {measured['trained']['commit']}, "
-        f"measured at {measured['measured']['commit']} on {measured['measured']['processor']}. Reconstructor {veil.id}.",
+        f"T1, never seen in training: {', '.join(_judges(veil))}. JPEG and notch are T2. Noise and blur lose as much "
+        f"PSNR as the veil. Trained at commit {measured['trained']['commit']}, measured at "
+        f"{measured['measured']['commit']} on {measured['measured']['processor']}. Reconstructor {veil.id}.",
         "",
     ]
     for way in next(iter(next(iter(readers.values())).values())):
@@ -123,10 +122,11 @@ def latency_table(result: dict[str, Any]) -> list[str]:
     frames = result["frames"]
     lines += [
         "",
-        f"At its own pace {frames['shown']} of {frames['captured']} frames were shown, {result['paced_fps']} frames/s; "
-        f"at full speed, every frame shown, {result['full_speed_fps']} frames/s. On the camera, sample + quantise + "
-        f"pack took {result['camera_ms']} ms and {result['payload_bytes']} bytes a frame; OpenCV's JPEG of the same frames "
-        f"{result['jpeg']['median']} ms and {result['jpeg']['bytes']} bytes. Measured on {_machine(result)}. "
+        f"At its own pace {frames['shown']} of {frames['captured']} frames were shown, {result['paced_fps']} "
+        f"frames/s; at full speed, every frame shown, {result['full_speed_fps']} frames/s. On the camera, sample + "
+        f"quantise + pack took {result['camera_ms']} ms and {result['payload_bytes']} bytes a frame; OpenCV's JPEG of "
+        f"the same frames {result['jpeg']['median']} ms and {result['jpeg']['bytes']} bytes. Measured on "
+        f"{_machine(result)}. "
         f"[json](../{result['file']})",
         "",
     ]
