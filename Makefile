@@ -4,7 +4,7 @@ ARGS ?=
 DEMO := .venv
 TEST := .venv-test
 
-.PHONY: demo test check proto wheel clean
+.PHONY: demo test check proto clean
 
 demo: $(DEMO)/ready
 	@$(DEMO)/bin/veilcam-bench demo $(ARGS)
@@ -23,7 +23,7 @@ check: $(TEST)/ready
 
 # Generated with an older compiler than the newest, so that the code runs with a wide range of protobuf versions.
 proto: $(TEST)/ready
-	$(TEST)/bin/python -m grpc_tools.protoc -I . --python_out=. --grpc_python_out=. --mypy_out=. --mypy_grpc_out=. \
+	PATH="$(CURDIR)/$(TEST)/bin:$$PATH" python -m grpc_tools.protoc -I . --python_out=. --grpc_python_out=. --mypy_out=. --mypy_grpc_out=. \
 		protos/v1/veilcam.proto
 
 $(DEMO)/ready: pyproject.toml

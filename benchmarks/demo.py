@@ -38,7 +38,7 @@ log = logging.getLogger("veilcam.demo")
 CAMERA = "demo"
 _START_TIMEOUT_S = 60.0
 _LAST_PICTURE_TIMEOUT_S = 3.0
-_KEPT_FRAMES = 300
+_KEPT_FRAMES = 90
 _LIVE_EVERY_S = 1.0
 
 
@@ -111,7 +111,10 @@ def demo(source: str, seconds: float, out: Path, ratio: float, stop: threading.E
 
     packer = Packer(Operator.load(DEFAULT_OPERATOR), ratio)
     opened = open_source(source)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DemoError(f"--out {out}: can't be written ({error.strerror})") from None
     comparison, account = Comparison(), Account()
     with _service(out / "decoder.log") as (address, page):
         log.info("watch it: %s", page)
@@ -175,7 +178,10 @@ class _Viewer:
 def _service(log_file: Path) -> Iterator[tuple[str, str]]:
     """A decoder service on free ports: its gRPC address and the page's."""
     command = [sys.executable, "-m", "decoder", "--port", "0", "--http", "0", "--allow-plain", "--log-json"]
-    with log_file.open("w+") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
+    with (
+        log_file.open("w+") as output,
+        subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True) as process,
+    ):
         try:
             ports = _ports(process, log_file)
             yield f"127.0.0.1:{ports['grpc_port']}", f"http://127.0.0.1:{ports['http_port']}/"
@@ -219,7 +225,8 @@ def _summary(source: str, account: Account, comparison: Comparison, elapsed: flo
     if not veiled.psnr or not plain.psnr or not comparison.triple:
         raise DemoError(f"no picture came back (sent {account.sent}): see {out / 'decoder.log'}")
     picture = out / "demo.png"
-    cv2.imwrite(str(picture), side_by_side(comparison.triple, ("original", "plain", "veiled")))
+    if not cv2.imwrite(str(picture), side_by_side(comparison.triple, ("original", "plain", "veiled"))):
+        raise DemoError(f"{picture}: can't be written")
     latency = {"median": 50, "p95": 95, "p99": 99}
     result = {
         "source": source,

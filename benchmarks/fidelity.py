@@ -9,13 +9,19 @@ _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
 
 def psnr(picture: NDArray[np.uint8], original: NDArray[np.uint8]) -> float:
-    """PSNR in dB; infinite for equal pictures."""
+    """PSNR in dB; 148 and not infinite for equal pictures, so that means and JSON stay numbers."""
     error = float(np.mean((picture.astype(np.float64) - original.astype(np.float64)) ** 2))
-    return float("inf") if error == 0 else 10 * float(np.log10(255**2 / error))
+    return 10 * float(np.log10(255**2 / max(error, 1e-10)))
 
 
 def ssim(picture: NDArray[np.uint8], original: NDArray[np.uint8]) -> float:
-    """Mean SSIM as Wang et al. 2004 define it: Gaussian window of 11, σ 1.5, where the window fits wholly."""
+    """Mean SSIM as Wang et al. 2004 define it: Gaussian window of 11, σ 1.5, where the window fits wholly.
+
+    Raises:
+        ValueError: a side of less than 11 pixels.
+    """
+    if min(picture.shape) < _WINDOW[0]:
+        raise ValueError(f"SSIM of {picture.shape}: sides of 11 pixels and more are needed")
     a, b = picture.astype(np.float64), original.astype(np.float64)
 
     def smooth(x: NDArray[np.float64]) -> NDArray[np.float64]:

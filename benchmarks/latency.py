@@ -73,8 +73,10 @@ def measure(source: str, operator_path: Path, ratio: float, catalogue: Catalogue
     """Stream a source once through a real service to a real viewer.
 
     Raises:
+        SourceError: the source can't be opened.
         LatencyError: nothing was shown; the reason is in the text.
     """
+    open_source(source, paced=False).close()
     return asyncio.run(_measure(source, operator_path, ratio, catalogue, lossless))
 
 

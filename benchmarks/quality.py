@@ -17,6 +17,7 @@ from encoder.sources import Frame
 from encoder.sources.capture import gray
 from protos.v1 import veilcam_pb2 as pb
 
+_SMALLEST_SIDE = 11
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".pgm"}
 
 
@@ -44,13 +45,18 @@ def choose(catalogue: Catalogue, operator: Operator, ratio: float, rendition: st
 
 def measure_folder(folder: Path, operator: Operator, ratio: float, reconstructor: Reconstructor) -> Iterator[Quality]:
     """Each picture of a folder, as a key frame of its own."""
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES) if folder.is_dir() else []
+    try:
+        files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES) if folder.is_dir() else []
+    except OSError as error:
+        raise QualityError(f"{folder}: can't be read ({error.strerror})") from None
     if not files:
         raise QualityError(f"{folder}: no such folder, or no pictures in it")
     for path in files:
         read = cv2.imread(str(path), cv2.IMREAD_COLOR)
-        if read is None:
-            raise QualityError(f"{path}: not a picture that can be read")
+        if read is None or min(read.shape[:2]) < _SMALLEST_SIDE:
+            raise QualityError(
+                f"{path}: not a picture that can be read, or a side of less than {_SMALLEST_SIDE} pixels"
+            )
         luma, _ = gray(np.asarray(read, np.uint8))
         height, width = luma.shape
         message, _ = Packer(operator, ratio).pack(Frame(luma, 1, 0.0, False), 1)

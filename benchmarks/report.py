@@ -123,7 +123,8 @@ def latency_table(result: dict[str, Any]) -> list[str]:
     lines += [
         "",
         f"At its own pace {frames['shown']} of {frames['captured']} frames were shown, {result['paced_fps']} "
-        f"frames/s; at full speed, every frame shown, {result['full_speed_fps']} frames/s. On the camera, sample + "
+        f"frames/s; at full speed {result['full_speed_frames']['shown']} of {result['full_speed_frames']['captured']}, "
+        f"{result['full_speed_fps']} frames/s. On the camera, sample + "
         f"quantise + pack took {result['camera_ms']} ms and {result['payload_bytes']} bytes a frame; OpenCV's JPEG of "
         f"the same frames {result['jpeg']['median']} ms and {result['jpeg']['bytes']} bytes. Measured on "
         f"{_machine(result)}. "

@@ -7,11 +7,13 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from protos.payload import Payload, PayloadError, PayloadTooLargeError, PlaneKind
+from protos.payload import Announcement, Payload, PayloadError, PayloadTooLargeError, PlaneKind, announcement
 from protos.v1 import veilcam_pb2 as pb
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _MAX_LEVEL = 127
+MAX_SIDE = 65_500
+"""Pixels; what a JPEG file can have."""
 
 
 class Refusal(Exception):  # noqa: N818 - an answer that is expected, not a fault
@@ -29,6 +31,8 @@ class Limits:
     cameras: int = 64
     pixels: int = 4096 * 2304
     payload_bytes: int = 8 << 20
+    connections: int = 512
+    """Calls, and requests of the page, at one time."""
 
 
 def invalid(field: str, problem: str) -> Refusal:
@@ -36,15 +40,15 @@ def invalid(field: str, problem: str) -> Refusal:
     return Refusal(grpc.StatusCode.INVALID_ARGUMENT, field, problem)
 
 
-def check_hello(hello: pb.Hello, limits: Limits) -> None:
-    """Refuse a hello that is malformed or larger than allowed."""
+def check_hello(hello: pb.Hello) -> None:
+    """Refuse a hello that is malformed, or of a picture that no viewer could be given."""
     if not _NAME.fullmatch(hello.camera):
         allowed = "1 to 64 of letters, digits, '.', '_' and '-', a letter or digit first"
         raise invalid("hello.camera", f"{hello.camera[:80]!r}, expected {allowed}")
     if not hello.width or not hello.height:
         raise invalid("hello.width and hello.height", f"{hello.width}×{hello.height}, expected above 0")
-    if hello.width * hello.height > limits.pixels:
-        problem = f"{hello.width}×{hello.height} is more than the {limits.pixels} pixels that this server allows"
+    if max(hello.width, hello.height) > MAX_SIDE:
+        problem = f"{hello.width}×{hello.height}, no side may have more than {MAX_SIDE} pixels"
         raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "hello.width and hello.height", problem)
     if not (np.isfinite(hello.frame_rate) and hello.frame_rate >= 0):
         raise invalid("hello.frame_rate", f"{hello.frame_rate}, expected 0 or more")
@@ -65,37 +69,58 @@ def check_frame(frame: pb.Frame, last_sequence: int, limits: Limits) -> None:
         raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "frame.payload", problem)
 
 
+def check_size(hello: pb.Hello, block: int, limits: Limits) -> None:
+    """Refuse a picture that is larger than allowed, counted as it is sampled: padded to whole blocks."""
+    height, width = (blocks * block for blocks in _grid(hello, block))
+    if height * width > limits.pixels:
+        problem = f"{hello.width}×{hello.height} is more than the {limits.pixels} pixels that this server allows"
+        raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "hello.width and hello.height", problem)
+
+
 def unpack(frame: pb.Frame, hello: pb.Hello, block: int) -> NDArray[np.int16]:
     """The luma values of a frame, key or delta: int16 (rows, H/B, W/B).
+
+    Nothing is unpacked, and nothing allocated for it, before the payload has announced just the blocks expected.
 
     Raises:
         Refusal: a payload that is damaged, too large, or not what hello and frame announced.
     """
-    grid = (-(-hello.height // block), -(-hello.width // block))
+    grid = _grid(hello, block)
     try:
-        payload = Payload.unpack(frame.payload, max_measurements=grid[0] * grid[1] * block**2)
+        announced = announcement(frame.payload, max_measurements=grid[0] * grid[1] * block**2)
+        _check_announced(announced, frame, hello, block, grid)
+        plane = Payload.unpack(frame.payload).planes[0]
     except PayloadTooLargeError as error:
         raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "frame.payload", str(error)) from None
     except PayloadError as error:
         raise invalid("frame.payload", str(error)) from None
-    if payload.operator_id != hello.operator_id:
-        raise invalid("frame.payload", f"operator_id: {payload.operator_id}, the hello said {hello.operator_id}")
-    if payload.block != block:
-        raise invalid("frame.payload", f"block: {payload.block}, operator {hello.operator_id} has {block}")
-    kinds = [int(plane.kind) for plane in payload.planes]
+    if plane.quantiser == 1:
+        return plane.values
+    return np.clip(plane.values.astype(np.int32) * plane.quantiser, -(2**15), 2**15 - 1).astype(np.int16)
+
+
+def _check_announced(
+    announced: Announcement, frame: pb.Frame, hello: pb.Hello, block: int, grid: tuple[int, int]
+) -> None:
+    if announced.operator_id != hello.operator_id:
+        raise invalid("frame.payload", f"operator_id: {announced.operator_id}, the hello said {hello.operator_id}")
+    if announced.block != block:
+        raise invalid("frame.payload", f"block: {announced.block}, operator {hello.operator_id} has {block}")
+    kinds = [int(plane.kind) for plane in announced.planes]
     if kinds != list(frame.planes):
         raise invalid("frame.planes", f"{list(frame.planes)}, the payload has {kinds}")
     if kinds != [PlaneKind.LUMA]:
         raise invalid("frame.planes", f"{kinds}, this server reconstructs luma alone")
-    plane = payload.planes[0]
-    if plane.values.shape[1:] != grid:
-        found, expected = ("×".join(map(str, shape)) for shape in (plane.values.shape[1:], grid))
+    rows, *blocks = announced.planes[0].shape
+    if tuple(blocks) != grid:
+        found, expected = ("×".join(map(str, shape)) for shape in (blocks, grid))
         raise invalid("frame.payload", f"plane.grid: {found} blocks, a picture of the hello's size has {expected}")
-    if plane.values.shape[0] > block**2:
-        raise invalid("frame.payload", f"plane.rows: {plane.values.shape[0]}, a block has {block**2} pixels")
-    if plane.quantiser == 1:
-        return plane.values
-    return np.clip(plane.values.astype(np.int32) * plane.quantiser, -(2**15), 2**15 - 1).astype(np.int16)
+    if rows > block**2:
+        raise invalid("frame.payload", f"plane.rows: {rows}, a block has {block**2} pixels")
+
+
+def _grid(hello: pb.Hello, block: int) -> tuple[int, int]:
+    return -(-hello.height // block), -(-hello.width // block)
 
 
 def checked_levels(values: NDArray[np.int16]) -> NDArray[np.int8]:

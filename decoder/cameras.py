@@ -34,9 +34,11 @@ class Measurement:
 class Stream:
     """One connection of a camera: the delta state, the newest measurement, and what to acknowledge."""
 
-    def __init__(self, hello: pb.Hello, block: int, limits: Limits) -> None:
+    def __init__(self, hello: pb.Hello, block: int, rendition: str, limits: Limits) -> None:
         self.hello = hello
         self.block = block
+        self.rendition = rendition
+        self.busy = False
         self.pending: Measurement | None = None
         self.last_message = time.monotonic()
         self.problem: Refusal | None = None
@@ -72,10 +74,23 @@ class Stream:
         self.news.set()
         return True
 
-    def shown(self, picture: Picture) -> None:
-        """Note that a picture of this stream is ready for viewers."""
-        self._shown = (picture.sequence, picture.shown_time_ns)
+    def take(self) -> Measurement:
+        """The pending measurement, for the worker; ``done`` follows."""
+        measurement, self.pending, self.busy = self.pending, None, True
+        assert measurement is not None
+        return measurement
+
+    def done(self, shown: Picture | None) -> None:
+        """The measurement taken is through, and its picture ready for viewers if there is one."""
+        self.busy = False
+        if shown is not None:
+            self._shown = (shown.sequence, shown.shown_time_ns)
         self.news.set()
+
+    @property
+    def settled(self) -> bool:
+        """Whether every frame received was shown or dropped."""
+        return self.pending is None and not self.busy
 
     def end(self, problem: Refusal) -> None:
         """End the stream with a status, from outside of it."""
@@ -126,6 +141,8 @@ class Camera:
         self.name = name
         self.stream: Stream | None = None
         self.last_seen = time.monotonic()
+        self.rendition = RENDITIONS[0]
+        """What viewers get who don't ask for another."""
         self.relays = {rendition: Relay() for rendition in RENDITIONS}
         self.shown_at: deque[float] = deque(maxlen=_WINDOW)
         self.latest: Picture | None = None
@@ -156,6 +173,7 @@ class Cameras:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._cameras: dict[str, Camera] = {}
+        self._changed = asyncio.Event()
         self.pending = asyncio.Event()
         self.connected = asyncio.Event()
         """Set once the first camera is there."""
@@ -184,6 +202,9 @@ class Cameras:
             self._forget_longest_gone()
         self._cameras[name] = camera
         camera.stream = stream
+        camera.rendition = stream.rendition
+        for rendition, relay in camera.relays.items():
+            relay.on_demand = rendition != stream.rendition
         self.connected.set()
         return camera
 
@@ -192,11 +213,23 @@ class Cameras:
         if camera.stream is stream:
             camera.stream = None
 
+    def published(self) -> None:
+        """Tell whoever waits for any camera's picture that there is one."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def changed(self) -> None:
+        """Wait until any camera has shown a picture."""
+        await self._changed.wait()
+
     def close(self) -> None:
-        """Let every viewer go."""
+        """Let every viewer and every camera go."""
         for camera in self._cameras.values():
             for relay in camera.relays.values():
                 relay.close()
+            if camera.stream is not None:
+                camera.stream.end(Refusal(grpc.StatusCode.UNAVAILABLE, "server", "shutting down"))
+        self.published()
 
     def _forget_longest_gone(self) -> None:
         gone = [camera for camera in self._cameras.values() if camera.stream is None]

@@ -69,8 +69,12 @@ def load_catalogue(paths: Sequence[Path], engine: str, threads: int) -> Catalogu
     """
     files: list[Path] = []
     for path in paths:
-        found = sorted(path.glob("*.onnx")) if path.is_dir() else [path]
-        if not found or not found[0].is_file():
+        try:
+            found = sorted(path.glob("*.onnx")) if path.is_dir() else [path]
+            there = bool(found) and found[0].is_file()
+        except OSError as error:
+            raise CatalogueError(f"{path}: can't be read ({error.strerror})") from None
+        if not there:
             raise CatalogueError(f"{path}: no reconstructor (*.onnx) there")
         files += found
     return Catalogue([_open(file, engine, threads) for file in files])

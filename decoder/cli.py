@@ -40,7 +40,9 @@ def decode(
     ] = None,
     engine: Annotated[str, typer.Option(help="runtime: onnxruntime")] = "onnxruntime",
     threads: Annotated[int, typer.Option(min=1, help="threads of the engine [all cores]")] = os.cpu_count() or 1,
-    save: Annotated[Path | None, typer.Option(help="save every picture shown as DIR/CAMERA/SEQUENCE.png")] = None,
+    save: Annotated[
+        Path | None, typer.Option(help="save pictures as they are shown: DIR/CAMERA/CAPTURETIME-SEQUENCE.png")
+    ] = None,
     allow_plain: Annotated[
         bool, typer.Option("--allow-plain", help="let any viewer ask for plain pictures, which classifiers can read")
     ] = False,
@@ -78,8 +80,9 @@ def decode(
         if host not in ("127.0.0.1", "::1", "localhost"):
             log.warning("listening on %s without TLS and authentication: everyone who reaches it can watch", host)
         ports = {"grpc_port": server.port, "http_port": server.http_port}
+        name = f"[{host}]" if ":" in host else host
         text = "cameras and programs: %s:%d (gRPC); people: http://%s:%d/"
-        log.info(text, host, server.port, host, server.http_port, extra=ports)
+        log.info(text, name, server.port, name, server.http_port, extra=ports)
         return await _until_stopped(server)
 
     try:

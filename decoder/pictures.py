@@ -44,17 +44,24 @@ class Picture:
 
     def _encode(self) -> bytes:
         start = cv2.getTickCount()
-        _, data = cv2.imencode(".jpg", self.pixels, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+        encoded, data = cv2.imencode(".jpg", self.pixels, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+        if not encoded:
+            raise ValueError(f"OpenCV can't encode a picture of {self.pixels.shape} as JPEG")
         self.times.encode = (cv2.getTickCount() - start) / cv2.getTickFrequency() * 1e3
         return data.tobytes()
 
 
 class Relay:
-    """One rendition of one camera. Viewers that are slow miss pictures; they never hold any back."""
+    """One rendition of one camera. Viewers that are slow miss pictures; they never hold any back.
+
+    A rendition that is computed on demand keeps no picture once its last viewer has left: the next one must not be
+    shown something of hours ago.
+    """
 
     def __init__(self) -> None:
         self.latest: Picture | None = None
         self.viewers = 0
+        self.on_demand = False
         self._serial = 0
         self._closed = False
         self._changed = asyncio.Event()
@@ -69,6 +76,12 @@ class Relay:
         """Tell everyone who waits that no more pictures come."""
         self._closed = True
         self._wake()
+
+    def leave(self) -> None:
+        """One viewer fewer."""
+        self.viewers -= 1
+        if self.on_demand and not self.viewers:
+            self.latest = None
 
     def watch(self) -> "Watch":
         """A viewer's place. Use it as a context."""
@@ -97,14 +110,14 @@ class Watch:
 
     def __init__(self, relay: Relay) -> None:
         self._relay = relay
-        self._seen = 0
+        self._seen = 0 if relay.latest else relay.serial
 
     def __enter__(self) -> "Watch":
         self._relay.viewers += 1
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._relay.viewers -= 1
+        self._relay.leave()
 
     def __aiter__(self) -> "Watch":
         return self

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import grpc
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from decoder.admission import Refusal
 from decoder.cameras import Camera, Cameras, Measurement, Stream
 from decoder.catalogue import Catalogue, Reconstructor
-from decoder.pictures import Picture
+from decoder.pictures import Picture, Times
 
 log = logging.getLogger("veilcam.decode")
 
@@ -44,9 +45,11 @@ class Worker:
             self._last = camera.name
             stream = camera.stream
             assert stream is not None
-            measurement, stream.pending = stream.pending, None
-            assert measurement is not None
-            await self._show(camera, stream, measurement)
+            shown = None
+            try:
+                shown = await self._show(camera, stream, stream.take())
+            finally:
+                stream.done(shown)
 
     def rendition_for(self, operator_id: str) -> str | None:
         """The rendition that this server shows of an operator's measurements when nobody asks for another."""
@@ -63,38 +66,41 @@ class Worker:
         after = [camera for camera in waiting if camera.name > self._last]
         return next(iter(after or waiting), None)
 
-    async def _show(self, camera: Camera, stream: Stream, measurement: Measurement) -> None:
-        operator_id = stream.hello.operator_id
-        main = self.rendition_for(operator_id)
-        measurement.times.queue = (time.time_ns() - measurement.times.received_ns) / 1e6 - measurement.times.unpack
+    async def _show(self, camera: Camera, stream: Stream, measurement: Measurement) -> Picture | None:
+        """Reconstruct what is wanted of a measurement; returns the picture of the stream's own rendition."""
+        operator_id, main = stream.hello.operator_id, None
+        queue_ns = time.time_ns() - measurement.times.received_ns
+        times = replace(measurement.times, queue=queue_ns / 1e6 - measurement.times.unpack)
         for rendition in self._renditions:
-            if rendition != main and not camera.relays[rendition].viewers:
+            if rendition != stream.rendition and not camera.relays[rendition].viewers:
                 continue
             reconstructor = self._catalogue.choose(operator_id, rendition, len(measurement.levels))
             if reconstructor is None:
                 continue
             try:
-                picture = await self._reconstruct(stream, measurement, rendition, reconstructor)
+                picture = await self._reconstruct(stream, measurement, replace(times), rendition, reconstructor)
             except Exception as error:
                 log.exception("camera %s: reconstructor %s failed", camera.name, reconstructor.name)
                 kind = type(error).__name__
                 stream.end(
                     Refusal(grpc.StatusCode.INTERNAL, "frame", f"the reconstructor failed ({kind}), see the log")
                 )
-                return
+                return None
             camera.relays[rendition].publish(picture)
-            if rendition == main:
+            if rendition == stream.rendition:
                 camera.note_shown(picture)
-                stream.shown(picture)
+                main = picture
+            self._cameras.published()
+        return main
 
     async def _reconstruct(
-        self, stream: Stream, measurement: Measurement, rendition: str, reconstructor: Reconstructor
+        self, stream: Stream, measurement: Measurement, times: Times, rendition: str, reconstructor: Reconstructor
     ) -> Picture:
         levels = fit_rows(measurement.levels, reconstructor.engine.rows)
         began = time.perf_counter()
         loop = asyncio.get_running_loop()
         pixels = await loop.run_in_executor(self._pool, reconstructor.engine.reconstruct, levels[None])
-        measurement.times.reconstruct = (time.perf_counter() - began) * 1e3
+        times.reconstruct = (time.perf_counter() - began) * 1e3
         return Picture(
             stream.hello.camera,
             measurement.sequence,
@@ -103,7 +109,7 @@ class Worker:
             pixels[0, : stream.hello.height, : stream.hello.width],
             rendition,
             reconstructor.id,
-            measurement.times,
+            times,
         )
 
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +31,7 @@ _MESSAGE_OVERHEAD = 4096
 
 
 class ServerError(Exception):
-    """An address that can't be listened on; the message names it."""
+    """An address that can't be listened on, or a folder that can't be written; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,10 @@ class Server:
         self._worker = Worker(self.cameras, catalogue, renditions)
         self._health = health.aio.HealthServicer()
         self._grpc = self._grpc_server(catalogue, renditions)
-        app = web_app(self.cameras, catalogue, renditions)
-        self._web = _Web(uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1))
+        app = web_app(self.cameras, catalogue, renditions, settings.host)
+        config = uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
+        config.limit_concurrency = settings.limits.connections
+        self._web = _Web(config)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -68,6 +71,8 @@ class Server:
             ServerError: an address is taken or can't be listened on.
         """
         host, port, http_port = self.settings.host, self.settings.port, self.settings.http_port
+        if self.settings.save:
+            _writable(self.settings.save)
         try:
             listener = socket.create_server(
                 (host, http_port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -84,8 +89,7 @@ class Server:
         self._tasks.append(asyncio.create_task(self._worker.run(), name="worker"))
         self._tasks.append(asyncio.create_task(self._web.serve([listener]), name="web"))
         if self.settings.save:
-            saving = save_pictures(self.cameras, self.settings.save, "veiled")
-            self._tasks.append(asyncio.create_task(saving, name="save"))
+            self._tasks.append(asyncio.create_task(save_pictures(self.cameras, self.settings.save), name="save"))
         for service in ("", "veilcam.v1.Cameras", "veilcam.v1.Viewers"):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
 
@@ -102,13 +106,13 @@ class Server:
         self._web.should_exit = True
         self.cameras.close()
         await self._grpc.stop(grace)
-        worker, web, *others = self._tasks
-        for task in (worker, *others):
+        web = next(task for task in self._tasks if task.get_name() == "web")
+        await asyncio.wait([web], timeout=grace)
+        for task in self._tasks:
             task.cancel()
+        await asyncio.wait(self._tasks, timeout=grace)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(web), grace)
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.to_thread(self._worker.close)
+            await asyncio.wait_for(asyncio.to_thread(self._worker.close), grace)
 
     def _grpc_server(self, catalogue: Catalogue, renditions: tuple[str, ...]) -> aio.Server:
         limits = self.settings.limits
@@ -119,7 +123,7 @@ class Server:
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
             ("grpc.so_reuseport", 0),
         ]
-        server = aio.server(options=options)
+        server = aio.server(options=options, maximum_concurrent_rpcs=limits.connections)
         add_CamerasServicer_to_server(CamerasService(self.cameras, catalogue, self._worker, limits), server)
         add_ViewersServicer_to_server(ViewersService(self.cameras, renditions), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
@@ -127,6 +131,15 @@ class Server:
         names += [health.SERVICE_NAME, reflection.SERVICE_NAME]
         reflection.enable_server_reflection(names, server)
         return server
+
+
+def _writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ServerError(f"--save {folder}: can't be written ({error.strerror})") from None
 
 
 class _Web(uvicorn.Server):

@@ -6,9 +6,10 @@ from collections.abc import AsyncIterator
 from typing import Any, NoReturn
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc import aio
 
-from decoder.admission import Limits, Refusal, check_hello, invalid
+from decoder.admission import Limits, Refusal, check_hello, check_size, invalid
 from decoder.cameras import Camera, Cameras, Stream
 from decoder.catalogue import Catalogue
 from decoder.pictures import Picture
@@ -18,7 +19,10 @@ from protos.v1.veilcam_pb2_grpc import CamerasServicer, ViewersServicer
 
 log = logging.getLogger("veilcam.decode")
 
-_RENDITIONS = {pb.RENDITION_UNSPECIFIED: "veiled", pb.RENDITION_VEILED: "veiled", pb.RENDITION_PLAIN: "plain"}
+FIRST_MESSAGE_S = 10.0
+"""A camera that connects and doesn't say who it is within so long is let go."""
+
+_RENDITIONS = {pb.RENDITION_UNSPECIFIED: "", pb.RENDITION_VEILED: "veiled", pb.RENDITION_PLAIN: "plain"}
 _RENDITION_NUMBERS = {"veiled": pb.RENDITION_VEILED, "plain": pb.RENDITION_PLAIN}
 _ENCODINGS = (pb.ENCODING_UNSPECIFIED, pb.ENCODING_JPEG, pb.ENCODING_GRAY8)
 
@@ -40,7 +44,7 @@ class CamerasService(CamerasServicer):
         peer = context.peer()
         stream = camera = None
         try:
-            stream = self._admit(await anext(request_iterator, None))
+            stream = self._admit(await _first(request_iterator))
             camera = self._cameras.connect(stream)
             hello = stream.hello
             log.info("camera %s connected from %s: %d×%d", camera.name, peer, hello.width, hello.height)
@@ -58,16 +62,19 @@ class CamerasService(CamerasServicer):
     def _admit(self, first: pb.PublishRequest | None) -> Stream:
         if first is None or not first.HasField("hello"):
             raise invalid("message", "expected a hello first")
-        check_hello(first.hello, self._limits)
+        check_hello(first.hello)
         operator_id = first.hello.operator_id
         if operator_id not in self._catalogue.operators():
             known = ", ".join(sorted(self._catalogue.operators()))
             problem = f"{operator_id[:80]!r} isn't among the operators of this server ({known})"
             raise Refusal(grpc.StatusCode.NOT_FOUND, "hello.operator_id", problem)
-        if self._worker.rendition_for(operator_id) is None:
+        block = self._catalogue.block(operator_id)
+        check_size(first.hello, block, self._limits)
+        rendition = self._worker.rendition_for(operator_id)
+        if rendition is None:
             problem = f"{operator_id!r} has only plain reconstructors here, and this server gives only veiled pictures"
             raise Refusal(grpc.StatusCode.NOT_FOUND, "hello.operator_id", problem)
-        return Stream(first.hello, self._catalogue.block(operator_id), self._limits)
+        return Stream(first.hello, block, rendition, self._limits)
 
     async def _frames(
         self, requests: AsyncIterator[pb.PublishRequest], stream: Stream
@@ -80,22 +87,23 @@ class CamerasService(CamerasServicer):
                 if stream.problem:
                     raise stream.problem
                 yield stream.acknowledgement()
-                if reader.done() and stream.pending is None and not stream.news.is_set():
+                if reader.done() and stream.settled and not stream.news.is_set():
                     break
         finally:
             reader.cancel()
 
     async def _read(self, requests: AsyncIterator[pb.PublishRequest], stream: Stream) -> None:
         try:
-            async for request in requests:
+            while (request := await _next(requests)) is not None:
                 if not request.HasField("frame"):
                     raise invalid("message", "expected a frame after the hello")
                 if await stream.receive(request.frame):
                     self._cameras.pending.set()
         except Refusal as refusal:
             stream.end(refusal)
-        except aio.AioRpcError:
-            pass  # the camera hung up; its handler is cancelled
+        except Exception:  # the reader's task has no other listener: the camera is told, the log has it all
+            log.exception("camera %s: its stream can't be read on", stream.hello.camera)
+            stream.end(Refusal(grpc.StatusCode.INTERNAL, "frame", "the server failed, see its log"))
         finally:
             stream.news.set()
 
@@ -125,7 +133,7 @@ class ViewersService(ViewersServicer):
         if request.rendition not in _RENDITIONS:
             raise invalid("watch.rendition", f"{request.rendition} is unknown")
         rendition = _RENDITIONS[request.rendition]
-        if rendition not in self._renditions:
+        if rendition and rendition not in self._renditions:
             problem = f"this server gives only {', '.join(self._renditions)} pictures"
             raise Refusal(grpc.StatusCode.PERMISSION_DENIED, "watch.rendition", problem)
         camera = self._cameras.get(request.camera)
@@ -134,7 +142,23 @@ class ViewersService(ViewersServicer):
             raise Refusal(
                 grpc.StatusCode.NOT_FOUND, "watch.camera", f"{request.camera[:80]!r} isn't here (here: {known})"
             )
-        return camera, rendition
+        return camera, rendition or camera.rendition
+
+
+async def _first(requests: AsyncIterator[pb.PublishRequest]) -> pb.PublishRequest | None:
+    try:
+        return await asyncio.wait_for(_next(requests), FIRST_MESSAGE_S)
+    except TimeoutError:
+        problem = f"no hello within {FIRST_MESSAGE_S:.0f} s"
+        raise Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "message", problem) from None
+
+
+async def _next(requests: AsyncIterator[pb.PublishRequest]) -> pb.PublishRequest | None:
+    """The next message, or None at the end; bytes that are no message are refused like any other malformed field."""
+    try:
+        return await anext(requests, None)
+    except DecodeError:
+        raise invalid("message", "not a veilcam.v1.PublishRequest") from None
 
 
 async def _message(picture: Picture, encoding: "pb.Encoding.ValueType") -> pb.Picture:

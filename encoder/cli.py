@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import os
 import re
 import signal
 import sys
@@ -67,9 +68,8 @@ def encode(
     for can't be done.
     """
     _start_logging(log_json)
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    # Until frames flow there is nothing to end cleanly, and what opens a source or a connection can't be interrupted.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     if not CAMERA_NAME.fullmatch(name):
         _fail(UNUSABLE, f"--name {name!r}: expected 1 to 64 of letters, digits, '.', '_', '-', a letter or digit first")
     try:
@@ -81,8 +81,11 @@ def encode(
         _fail(UNUSABLE, str(error))
     if first is None:
         _fail(UNUSABLE, f"{opened.name}: gives no frames")
+    lossless = as_fast_as_possible and not opened.live
+    if as_fast_as_possible and opened.live:
+        log.warning("--as-fast-as-possible is for files, folders and the pattern; a camera keeps its own pace")
     try:
-        sink = _open_sink(server, out, _hello(name, packer.operator, first, opened.frame_rate), as_fast_as_possible)
+        sink = _open_sink(server, out, _hello(name, packer.operator, first, opened.frame_rate), lossless)
     except SinkError as error:
         _fail(BROKE, str(error))
     log.info(
@@ -90,14 +93,13 @@ def encode(
         *(opened.name, sink.name, name, first.luma.shape[1], first.luma.shape[0]),
         *(packer.operator.id, packer.rows, packer.operator.rows, packer.rows / packer.operator.block**2),
     )
-    if first.colour:
-        log.warning("the source is in colour; only luma is sent, colour is not sent yet")
+    stop = _stop_on_signals()
     account, began = Account(), time.monotonic()
     reporter = threading.Thread(target=_report, args=(account, sink, stop, log_json), daemon=True)
     reporter.start()
     problem = None
     try:
-        run(itertools.chain([first], frames), packer, sink, account, stop, lossless=as_fast_as_possible)
+        run(itertools.chain([first], frames), packer, sink, account, stop, lossless)
     except (SourceError, SinkError) as error:
         problem = error
     stop.set()
@@ -107,6 +109,7 @@ def encode(
         sink.close()
     except SinkError as error:
         problem = problem or error
+    _tell_colour(account)
     log.info("%s", _summary(account, sink, time.monotonic() - began))
     if problem:
         _fail(BROKE, str(problem))
@@ -121,15 +124,37 @@ def _open_sink(server: str, out: Path | None, hello: pb.Hello, lossless: bool) -
     return FileSink(out, hello) if out else ServerSink(server, hello, lossless)
 
 
+def _stop_on_signals() -> threading.Event:
+    """Ctrl-C and SIGTERM end the stream cleanly; a second one ends the process at once."""
+    stop = threading.Event()
+
+    def ask(*_: object) -> None:
+        if stop.is_set():
+            os._exit(BROKE)
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, ask)
+    return stop
+
+
 def _report(account: Account, sink: Sink, stop: threading.Event, quiet: bool) -> None:
     console = Console(stderr=True)
     if console.is_terminal and not quiet:
         with Live(console=console, refresh_per_second=4, transient=True) as live:
             while not stop.wait(0.25):
+                _tell_colour(account)
                 live.update(Text(_line(account, sink), no_wrap=True, overflow="ellipsis"))
     else:
         while not stop.wait(_LOG_EVERY_S):
+            _tell_colour(account)
             log.info("%s", _line(account, sink))
+
+
+def _tell_colour(account: Account) -> None:
+    if account.colour and not account.colour_told:
+        account.colour_told = True
+        log.warning("the source is in colour; only luma is sent, colour is not sent yet")
 
 
 def _line(account: Account, sink: Sink) -> str:

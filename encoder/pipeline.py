@@ -72,6 +72,7 @@ class Account:
     dropped: Counter[str] = field(default_factory=Counter)
     """Frames not sent, by reason: ``newer frame``, ``rate lowered``."""
     colour: bool = False
+    colour_told: bool = False
     stages: deque[StageTimes] = field(default_factory=lambda: deque(maxlen=_WINDOW))
     sent_times: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=_WINDOW))
 
@@ -139,7 +140,7 @@ def run(
         SinkError: the sink broke.
     """
     newest = NewestFrame(lossless)
-    problems: list[SourceError] = []
+    problems: list[Exception] = []
     capture = threading.Thread(
         target=_capture, args=(frames, newest, account, stop, problems), name="capture", daemon=True
     )
@@ -178,7 +179,7 @@ def run(
 
 
 def _capture(
-    frames: Iterator[Frame], newest: NewestFrame, account: Account, stop: threading.Event, problems: list[SourceError]
+    frames: Iterator[Frame], newest: NewestFrame, account: Account, stop: threading.Event, problems: list[Exception]
 ) -> None:
     try:
         for frame in frames:
@@ -186,7 +187,7 @@ def _capture(
             account.colour = account.colour or frame.colour
             if stop.is_set() or not newest.put(account.captured, frame):
                 return
-    except SourceError as error:
+    except Exception as error:  # noqa: BLE001 - a thread's exception has no other listener; ``run`` raises it
         problems.append(error)
     finally:
         newest.close()

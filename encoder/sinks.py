@@ -55,7 +55,7 @@ class ServerSink:
     Args:
         address: ``HOST:PORT``.
         hello: sent first.
-        lossless: keep so few frames on the way that the server shows each of them, rather than the newest.
+        lossless: send a frame once the one before it was shown, so that every one is.
 
     Raises:
         SinkError: no service answers there, or it refuses the hello.
@@ -125,7 +125,7 @@ class ServerSink:
 
     def _room(self) -> bool:
         if self._lossless:
-            return self._sent <= self._progress.shown + 1
+            return self._sent <= self._progress.shown
         return self._sent < self._progress.received + UNACKNOWLEDGED_FRAMES
 
     def _read(self) -> None:

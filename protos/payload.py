@@ -33,6 +33,7 @@ _HEADER = struct.Struct("<3sB8sBB")
 _PLANE = struct.Struct("<BBBHHHI")
 _CRC = struct.Struct("<I")
 _CASCADE = 1
+_ID_BYTES = 8
 
 
 class PlaneKind(IntEnum):
@@ -80,7 +81,10 @@ class Payload:
         """
         bodies = [cascade.encode(plane.values) for plane in self.planes]
         try:
-            head = _HEADER.pack(_MAGIC, VERSION, bytes.fromhex(self.operator_id), self.block, len(self.planes))
+            operator_id = bytes.fromhex(self.operator_id)
+            if len(operator_id) != _ID_BYTES:
+                raise ValueError(f"operator id of {len(operator_id)} bytes, expected {_ID_BYTES}")
+            head = _HEADER.pack(_MAGIC, VERSION, operator_id, self.block, len(self.planes))
             table = [
                 _PLANE.pack(plane.kind, _CASCADE, plane.quantiser, *plane.values.shape, len(body))
                 for plane, body in zip(self.planes, bodies, strict=True)
@@ -98,21 +102,51 @@ class Payload:
             PayloadError: anything but a whole, undamaged payload of a version known here.
             PayloadTooLargeError: it announces more than ``max_measurements`` values; nothing was allocated for them.
         """
-        operator_id, block, planes = _checked_header(data)
-        entries = list(_checked_planes(data, planes, max_measurements))
-        offset = _HEADER.size + planes * _PLANE.size
-        body = memoryview(data)[offset : -_CRC.size]
-        if sum(length for *_, length in entries) != len(body):
-            raise PayloadError("plane.length", f"planes don't add up to the {len(body)} bytes of the body")
+        announced = announcement(data, max_measurements)
+        body = memoryview(data)[_HEADER.size + len(announced.planes) * _PLANE.size : -_CRC.size]
         unpacked = []
-        for kind, quantiser, shape, length in entries:
+        for plane in announced.planes:
             try:
-                values = cascade.decode(body[:length], int(np.prod(shape)))
+                values = cascade.decode(body[: plane.length], int(np.prod(plane.shape)))
             except cascade.CascadeError as error:
                 raise PayloadError("plane.body", str(error)) from None
-            unpacked.append(Plane(values.reshape(shape), kind, quantiser))
-            body = body[length:]
-        return cls(operator_id.hex(), block, tuple(unpacked))
+            unpacked.append(Plane(values.reshape(plane.shape), plane.kind, plane.quantiser))
+            body = body[plane.length :]
+        return cls(announced.operator_id, announced.block, tuple(unpacked))
+
+
+@dataclass(frozen=True)
+class AnnouncedPlane:
+    """What the header says of a plane; ``shape`` is (rows, grid height, grid width), ``length`` in bytes."""
+
+    kind: PlaneKind
+    quantiser: int
+    shape: tuple[int, int, int]
+    length: int
+
+
+@dataclass(frozen=True)
+class Announcement:
+    """What a payload's header says, checked; its values are untouched."""
+
+    operator_id: str
+    block: int
+    planes: tuple[AnnouncedPlane, ...]
+
+
+def announcement(data: bytes, max_measurements: int = MAX_MEASUREMENTS) -> Announcement:
+    """Check checksum and header of a payload, so that a reader can refuse it before anything is unpacked.
+
+    Raises:
+        PayloadError: as ``Payload.unpack``, but for damage inside of the planes.
+        PayloadTooLargeError: it announces more than ``max_measurements`` values.
+    """
+    operator_id, block, planes = _checked_header(data)
+    entries = tuple(_checked_planes(data, planes, max_measurements))
+    body = len(data) - _HEADER.size - planes * _PLANE.size - _CRC.size
+    if sum(entry.length for entry in entries) != body:
+        raise PayloadError("plane.length", f"planes don't add up to the {body} bytes of the body")
+    return Announcement(operator_id.hex(), block, entries)
 
 
 def _checked_header(data: bytes) -> tuple[bytes, int, int]:
@@ -135,9 +169,7 @@ def _checked_header(data: bytes) -> tuple[bytes, int, int]:
     return operator_id, block, planes
 
 
-def _checked_planes(
-    data: bytes, planes: int, max_measurements: int
-) -> Iterator[tuple[PlaneKind, int, tuple[int, int, int], int]]:
+def _checked_planes(data: bytes, planes: int, max_measurements: int) -> Iterator[AnnouncedPlane]:
     total = 0
     for index in range(planes):
         entry = _PLANE.unpack_from(data, _HEADER.size + index * _PLANE.size)
@@ -151,4 +183,4 @@ def _checked_planes(
         total += rows * height * width
         if total > max_measurements:
             raise PayloadTooLargeError("plane", f"{total} measurements, at most {max_measurements} are allowed")
-        yield PlaneKind(kind), quantiser, (rows, height, width), length
+        yield AnnouncedPlane(PlaneKind(kind), quantiser, (rows, height, width), length)

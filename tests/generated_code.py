@@ -1,5 +1,6 @@
 """Check that the committed protobuf code is what the compiler makes of the .proto today."""
 
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -12,6 +13,8 @@ PROTO = "protos/v1/veilcam.proto"
 
 def main() -> int:
     """Compile into a temporary folder and compare every file."""
+    # The compiler looks for mypy-protobuf's plugins on the path; they stand beside this interpreter.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     with tempfile.TemporaryDirectory() as folder:
         outputs = [f"--{kind}_out={folder}" for kind in ("python", "grpc_python", "mypy", "mypy_grpc")]
         if protoc.main(["protoc", f"-I{ROOT}", *outputs, str(ROOT / PROTO)]):

@@ -8,7 +8,11 @@ import pytest
 from benchmarks import report
 
 ROOT = Path(__file__).parent.parent
-PAGES = [path for path in sorted(ROOT.glob("**/*.md")) if not any(part.startswith(".") for part in path.parts)]
+PAGES = [
+    path
+    for path in sorted(ROOT.glob("**/*.md"))
+    if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
+]
 
 
 def test_no_figure_in_the_documents_is_stale() -> None:

@@ -29,6 +29,9 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     try:
         import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+        import PIL  # noqa: F401
         import torch  # noqa: F401
     except ModuleNotFoundError as error:
         log.error("%s is missing: pip install 'veilcam[train]'", error.name)

@@ -85,7 +85,7 @@ def export_reconstructor(reconstructor: Reconstructor, path: Path, metadata: Map
     onnx.save(model, partial)
     try:
         _check(module, partial, rows)
-    except ExportError:
+    except BaseException:
         partial.unlink()
         raise
     partial.replace(path)

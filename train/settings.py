@@ -47,7 +47,7 @@ class VeilRun:
     iterations: int = bounded(1200, 1, 10_000_000)
     warm_up: int = bounded(50, 0, 100_000)
     batch: int = bounded(8, 1, 4096)
-    crop: int = bounded(192, 32, 4096)
+    crop: int = bounded(208, 32, 4096)
     learning_rate: float = bounded(3e-4, 1e-7, 1.0)
     average: float = bounded(0.99, 0.0, 0.99999)
     alpha: float = bounded(100.0, 0.0, 1e6)
@@ -59,7 +59,7 @@ class VeilRun:
     visibility: float = bounded(0.0, 0.0, 1e6)
     """Weight of change where eyes see it, train.objectives.veil.visibility."""
     repetition: float = bounded(0.0, 0.0, 1e6)
-    """Weight of change that repeats with the blocks, train.objectives.veil.repetition."""
+    """Weight of change that repeats with blocks or deep features, train.objectives.veil.repetition."""
     seed: int = bounded(1, 0, 2**31)
 
 

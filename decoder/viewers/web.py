@@ -1,35 +1,45 @@
 """The web page for people: all cameras, a still and an MJPEG stream of each, and what the page tells as JSON."""
 
 import asyncio
+import json
+import struct
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from decoder.cameras import Camera, Cameras
 from decoder.catalogue import Catalogue
-from decoder.pictures import Picture, Relay
+from decoder.pictures import Relay
 
+LOOPBACK = ("127.0.0.1", "localhost")
 _PAGE = Path(__file__).parent / "page.html"
 _BOUNDARY = "picture"
 _LONGEST_WAIT_S = 10.0
 _NEVER_STORED = {"Cache-Control": "no-store"}
+_LENGTHS = struct.Struct("<II")
 
 
-def web_app(cameras: Cameras, catalogue: Catalogue, renditions: tuple[str, ...]) -> Starlette:
-    """The page and what it is made of. ``?rendition=plain`` works where plain pictures are allowed."""
+def web_app(cameras: Cameras, catalogue: Catalogue, renditions: tuple[str, ...], host: str) -> Starlette:
+    """The page and what it is made of. ``?rendition=plain`` works where plain pictures are allowed.
+
+    Bound to loopback, it answers to loopback's names alone: no foreign page that a browser shows can read it by
+    pointing a name of its own here.
+    """
     names = {each.id: each for each in catalogue.reconstructors}
 
     def found(request: Request) -> tuple[Camera, Relay] | Response:
         camera = cameras.get(request.path_params["name"])
         if camera is None:
             return PlainTextResponse(f"no camera {request.path_params['name']!r} here\n", 404)
-        rendition = request.query_params.get("rendition", renditions[0])
+        rendition = request.query_params.get("rendition", camera.rendition)
         if rendition not in renditions:
             return PlainTextResponse(f"rendition: this server gives only {', '.join(renditions)} pictures\n", 403)
         return camera, camera.relays[rendition]
@@ -40,16 +50,27 @@ def web_app(cameras: Cameras, catalogue: Catalogue, renditions: tuple[str, ...])
     async def listing(request: Request) -> Response:
         return JSONResponse([_told(camera, names) for camera in cameras.all()], headers=_NEVER_STORED)
 
+    async def pictures(request: Request) -> Response:
+        try:
+            seen = json.loads(request.query_params.get("seen", "{}"))
+            seen = {str(name): int(serial) for name, serial in seen.items()}
+        except (ValueError, TypeError, AttributeError):
+            return PlainTextResponse('seen: expected JSON as in {"NAME": 7}\n', 400)
+        return await _newer(cameras, seen)
+
     async def still(request: Request) -> Response:
         match = found(request)
         if isinstance(match, Response):
             return match
         camera, relay = match
-        if "after" in request.query_params:
-            return await _newer(relay, request.query_params["after"])
-        if relay.latest is None:
+        picture = relay.latest
+        if relay.on_demand:
+            with relay.watch() as watch:
+                picture = await _before_long(anext(watch))
+        if picture is None:
             return PlainTextResponse(f"camera {camera.name!r} has shown no such picture yet\n", 404)
-        return await _jpeg(relay.serial, relay.latest)
+        headers = _NEVER_STORED | {"X-Sequence": str(picture.sequence)}
+        return Response(await picture.jpeg(), media_type="image/jpeg", headers=headers)
 
     async def stream(request: Request) -> Response:
         match = found(request)
@@ -62,31 +83,49 @@ def web_app(cameras: Cameras, catalogue: Catalogue, renditions: tuple[str, ...])
         routes=[
             Route("/", page),
             Route("/cameras.json", listing),
+            Route("/pictures", pictures),
             Route("/cameras/{name}.jpg", still),
             Route("/cameras/{name}.mjpeg", stream),
-        ]
+        ],
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=LOOPBACK)] if host in LOOPBACK else [],
     )
 
 
-async def _newer(relay: Relay, after: str) -> Response:
-    """The newest picture as soon as there is one after serial number ``after``; 204 when none comes for a while.
+async def _newer(cameras: Cameras, seen: dict[str, int]) -> Response:
+    """Every camera's newest picture that isn't ``seen`` by its serial number, as soon as there is one; else 204.
 
-    What the page asks for, again and again: a slow browser asks less often, and a hidden one not at all.
+    What the page asks for, again and again, with one request for all cameras, since a browser opens few connections
+    to a server: a slow browser asks less often and never gets a backlog, and a hidden one doesn't ask.
+
+    The body holds for each picture: u32 length of its JSON, u32 length of its JPEG, JSON (name, serial), JPEG.
     """
-    if not after.isdecimal() or len(after) > 18:
-        return PlainTextResponse(f"after: {after[:80]!r}, expected a picture's serial number\n", 400)
-    seen = int(after) if int(after) <= relay.serial else 0
+    deadline = time.monotonic() + _LONGEST_WAIT_S
+    while True:
+        changed = asyncio.ensure_future(cameras.changed())
+        fresh = [
+            (camera.name, relay.serial, relay.latest)
+            for camera in cameras.all()
+            if (relay := camera.relays[camera.rendition]).latest and relay.serial != seen.get(camera.name)
+        ]
+        if fresh:
+            changed.cancel()
+            break
+        if await _before_long(changed, deadline - time.monotonic()) is None and time.monotonic() >= deadline:
+            return Response(status_code=204, headers=_NEVER_STORED)
+    parts: list[bytes] = []
+    for name, serial, picture in fresh:
+        assert picture is not None
+        told, data = json.dumps({"name": name, "serial": serial}).encode(), await picture.jpeg()
+        parts += [_LENGTHS.pack(len(told), len(data)), told, data]
+    return Response(b"".join(parts), media_type="application/octet-stream", headers=_NEVER_STORED)
+
+
+async def _before_long(awaited: Any, seconds: float = _LONGEST_WAIT_S) -> Any:
+    """What is awaited, or None when it doesn't come in time or there is no more of it."""
     try:
-        with relay.watch():
-            found = await asyncio.wait_for(relay.next(seen), _LONGEST_WAIT_S)
-    except TimeoutError:
-        return Response(status_code=204, headers=_NEVER_STORED)
-    return await _jpeg(*found) if found else PlainTextResponse("this camera is gone\n", 503)
-
-
-async def _jpeg(serial: int, picture: Picture) -> Response:
-    headers = _NEVER_STORED | {"X-Serial": str(serial), "X-Sequence": str(picture.sequence)}
-    return Response(await picture.jpeg(), media_type="image/jpeg", headers=headers)
+        return await asyncio.wait_for(awaited, max(0.0, seconds))
+    except (TimeoutError, StopAsyncIteration):
+        return None
 
 
 async def _parts(relay: Relay) -> AsyncIterator[bytes]:

@@ -4,12 +4,12 @@ A source is opened by its constructor, which raises ``SourceError`` when it can'
 the source ends, and ``close`` may be called at any time, from any thread.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,8 @@ class Frame:
 class Source(Protocol):
     """What every source does."""
 
+    live: bool
+    """Whether its frames come at a pace of their own, as a camera's do."""
     name: str
     """For people: what is being read, passwords masked."""
     frame_rate: float
@@ -65,14 +67,24 @@ SOURCES = {
 
 
 def scheme_of(spec: str) -> str:
-    """The scheme of a source as a user writes it: a device number or node, a URL, a folder, a file, ``pattern``."""
-    if (spec.isascii() and spec.isdigit()) or spec.startswith("/dev/"):
+    """The scheme of a source as a user writes it: a device number or node, a URL, a folder, a file, ``pattern``.
+
+    Raises:
+        SourceError: a path that can't be looked at.
+    """
+    if spec.isascii() and spec.isdigit():
         return "device"
     if "://" in spec:
         return spec.split("://", 1)[0].lower()
-    if spec == "pattern" or spec.startswith("pattern:"):
+    if re.match(r"pattern([:#]|$)", spec):
         return "pattern"
-    return "folder" if Path(spec).is_dir() else "file"
+    try:
+        path = Path(spec)
+        if spec.startswith("/dev/video") or path.is_char_device():
+            return "device"
+        return "folder" if path.is_dir() else "file"
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{spec[:200]}: can't be read ({error})") from None
 
 
 def open_source(spec: str, paced: bool = True) -> Source:
@@ -95,14 +107,17 @@ def open_source(spec: str, paced: bool = True) -> Source:
 
 
 def masked(spec: str) -> str:
-    """A source as it may be shown: a password in its URL becomes ``***``."""
-    if "://" not in spec:
+    """A source as it may be shown: a password in its URL, and every value of its query, becomes ``***``.
+
+    A password may hold any character, so all between the user's name and the last ``@`` is taken for one.
+    """
+    scheme, found, rest = spec.partition("://")
+    if not found:
         return spec
-    try:
-        parts = urlsplit(spec)
-    except ValueError:
-        return spec.split("://", 1)[0] + "://***"
-    if parts.password is None:
-        return spec
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{parts.username}:***@{host}"))
+    head, query, values = rest.partition("?")
+    if "@" in values:
+        head, query, values = rest, "", ""
+    user, at, host = head.rpartition("@")
+    if at and ":" in user:
+        head = f"{user.split(':', 1)[0]}:***@{host}"
+    return f"{scheme}://{head}{query}{re.sub(r'=[^&]*', '=***', values)}"

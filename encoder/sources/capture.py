@@ -1,6 +1,7 @@
 """What sources that read through OpenCV share: opening, reading, gray."""
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -9,13 +10,17 @@ from numpy.typing import NDArray
 
 from encoder.sources import Frame, SourceError
 
+_DAMAGED_IN_A_ROW = 50
+
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 class Capture:
     """An open ``cv2.VideoCapture`` that gives luma."""
 
-    def __init__(self, target: str | int, api: int, parameters: list[int], problem: str) -> None:
+    def __init__(self, name: str, target: str, api: int, parameters: list[int], problem: str) -> None:
+        self._name = name
+        self._damaged = 0
         self._capture = cv2.VideoCapture(target, api, parameters)
         self._colour = False
         if not self._capture.isOpened():
@@ -27,24 +32,29 @@ class Capture:
         rate = float(self._capture.get(cv2.CAP_PROP_FPS))
         return rate if 0 < rate <= 1000 else 0.0
 
-    @property
-    def frame_count(self) -> int:
-        """What the container says; 0 if it says nothing."""
-        return max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
-
     def grab(self) -> bool:
         """Take the next frame from the driver or demultiplexer; the moment it returns is the moment of capture."""
         return bool(self._capture.grab())
 
     def read(self) -> tuple[NDArray[np.uint8], bool, float] | None:
-        """Decode the frame that was grabbed: luma, whether it has colour, and milliseconds."""
+        """Decode the frame that was grabbed: luma, whether it has colour, and milliseconds; None if it is damaged.
+
+        Raises:
+            SourceError: so many damaged ones in a row that no sound one can be hoped for.
+        """
         start = time.perf_counter()
-        sound, picture = self._capture.retrieve()
-        if not sound:
+        try:
+            sound, picture = self._capture.retrieve()
+        except cv2.error:
+            sound, picture = False, None
+        if not sound or picture is None:
+            self._damaged += 1
+            if self._damaged > _DAMAGED_IN_A_ROW:
+                raise SourceError(f"{self._name}: {self._damaged} frames in a row can't be decoded")
             return None
-        luma, colour = gray(np.asarray(picture, np.uint8), self._colour)
-        self._colour = colour
-        return luma, colour, (time.perf_counter() - start) * 1e3
+        self._damaged = 0
+        luma, self._colour = gray(np.asarray(picture, np.uint8), self._colour)
+        return luma, self._colour, (time.perf_counter() - start) * 1e3
 
     def close(self) -> None:
         self._capture.release()
@@ -65,14 +75,14 @@ def readable(path: Path, what: str) -> None:
             return
     except FileNotFoundError:
         raise SourceError(f"{path}: no such {what}") from None
-    except OSError as error:
-        raise SourceError(f"{path}: can't be read ({error.strerror})") from None
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{path}: can't be read ({error})") from None
 
 
-def live_frame(capture: Capture) -> Frame | None:
-    """The next frame of a camera, or None when it gives no more."""
-    if not capture.grab():
-        return None
-    captured = time.time_ns()
-    read = capture.read()
-    return Frame(read[0], captured, read[2], read[1]) if read else None
+def live_frames(capture: Capture) -> Iterator[Frame]:
+    """A camera's frames until it gives no more; damaged ones are passed over."""
+    while capture.grab():
+        captured = time.time_ns()
+        read = capture.read()
+        if read:
+            yield Frame(read[0], captured, read[2], read[1])

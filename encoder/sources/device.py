@@ -9,17 +9,20 @@ from pathlib import Path
 import cv2
 
 from encoder.sources import Frame, SourceError
-from encoder.sources.capture import Capture, live_frame
+from encoder.sources.capture import Capture, live_frames
 
 
 class DeviceSource:
     """Frames as the driver gives them, its newest buffer only."""
+
+    live = True
 
     def __init__(self, spec: str, paced: bool) -> None:
         path = Path(f"/dev/video{spec}") if spec.isdigit() else Path(spec)
         self.name = str(path)
         _check_device(path)
         self._capture = Capture(
+            self.name,
             str(path),
             cv2.CAP_V4L2,
             [cv2.CAP_PROP_BUFFERSIZE, 1],
@@ -28,8 +31,7 @@ class DeviceSource:
         self.frame_rate = self._capture.frame_rate
 
     def frames(self) -> Iterator[Frame]:
-        while frame := live_frame(self._capture):
-            yield frame
+        yield from live_frames(self._capture)
         raise SourceError(f"{self.name}: the camera stopped giving frames (unplugged?)")
 
     def close(self) -> None:

@@ -16,22 +16,25 @@ _RATE_IF_UNKNOWN = 25.0
 class FileSource:
     """Every frame of a video file, in order, once."""
 
+    live = False
+
     def __init__(self, spec: str, paced: bool) -> None:
         readable(Path(spec), "video file or folder")
         self.name = spec
         self._paced = paced
-        self._capture = Capture(spec, cv2.CAP_FFMPEG, [], f"{spec}: not a video file that FFmpeg can read")
+        self._capture = Capture(spec, spec, cv2.CAP_FFMPEG, [], f"{spec}: not a video file that FFmpeg can read")
         self.frame_rate = self._capture.frame_rate or _RATE_IF_UNKNOWN
 
     def frames(self) -> Iterator[Frame]:
         count = 0
         for due in due_times(self.frame_rate, self._paced):
             start = time.perf_counter()
-            read = self._capture.read() if self._capture.grab() else None
-            if read is None:
+            if not self._capture.grab():
                 break
-            yield Frame(read[0], due, (time.perf_counter() - start) * 1e3, read[1])
-            count += 1
+            read = self._capture.read()
+            if read:
+                yield Frame(read[0], due, (time.perf_counter() - start) * 1e3, read[1])
+                count += 1
         if not count:
             raise SourceError(f"{self.name}: no frame in it can be decoded")
 

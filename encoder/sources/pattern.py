@@ -18,6 +18,8 @@ _SMALLEST, _LARGEST = 16, 16384
 class PatternSource:
     """``pattern[:WIDTHxHEIGHT[@RATE]][#FRAMES]``, 640×480 at 25 frames a second and without end if not said."""
 
+    live = False
+
     def __init__(self, spec: str, paced: bool) -> None:
         match = _SPEC.fullmatch(spec)
         if not match:

@@ -2,6 +2,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import grpc
 import numpy as np
@@ -127,6 +128,8 @@ def hello(operator: Operator, **changes: object) -> pb.Hello:
         ({"operator_id": "0" * 16}, "NOT_FOUND", "hello.operator_id"),
         ({"operator_id": ""}, "NOT_FOUND", "hello.operator_id"),
         ({"width": 0}, "INVALID_ARGUMENT", "hello.width"),
+        ({"width": 70_000, "height": 16}, "RESOURCE_EXHAUSTED", "hello.width"),
+        ({"width": 9000, "height": 1050}, "RESOURCE_EXHAUSTED", "hello.width"),
         ({"width": 100_000, "height": 100_000}, "RESOURCE_EXHAUSTED", "hello.width"),
         ({"width": 4294967295, "height": 4294967295}, "RESOURCE_EXHAUSTED", "hello.width"),
         ({"frame_rate": float("nan")}, "INVALID_ARGUMENT", "hello.frame_rate"),
@@ -150,6 +153,49 @@ def test_a_first_message_that_is_no_hello(channel: grpc.Channel, messages: list[
     silent = Camera(channel)
     silent.bye()
     assert silent.refusal()[0] is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("greeted", [False, True])
+def test_bytes_that_are_no_message(
+    channel: grpc.Channel, operator: Operator, photographs: list[NDArray[np.uint8]], greeted: bool
+) -> None:
+    hello = pb.PublishRequest(hello=hello_of(operator, photographs[0])).SerializeToString()
+    publish: Any = channel.stream_stream("/veilcam.v1.Cameras/Publish")
+    with pytest.raises(grpc.RpcError) as error:
+        list(publish(iter([hello, b"\xff\xff\xff"] if greeted else [b"\xff\xff\xff"]), timeout=TIMEOUT))
+    assert isinstance(error.value, grpc.Call)
+    told = (error.value.code(), error.value.details())
+    assert told == (grpc.StatusCode.INVALID_ARGUMENT, "message: not a veilcam.v1.PublishRequest")
+
+
+def test_a_fault_of_the_server_ends_the_stream_with_a_status(
+    channel: grpc.Channel, operator: Operator, photographs: list[NDArray[np.uint8]], messages: list[pb.Frame],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def broken(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("decoder.cameras.check_frame", broken)
+    camera = Camera(channel)
+    camera.say(hello=hello_of(operator, photographs[0]))
+    camera.say(frame=messages[0])
+    assert camera.refusal() == (grpc.StatusCode.INTERNAL, "frame: the server failed, see its log")
+
+
+def test_the_last_frame_is_acknowledged_to_a_camera_that_has_said_goodbye(
+    channel: grpc.Channel, operator: Operator, photographs: list[NDArray[np.uint8]], messages: list[pb.Frame]
+) -> None:
+    camera = Camera(channel)
+    camera.say(hello=hello_of(operator, photographs[0]))
+    for message in messages[:3]:
+        camera.say(frame=message)
+    camera.bye()
+    assert [response.acknowledgement.shown for response in camera.call][-1] == 3
+
+
+def test_a_camera_that_never_says_who_it_is(channel: grpc.Channel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("decoder.service.FIRST_MESSAGE_S", 0.2)
+    assert Camera(channel).refusal() == (grpc.StatusCode.DEADLINE_EXCEEDED, "message: no hello within 0 s")
 
 
 def altered(message: pb.Frame, **changes: object) -> pb.Frame:
@@ -401,7 +447,7 @@ def test_shutdown_lets_viewers_and_cameras_go_within_its_limit(
             next(watching)
         assert isinstance(error.value, grpc.Call)
         assert error.value.code() is grpc.StatusCode.UNAVAILABLE
-        assert camera.refusal()[0] in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+        assert camera.refusal() == (grpc.StatusCode.UNAVAILABLE, "server: shutting down")
         stopping.join(20)
         assert not stopping.is_alive()
 

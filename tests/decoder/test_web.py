@@ -1,17 +1,24 @@
 import json
 import queue
+import struct
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import cv2
+import grpc
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from decoder.server import Settings
+from decoder.cameras import Camera as Known
+from decoder.catalogue import Catalogue
+from decoder.server import ServerError, Settings
 from encoder.packing import Packer
 from encoder.sampling import Operator
 from tests.conftest import Service, StartService, frame_of, hello_of
@@ -57,10 +64,98 @@ def test_a_still_is_a_jpeg_of_the_picture(service: Service, photographs: list[ND
     assert np.abs(picture.astype(float) - photographs[0]).mean() < 12
 
 
-@pytest.mark.usefixtures("shown")
-def test_plain_stills_only_where_they_are_allowed_and_seen(service: Service) -> None:
-    assert get(f"{service.page}/cameras/porch.jpg?rendition=plain")[0] == 404
+def test_a_plain_still_is_made_when_it_is_asked_for(
+    service: Service, shown: Camera, operator: Operator, photographs: list[NDArray[np.uint8]]
+) -> None:
+    """Nobody watches plain pictures, so none is there: the still is of the next frame, never of one long ago."""
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(get, f"{service.page}/cameras/porch.jpg?rendition=plain")
+        relay = known(service).relays["plain"]
+        wait_until(lambda: relay.viewers == 1)
+        shown.say(frame=Packer(operator, 0.1).pack(frame_of(photographs[1], time.time_ns()), 5)[0])
+        status, _, headers = asked.result(20)
+    assert (status, headers["X-Sequence"]) == (200, "5")
+    wait_until(lambda: relay.viewers == 0)
+    assert relay.latest is None
     assert get(f"{service.page}/cameras/porch.jpg?rendition=sharp")[0] == 403
+    shown.bye()
+
+
+def known(service: Service) -> Known:
+    camera = service.server.cameras.get("porch")
+    assert camera is not None
+    return camera
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def pictures_of(body: bytes) -> list[tuple[str, int, bytes]]:
+    found = []
+    while body:
+        told, size = struct.unpack_from("<II", body)
+        head = json.loads(body[8 : 8 + told])
+        found.append((head["name"], head["serial"], body[8 + told : 8 + told + size]))
+        body = body[8 + told + size :]
+    return found
+
+
+def test_the_newest_pictures_of_all_cameras_in_one_answer(
+    service: Service, shown: Camera, operator: Operator, photographs: list[NDArray[np.uint8]]
+) -> None:
+    second = Camera(service.channel())
+    second.say(hello=hello_of(operator, photographs[0], "yard"))
+    second.say(frame=Packer(operator, 0.1).pack(frame_of(photographs[4]), 1)[0])
+    second.shown(1)
+    both = pictures_of(get(f"{service.page}/pictures")[1])
+    assert [(name, serial) for name, serial, _ in both] == [("porch", 1), ("yard", 1)]
+    assert all(jpeg.startswith(b"\xff\xd8") for *_, jpeg in both)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(get, service.page + '/pictures?seen={"porch":1,"yard":1}')
+        time.sleep(0.3)
+        assert not asked.done()
+        second.say(frame=Packer(operator, 0.1).pack(frame_of(photographs[5]), 2)[0])
+        assert [(name, serial) for name, serial, _ in pictures_of(asked.result(20)[1])] == [("yard", 2)]
+    for camera in (shown, second):
+        camera.bye()
+
+
+@pytest.mark.parametrize("seen", ["[]", "{", "7", '{"porch":"x"}', '{"porch":[]}'])
+def test_a_list_of_seen_pictures_that_is_malformed(service: Service, seen: str) -> None:
+    status, body, _ = get(f"{service.page}/pictures?seen={urllib.parse.quote(seen)}")
+    assert (status, body.startswith(b"seen: expected JSON")) == (400, True)
+
+
+def test_foreign_names_for_loopback_are_refused(service: Service) -> None:
+    request = urllib.request.Request(f"{service.page}/cameras.json", headers={"Host": "evil.example"})
+    with pytest.raises(urllib.error.HTTPError) as error:
+        urllib.request.urlopen(request, timeout=20)
+    assert error.value.code == 400
+    error.value.close()
+
+
+def test_plain_alone_is_shown_where_there_is_no_veil_and_it_is_allowed(
+    start_service: StartService, catalogue: Catalogue, operator: Operator, photographs: list[NDArray[np.uint8]]
+) -> None:
+    plain = Catalogue([each for each in catalogue.reconstructors if each.rendition == "plain"])
+    service = start_service(Settings(port=0, http_port=0, allow_plain=True), plain)
+    camera = Camera(service.channel())
+    camera.say(hello=hello_of(operator, photographs[0], "porch"))
+    camera.say(frame=Packer(operator, 0.1).pack(frame_of(photographs[0]), 1)[0])
+    camera.shown(1)
+    assert get(f"{service.page}/cameras/porch.jpg")[0] == 200
+    assert len(pictures_of(get(f"{service.page}/pictures")[1])) == 1
+    refusing = start_service(Settings(port=0, http_port=0), plain)
+    other = Camera(refusing.channel())
+    other.say(hello=hello_of(operator, photographs[0]))
+    code, details = other.refusal()
+    assert code is grpc.StatusCode.NOT_FOUND
+    assert "only plain reconstructors" in details
+    camera.bye()
 
 
 @pytest.mark.parametrize("path", ["/cameras/nobody.jpg", "/cameras/nobody.mjpeg", "/nothing"])
@@ -113,32 +208,37 @@ def test_pictures_are_saved_as_they_were_shown(
     camera.say(hello=hello_of(operator, photographs[0], "porch"))
     camera.say(frame=Packer(operator, 0.1).pack(frame_of(photographs[0]), 7)[0])
     camera.shown(7)
-    path, deadline = tmp_path / "porch" / "00000007.png", time.monotonic() + 20
-    while not path.exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    time.sleep(0.1)
-    saved = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-    known = service.server.cameras.get("porch")
-    assert known is not None
-    assert known.latest is not None
-    assert saved is not None
-    assert np.array_equal(saved, known.latest.pixels)
+    wait_until(lambda: bool(list(tmp_path.glob("porch/1-00000007.png"))))
+    latest = known(service).latest
+    assert latest is not None
+    wait_until(lambda: np.array_equal(read_gray(tmp_path / "porch" / "1-00000007.png"), latest.pixels))
     camera.bye()
 
 
-def test_a_folder_that_cannot_be_written_does_not_stop_the_pictures(
-    start_service: StartService, operator: Operator, photographs: list[NDArray[np.uint8]], tmp_path: Path
-) -> None:
+def read_gray(path: Path) -> NDArray[np.uint8]:
+    picture = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    return np.zeros((1, 1), np.uint8) if picture is None else np.asarray(picture, np.uint8)
+
+
+def test_a_folder_that_cannot_be_written_is_told_at_the_start(start_service: StartService, tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("in the way")
-    service = start_service(Settings(port=0, http_port=0, save=blocked))
+    with pytest.raises(ServerError, match=r"--save .*file: can't be written"):
+        start_service(Settings(port=0, http_port=0, save=blocked))
+
+
+def test_a_disk_that_fails_later_does_not_stop_the_pictures(
+    start_service: StartService, operator: Operator, photographs: list[NDArray[np.uint8]], tmp_path: Path
+) -> None:
+    service = start_service(Settings(port=0, http_port=0, save=tmp_path))
+    (tmp_path / "porch").write_text("in the way")
     camera = Camera(service.channel())
     packer = Packer(operator, 0.1)
     camera.say(hello=hello_of(operator, photographs[0], "porch"))
     for sequence in (1, 2):
         camera.say(frame=packer.pack(frame_of(photographs[0]), sequence)[0])
         camera.shown(sequence)
-        time.sleep(0.5)
+        time.sleep(0.3)
     camera.bye()
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from encoder.sinks import read_messages
 from tests.conftest import Service, StartService
+from tests.encoder.test_sources import FRAMES, drawn, write_pictures, write_video
 
 ENCODE = [sys.executable, "-m", "encoder"]
 
@@ -31,6 +32,34 @@ def test_to_a_server_every_frame_when_as_fast_as_possible(service: Service) -> N
     assert done.returncode == 0, done.stderr
     assert "captured 20, sent 20" in done.stderr
     assert "shown up to 20, dropped at the server 0" in done.stderr
+
+
+@pytest.fixture(params=["file", "folder", "pattern", "rtsp"])
+def source(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """One source of each kind that this machine can have."""
+    if request.param == "rtsp":
+        return str(request.getfixturevalue("rtsp_url"))
+    write = {"file": write_video, "folder": write_pictures, "pattern": drawn}[request.param]
+    return write(tmp_path)
+
+
+def test_every_kind_of_source_goes_through_encoder_and_decoder(source: str, service: Service) -> None:
+    arguments = [*ENCODE, source, "--server", service.address, "--as-fast-as-possible"]
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) as camera:
+        wait_until_shown(service)
+        if source.startswith("rtsp"):
+            camera.send_signal(signal.SIGINT)
+        _, told = camera.communicate(timeout=60)
+    assert camera.returncode == 0, told
+    known = service.server.cameras.get("camera")
+    assert known is not None
+    assert known.latest is not None
+    if source.startswith("rtsp"):
+        assert known.latest.pixels.shape == (240, 320)
+    else:
+        assert f"sent {FRAMES}" in told
+        assert f"shown up to {FRAMES}, dropped at the server 0" in told
+        assert known.latest.pixels.shape == (48, 64)
 
 
 def test_colour_is_said_not_to_be_sent(tmp_path: Path) -> None:

@@ -73,9 +73,18 @@ def test_a_source_that_breaks_or_changes_its_size_is_told(operator: Operator, tm
         yield frame_of(GREY)
         yield frame_of(np.zeros((48, 64), np.uint8))
 
-    for frames, problem in ((breaking(), "unplugged"), (growing(), "from 32×32 to 64×48")):
+    def crashing() -> Iterator[Frame]:
+        yield frame_of(GREY)
+        raise ZeroDivisionError("a bug in a source")
+
+    cases = (
+        (breaking(), SourceError, "unplugged"),
+        (growing(), SourceError, "from 32×32 to 64×48"),
+        (crashing(), ZeroDivisionError, "a bug in a source"),
+    )
+    for frames, kind, problem in cases:
         sink = FileSink(tmp_path / "messages", pb.Hello())
-        with pytest.raises(SourceError, match=problem):
+        with pytest.raises(kind, match=problem):
             run(frames, Packer(operator, 0.1), sink, Account(), threading.Event(), lossless=True)
         sink.close()
 

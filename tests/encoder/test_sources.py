@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from benchmarks.draw_clip import CLIP
 from encoder.sources import SOURCES, Frame, Source, SourceError, masked, open_source, scheme_of
+from encoder.sources.capture import Capture, live_frames
 
 FRAMES = 12
 
@@ -132,6 +133,10 @@ def test_files_that_are_no_video_and_folders_without_pictures(tmp_path: Path) ->
         ("https://host/x.mjpeg", "https"),
         ("pattern", "pattern"),
         ("pattern:64x64", "pattern"),
+        ("pattern#100", "pattern"),
+        ("patterns.mp4", "file"),
+        ("/dev/null", "device"),
+        ("/dev/shm/clip.mp4", "file"),
         ("clip.mp4", "file"),
         (".", "folder"),
         ("²", "file"),
@@ -142,13 +147,52 @@ def test_the_scheme_of_what_a_user_writes(spec: str, scheme: str) -> None:
     assert scheme in SOURCES
 
 
-@given(st.text(max_size=60))
+@given(st.text(max_size=60) | st.text(max_size=30).map("rtsp://".__add__))
 def test_masking_never_fails_and_leaves_what_has_no_password(spec: str) -> None:
     assert isinstance(masked(spec), str)
-    if "@" not in spec and "://" not in spec:
+    if "://" not in spec:
         assert masked(spec) == spec
 
 
-@given(st.text(st.characters(whitelist_categories=["L", "N"]), min_size=6, max_size=12))
-def test_a_password_is_masked(password: str) -> None:
-    assert password not in masked(f"rtsp://me:{password}@camera.example:554/live")
+@given(st.text(st.characters(blacklist_categories=["Cs"]), min_size=6, max_size=12))
+def test_a_password_is_masked_whatever_is_in_it(password: str) -> None:
+    assert password not in masked(f"rtsp://me:{password}@camera.example:554/live").removeprefix("rtsp://me:***@")
+    assert masked(f"rtsp://me:{password}@camera.example:554/live") == "rtsp://me:***@camera.example:554/live"
+
+
+def test_values_of_a_query_are_masked() -> None:
+    assert masked("http://camera/video?user=me&pwd=secret") == "http://camera/video?user=***&pwd=***"
+    assert masked("http://camera/video") == "http://camera/video"
+
+
+def test_paths_that_cannot_be_looked_at_are_told() -> None:
+    for spec in ("x" * 5000, "a\0b"):
+        with pytest.raises(SourceError, match="can't be read"):
+            open_source(spec)
+    with pytest.raises(SourceError, match="no host in this URL"):
+        open_source("rtsp://[::1/x")
+
+
+def test_damaged_frames_are_passed_over_and_too_many_end_the_source() -> None:
+    class Camera:
+        """The third and fourth frame can't be decoded; after the tenth none can."""
+
+        count = 0
+
+        def grab(self) -> bool:
+            self.count += 1
+            return True
+
+        def retrieve(self) -> tuple[bool, object]:
+            sound = self.count <= 10 and self.count not in (3, 4)
+            return sound, np.full((16, 16, 3), self.count, np.uint8)
+
+    capture = Capture.__new__(Capture)
+    capture._name, capture._damaged, capture._colour = "camera", 0, False
+    capture._capture = Camera()  # type: ignore[assignment]
+    seen: list[int] = []
+    with pytest.raises(SourceError, match="camera: 51 frames in a row can't be decoded"):
+        seen.extend(int(frame.luma[0, 0]) for frame in live_frames(capture))
+    frames = live_frames(capture)
+    capture._damaged, capture._capture = 0, Camera()  # type: ignore[assignment]
+    assert [int(next(frames).luma[0, 0]) for _ in range(8)] == [1, 2, 5, 6, 7, 8, 9, 10]

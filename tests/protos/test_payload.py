@@ -137,6 +137,7 @@ def test_an_announcement_of_too_much_is_refused_before_anything_is_unpacked() ->
     "payload",
     [
         Payload("not hexadecimal!", 16, small_payload().planes),
+        Payload("0123", 16, small_payload().planes),
         Payload(OPERATOR, 300, small_payload().planes),
         Payload(OPERATOR, 16, (Plane(np.zeros((1, 1, 70_000), np.int16)),)),
         Payload(OPERATOR, 16, (Plane(np.zeros((1, 1, 1), np.int16), PlaneKind.LUMA, 256),)),

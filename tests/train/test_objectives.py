@@ -64,13 +64,16 @@ def test_likeness_is_the_cosine_of_features() -> None:
     assert float(likeness(features, -features)) == pytest.approx(-1)
 
 
-def test_repetition_sees_what_repeats_with_the_blocks_and_nothing_else(picture: torch.Tensor) -> None:
+@pytest.mark.parametrize("period", [4, 16])
+def test_repetition_sees_what_repeats_and_nothing_else(picture: torch.Tensor, period: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    pattern = 0.05 * torch.randn(16, 16, generator=generator)
+    pattern = 0.05 * torch.randn(period, period, generator=generator)
+    pattern -= pattern.mean()
     free = 0.05 * torch.randn(picture.shape, generator=generator)
-    woven = float(repetition(picture + pattern.repeat(21, 28), picture, 16))
+    woven = float(repetition(picture + pattern.repeat(336 // period, 448 // period), picture, period))
     assert woven == pytest.approx(float(pattern.square().mean()), rel=1e-3)
-    assert float(repetition(picture + free, picture, 16)) < 0.01 * woven
+    assert float(repetition(picture + free, picture, period)) < 0.2 * float(free.square().mean())
+    assert float(repetition(picture + 0.1, picture, period)) < 1e-9
 
 
 @pytest.mark.parametrize("quality", [60, 75, 92])

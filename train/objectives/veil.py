@@ -6,8 +6,9 @@ from torch.nn import functional
 
 from train.purifiers import blur
 
-_SEEN_CONTRAST = 1.0 / 255
+_SEEN_CONTRAST = 2.0 / 255
 """Change that eyes just see on a flat area; contrast below it hides nothing."""
+_WINDOW = 40
 
 
 def unreadable(scores: Tensor, labels: Tensor) -> Tensor:
@@ -37,15 +38,18 @@ def likeness(seen: Tensor, original: Tensor) -> Tensor:
     return functional.cosine_similarity(seen.flatten(1), original.flatten(1)).mean()
 
 
-def repetition(veiled: Tensor, plain: Tensor, block: int) -> Tensor:
-    """Mean square of the part of the veil that is the same in every block of a picture.
+def repetition(veiled: Tensor, plain: Tensor, period: int) -> Tensor:
+    """Mean square of the part of the veil that repeats with a period, in windows of some 40 pixels.
 
-    The cheapest veil is a plaid with the period of the blocks: eyes find it on every flat area, and a reader that
-    knows the period takes it away again (``train.purifiers.notch``).
+    The cheapest veil is a plaid with the period of the blocks, or of the four pixels that one deep feature stands for:
+    it looks like woven cloth, and a reader that knows the period takes it away again (``train.purifiers.notch``).
+    What follows the picture instead averages out here.
     """
-    height, width = (side // block for side in veiled.shape[-2:])
-    change = (veiled - plain)[..., : height * block, : width * block]
-    return change.reshape(-1, height, block, width, block).mean((1, 3)).square().mean()
+    height, width = (side // period * period for side in veiled.shape[-2:])
+    phases = functional.pixel_unshuffle((veiled - plain)[..., :height, :width], period)
+    phases = phases - phases.mean(1, keepdim=True)
+    window = max(3, round(_WINDOW / period))
+    return functional.avg_pool2d(phases, window, stride=max(1, window // 2)).square().mean()
 
 
 def visibility(veiled: Tensor, plain: Tensor, original: Tensor) -> Tensor:
