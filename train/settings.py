@@ -47,7 +47,7 @@ class VeilRun:
     iterations: int = bounded(1200, 1, 10_000_000)
     warm_up: int = bounded(50, 0, 100_000)
     batch: int = bounded(8, 1, 4096)
-    crop: int = bounded(208, 32, 4096)
+    """Pictures an iteration, of the smallest that are looked at; fewer of larger ones."""
     learning_rate: float = bounded(3e-4, 1e-7, 1.0)
     average: float = bounded(0.99, 0.0, 0.99999)
     alpha: float = bounded(100.0, 0.0, 1e6)

@@ -93,3 +93,13 @@ def test_photographs_are_drawn_alike_from_alike_generators(folder: Path) -> None
     assert not torch.equal(batch, second.batch(4, 64))
     with pytest.raises(DataError, match="no picture is 500 pixels high and wide"):
         first.batch(1, 500)
+
+
+def test_views_are_most_of_a_picture_at_any_size(folder: Path) -> None:
+    data = Photographs([folder], torch.Generator().manual_seed(5))
+    data.pictures = [torch.arange(100, dtype=torch.uint8).repeat(80, 1)]
+    for side in (64, 96):
+        views = data.views(3, side) * 255
+        assert views.shape == (3, 1, side, side)
+        spans = views.amax((1, 2, 3)) - views.amin((1, 2, 3))
+        assert ((spans > 55) & (spans < 84)).all()

@@ -68,7 +68,6 @@ def runs(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             readers=("tiny",),
             iterations=4,
             batch=1,
-            crop=64,
             warm_up=1,
             gamma=0.1,
             visibility=0.1,
@@ -93,7 +92,7 @@ def test_a_run_that_was_killed_ends_where_it_would_have_ended(
     kind: str, folder: Path, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(schedule, "SAVE_EVERY", 2)
-    settings = VeilRun(extends="plain", readers=("tiny",), iterations=6, batch=1, crop=64, warm_up=1)
+    settings = VeilRun(extends="plain", readers=("tiny",), iterations=6, batch=1, warm_up=1)
 
     def train(out: Path) -> None:
         if kind == "plain":
@@ -179,7 +178,7 @@ def test_phi_stays_as_it_is_while_the_veil_is_trained(runs: Path) -> None:
 
 
 def test_a_judge_is_never_trained_against(folder: Path, runs: Path, tmp_path: Path) -> None:
-    settings = VeilRun(extends="plain", readers=("efficientnet_lite1",), crop=64)
+    settings = VeilRun(extends="plain", readers=("efficientnet_lite1",))
     with pytest.raises(SettingsError, match="'efficientnet_lite1' is no surrogate"):
         veil.train(settings, [folder], tmp_path / "x", runs, lambda row: None, None)
     assert not set(readers.SURROGATES) & set(readers.JUDGES)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -10,6 +11,10 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".pgm"}
+
+
+_SMALLEST_VIEW = 0.75
+"""Of the shorter side of a picture."""
 
 
 class DataError(ValueError):
@@ -38,19 +43,18 @@ def picture_files(folder: Path) -> list[Path]:
 class Photographs:
     """All pictures of some folders, gray, in memory; draws random crops.
 
-    Crops are flipped and, if wanted, turned by quarter turns at random. The generator is all the state there is.
+    The generator is all the state there is.
     """
 
-    def __init__(self, folders: Sequence[Path], generator: torch.Generator, turn: bool = True) -> None:
+    def __init__(self, folders: Sequence[Path], generator: torch.Generator) -> None:
         files = [path for folder in folders for path in picture_files(folder)]
         self.pictures = [torch.from_numpy(np.array(read_gray(path))) for path in files]
-        self.turn = turn
         self.generator = generator
         self._folders = ", ".join(map(str, folders))
         self._large: dict[int, list[Tensor]] = {}
 
     def batch(self, size: int, crop: int) -> Tensor:
-        """(size, 1, crop, crop) float32 in [0, 1], of pictures that are large enough.
+        """(size, 1, crop, crop) float32 in [0, 1], flipped and turned at random, of pictures that are large enough.
 
         Raises:
             DataError: no picture is.
@@ -61,6 +65,24 @@ class Photographs:
             raise DataError(f"{self._folders}: no picture is {crop} pixels high and wide")
         return torch.stack([self._crop(crop) for _ in range(size)])[:, None].float() / 255
 
+    def views(self, size: int, side: int) -> Tensor:
+        """(size, 1, side, side) float32 in [0, 1]: squares of most of a picture, as if it had been taken at that size.
+
+        What a reader sees of a whole picture, whatever the size of the pictures at hand.
+        """
+        return torch.stack([self._view(side) for _ in range(size)])[:, None].float() / 255
+
+    def _view(self, side: int) -> Tensor:
+        picture = self.pictures[self._below(len(self.pictures))]
+        shorter = min(picture.shape)
+        square = round(shorter * (_SMALLEST_VIEW + (1 - _SMALLEST_VIEW) * self._below(1001) / 1000))
+        top = self._below(picture.shape[0] - square + 1)
+        left = self._below(picture.shape[1] - square + 1)
+        patch = picture[top : top + square, left : left + square].numpy()
+        how = cv2.INTER_AREA if square > side else cv2.INTER_CUBIC
+        view = torch.from_numpy(np.asarray(cv2.resize(patch, (side, side), interpolation=how)))
+        return view.flip(1) if self._below(2) else view
+
     def _crop(self, crop: int) -> Tensor:
         picture = self._large[crop][self._below(len(self._large[crop]))]
         top = self._below(picture.shape[0] - crop + 1)
@@ -68,7 +90,7 @@ class Photographs:
         patch = picture[top : top + crop, left : left + crop]
         if self._below(2):
             patch = patch.flip(1)
-        return torch.rot90(patch, self._below(4)) if self.turn else patch
+        return torch.rot90(patch, self._below(4))
 
     def _below(self, limit: int) -> int:
         return int(torch.randint(limit, (), generator=self.generator))

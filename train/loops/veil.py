@@ -27,9 +27,9 @@ from train.settings import SettingsError, VeilRun
 
 Report = Callable[[dict[str, Any]], None]
 
-_CROPS = (1.0, 1.55)
-"""Sides of crops, as multiples of the run's. With 208 that is nearly a whole picture of Imagenette, and of BSDS500:
-readers must see what they would see of a whole picture, or there is little of the label to take away."""
+_VIEWS = (224, 320, 448)
+"""Sides of the squares that are veiled. Readers look at 224 pixels of them, as of small and of large pictures:
+a veil that was trained on small ones alone is averaged away in large ones."""
 
 
 def train(
@@ -55,15 +55,14 @@ def train(
     base.requires_grad_(False)
     net = copy.deepcopy(base.reconstructor).requires_grad_(True).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     surrogates = {name: _surrogate(name, readers_folder) for name in run.readers}
-    crops = [round(run.crop * factor / base.sampling.block) * base.sampling.block for factor in _CROPS]
-    data = Photographs(folders, generator, turn=False)
+    data = Photographs(folders, generator)
     training = Training(run, net, generator, out)
     with checkpoint.Log(out / "log.csv", keep_until=training.iteration) as log:
         began = time.monotonic()
         sums: dict[str, float] = {}
         while training.iteration < run.iterations:
-            crop = crops[int(torch.randint(len(crops), (), generator=generator))]
-            picture = data.batch(max(1, round(run.batch * (run.crop / crop) ** 2)), crop)
+            side = _VIEWS[int(torch.randint(len(_VIEWS), (), generator=generator))]
+            picture = data.views(max(2, round(run.batch * _VIEWS[0] / side)), side)
             terms, veiled, plain = _terms(run, net, base, surrogates, picture, generator)
             loss = sum(terms.values(), torch.zeros(()))
             training.step(loss)
