@@ -5,7 +5,6 @@ picture ─▶ S ─▶ quantise ─┬─▶ G ─┬────────�
                           └─▶ plain G, frozen          on the original
 """
 
-import copy
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -53,7 +52,7 @@ def train(
     generator = torch.Generator().manual_seed(run.seed)
     base, _ = network_of(finished / run.extends / "final.pt")
     base.requires_grad_(False)
-    net = copy.deepcopy(base.reconstructor).requires_grad_(True).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = _with_grain(base.reconstructor).requires_grad_(True).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     surrogates = {name: _surrogate(name, readers_folder) for name in run.readers}
     data = Photographs(folders, generator)
     training = Training(run, net, generator, out)
@@ -86,9 +85,18 @@ def reconstructor_of(path: Path, finished: Path) -> tuple[Reconstructor, dict[st
     if state["run"].get("kind") != VeilRun.kind or "provenance" not in state:
         raise checkpoint.CheckpointError(f"{path}: expected the final checkpoint of a veil run")
     base, _ = network_of(finished / state["run"]["extends"] / "final.pt")
-    net = copy.deepcopy(base.reconstructor)
+    net = _with_grain(base.reconstructor)
     net.load_state_dict(state["net"])
     return net.eval(), state
+
+
+def _with_grain(plain: Reconstructor) -> Reconstructor:
+    """The same reconstructor, with a random pattern that it doesn't use yet."""
+    rows, area = plain.initial.in_channels, plain.block**2
+    channels, blocks = plain.last.in_channels, len(plain.deep)
+    net = Reconstructor(torch.zeros(rows, area), plain.steps.flatten(), channels, blocks, grain=True)
+    net.load_state_dict(plain.state_dict(), strict=False)
+    return net
 
 
 def _terms(

@@ -18,6 +18,8 @@ from train.networks.phi import energy
 WHITE = 255.0
 SCALE = 4
 """One place of the deep features stands for SCALE × SCALE pixels."""
+_NOISE_CHANNELS, _NOISE_SIDE = 4, 96
+"""Of the random pattern, in places of the deep features: it begins again after 384 pixels."""
 
 
 class Sampling(nn.Module):
@@ -71,11 +73,14 @@ class Reconstructor(nn.Module):
         steps: (m,), quantiser steps on the 0..255 pixel scale.
         channels: width of the deep features.
         blocks: number of residual blocks.
+        grain: give the deep features a fixed random pattern to draw from. Without one, G draws the same in equal
+            blocks, so that whatever a veil draws is woven with their period; with one it can be irregular.
     """
 
     steps: Tensor
+    noise: Tensor
 
-    def __init__(self, phi: Tensor, steps: Tensor, channels: int = 64, blocks: int = 5) -> None:
+    def __init__(self, phi: Tensor, steps: Tensor, channels: int = 64, blocks: int = 5, grain: bool = False) -> None:
         super().__init__()
         rows, area = phi.shape
         self.block = round(area**0.5)
@@ -84,6 +89,11 @@ class Reconstructor(nn.Module):
         self.features = nn.Conv2d(rows, channels * (self.block // SCALE) ** 2, 1)
         self.deep = nn.Sequential(*(Residual(channels) for _ in range(blocks)))
         self.last = nn.Conv2d(channels, SCALE**2, 3, padding=1)
+        self.grain = nn.Conv2d(_NOISE_CHANNELS, channels, 3, padding=1, bias=False) if grain else None
+        if self.grain is not None:
+            shape = (1, _NOISE_CHANNELS, _NOISE_SIDE, _NOISE_SIDE)
+            self.register_buffer("noise", torch.randn(shape, generator=torch.Generator().manual_seed(0)))
+            nn.init.zeros_(self.grain.weight)
         with torch.no_grad():
             self.initial.weight.copy_(phi.detach().T.reshape(area, rows, 1, 1))
             self.last.weight.mul_(0.1)
@@ -92,6 +102,9 @@ class Reconstructor(nn.Module):
         measurement = quantised * (self.steps / WHITE)
         initial = functional.pixel_shuffle(self.initial(measurement), self.block)
         features = functional.pixel_shuffle(self.features(measurement), self.block // SCALE)
+        if self.grain is not None:
+            rows, columns = (torch.arange(side) % _NOISE_SIDE for side in features.shape[-2:])
+            features = features + self.grain(self.noise[:, :, rows][:, :, :, columns])
         deep = functional.pixel_shuffle(self.last(self.deep(features)), SCALE)
         return initial + deep + MID_GREY / WHITE
 
