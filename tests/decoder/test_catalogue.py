@@ -70,7 +70,7 @@ def test_an_engine_that_is_unknown() -> None:
         open_engine("abacus", SHIPPED, 1)
 
 
-def test_what_ships_has_a_plain_and_a_veiled_reconstructor_for_both_ratios(
+def test_what_ships_for_each_ratio(
     catalogue: Catalogue, operator: Operator
 ) -> None:
     assert catalogue.operators() == {operator.id}

@@ -13,7 +13,7 @@ from train import checkpoint
 from train.settings import PlainRun, VeilRun
 
 REPORT_EVERY = 50
-SAVE_EVERY = 250
+SAVE_EVERY = 500
 
 
 def learning_rate(iteration: int, run: PlainRun | VeilRun) -> float:
