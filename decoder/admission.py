@@ -1,6 +1,5 @@
 """What is let in: limits, and the checks at the door, in order, each with its status and the field it is about."""
 
-import re
 from dataclasses import dataclass
 
 import grpc
@@ -8,10 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protos.payload import Announcement, Payload, PayloadError, PayloadTooLargeError, PlaneKind, announcement
+from protos.rules import CAMERA_NAME, CAMERA_NAME_TOLD, MAX_LEVEL
 from protos.v1 import veilcam_pb2 as pb
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_MAX_LEVEL = 127
 MAX_SIDE = 65_500
 """Pixels; what a JPEG file can have."""
 
@@ -42,9 +40,8 @@ def invalid(field: str, problem: str) -> Refusal:
 
 def check_hello(hello: pb.Hello) -> None:
     """Refuse a hello that is malformed, or of a picture that no viewer could be given."""
-    if not _NAME.fullmatch(hello.camera):
-        allowed = "1 to 64 of letters, digits, '.', '_' and '-', a letter or digit first"
-        raise invalid("hello.camera", f"{hello.camera[:80]!r}, expected {allowed}")
+    if not CAMERA_NAME.fullmatch(hello.camera):
+        raise invalid("hello.camera", f"{hello.camera[:80]!r}, expected {CAMERA_NAME_TOLD}")
     if not hello.width or not hello.height:
         raise invalid("hello.width and hello.height", f"{hello.width}×{hello.height}, expected above 0")
     if max(hello.width, hello.height) > MAX_SIDE:
@@ -125,6 +122,6 @@ def _grid(hello: pb.Hello, block: int) -> tuple[int, int]:
 
 def checked_levels(values: NDArray[np.int16]) -> NDArray[np.int8]:
     """Quantised measurements as the reconstructor takes them; refused where they leave ±127."""
-    if values.size and int(np.abs(values.astype(np.int32)).max()) > _MAX_LEVEL:
-        raise invalid("frame.payload", f"plane.body: a measurement is outside ±{_MAX_LEVEL}")
+    if values.size and int(np.abs(values.astype(np.int32)).max()) > MAX_LEVEL:
+        raise invalid("frame.payload", f"plane.body: a measurement is outside ±{MAX_LEVEL}")
     return values.astype(np.int8)

@@ -3,7 +3,6 @@
 import itertools
 import logging
 import os
-import re
 import signal
 import sys
 import threading
@@ -22,13 +21,13 @@ from encoder.pipeline import Account, run
 from encoder.sampling import Operator, OperatorError
 from encoder.sinks import FileSink, ServerSink, Sink, SinkError
 from encoder.sources import Frame, SourceError, open_source
+from protos.rules import CAMERA_NAME, CAMERA_NAME_TOLD
 from protos.v1 import veilcam_pb2 as pb
 
 log = logging.getLogger("veilcam.encode")
 
 OPERATORS = Path(__file__).parent / "operators"
 DEFAULT_OPERATOR = OPERATORS / "b16.npz"
-CAMERA_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 BROKE = 1
 """Exit code: the source, the server or the file broke on the way."""
 UNUSABLE = 2
@@ -71,7 +70,7 @@ def encode(
     # Until frames flow there is nothing to end cleanly, and what opens a source or a connection can't be interrupted.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if not CAMERA_NAME.fullmatch(name):
-        _fail(UNUSABLE, f"--name {name!r}: expected 1 to 64 of letters, digits, '.', '_', '-', a letter or digit first")
+        _fail(UNUSABLE, f"--name {name!r}: expected {CAMERA_NAME_TOLD}")
     try:
         packer = Packer(Operator.load(operator), ratio)
         opened = open_source(source, paced=not as_fast_as_possible)

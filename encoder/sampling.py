@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from protos.rules import MAX_LEVEL
+
 MID_GREY = 128.0
 """Subtracted from pixels before sampling, so that the first measurement fits the quantiser like the others."""
-MAX_LEVEL = 127
-"""Largest magnitude of a quantised measurement: int8 without −128, which the entropy coder keeps as its escape."""
 
 FORMAT_VERSION = 1
 _KEYS = {"format": (), "block": (), "phi": (2,), "steps": (1,)}

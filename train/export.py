@@ -11,7 +11,8 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from encoder.sampling import MAX_LEVEL, Operator
+from encoder.sampling import Operator
+from protos.rules import MAX_LEVEL
 from train import checkpoint
 from train.loops.plain import network_of
 from train.loops.veil import reconstructor_of

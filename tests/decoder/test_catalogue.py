@@ -70,9 +70,7 @@ def test_an_engine_that_is_unknown() -> None:
         open_engine("abacus", SHIPPED, 1)
 
 
-def test_what_ships_for_each_ratio(
-    catalogue: Catalogue, operator: Operator
-) -> None:
+def test_what_ships_for_each_ratio(catalogue: Catalogue, operator: Operator) -> None:
     assert catalogue.operators() == {operator.id}
     assert catalogue.block(operator.id) == operator.block
     for rendition, ratio in (("plain", 0.1), ("plain", 0.25), ("veiled", 0.1)):

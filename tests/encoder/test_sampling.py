@@ -9,7 +9,8 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from encoder.cli import DEFAULT_OPERATOR
-from encoder.sampling import MAX_LEVEL, MID_GREY, Operator, OperatorError, finest_steps, pad_to_blocks
+from encoder.sampling import MID_GREY, Operator, OperatorError, finest_steps, pad_to_blocks
+from protos.rules import MAX_LEVEL
 
 SHIPPED = Operator.load(DEFAULT_OPERATOR)
 PICTURES = arrays(np.uint8, st.tuples(st.integers(1, 50), st.integers(1, 50)))

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from encoder.sampling import MAX_LEVEL, MID_GREY
+from encoder.sampling import MID_GREY
+from protos.rules import MAX_LEVEL
 from train.networks.phi import energy
 
 WHITE = 255.0
