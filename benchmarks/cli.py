@@ -70,7 +70,7 @@ def quality(
         chosen = choose(catalogue, phi, ratio, rendition)
         rows = list(measure_folder(folder, phi, ratio, chosen))
     machine = described()
-    result = summary(rows) | {"folder": str(folder), "ratio": ratio, "rows": phi.rows_for(ratio), "operator": phi.id}
+    result = summary(rows) | {"folder": folder.name, "ratio": ratio, "rows": phi.rows_for(ratio), "operator": phi.id}
     result |= {"rendition": rendition, "reconstructor": chosen.id, "engine": chosen.engine.name, "machine": machine}
     table = Table(title=f"{folder.name}, r = {ratio:g}, {chosen.name} ({chosen.id})", caption=headline(machine))
     for column in ("picture", "PSNR, dB", "SSIM", "bits per pixel"):
@@ -96,6 +96,7 @@ def latency(
     """Time of each stage from capture to a viewer at the source's own pace, and frames a second at full speed."""
     from benchmarks.latency import LatencyError, measure, table
     from benchmarks.machine import described, headline
+    from encoder.sources import masked
 
     with _mistakes_told(LatencyError):
         catalogue, _, path = _loaded(reconstructor, operator, engine, threads)
@@ -105,7 +106,7 @@ def latency(
     jpeg = {"median": round(float(np.median(paced.jpeg_ms)), 2), "bytes": round(float(np.mean(paced.jpeg_bytes)))}
     camera = [sum(t) for t in zip(*(paced.stages[s] for s in ("sample", "quantise", "pack")), strict=True)]
     result: dict[str, Any] = {
-        "source": source,
+        "source": masked(source) if "://" in source else Path(source).name,
         "size": list(paced.size),
         "ratio": ratio,
         "engine": {"name": engine, "threads": threads},

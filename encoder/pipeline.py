@@ -6,6 +6,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from threadpoolctl import threadpool_limits
+
 from encoder.packing import Packer, StageTimes
 from encoder.sinks import Sink
 from encoder.sources import Frame, SourceError
@@ -147,6 +149,8 @@ def run(
     capture.start()
     throttle, size = Throttle(), None
     key = False
+    # Sampling takes few milliseconds and gains nothing by threads; OpenBLAS' idle ones spin on cores that others need.
+    single = threadpool_limits(limits=1, user_api="blas")
     try:
         while not (stop.is_set() or newest.over):
             if not sink.wait_until_ready(_POLL_S):
@@ -173,6 +177,7 @@ def run(
             if observer:
                 observer(message, stages, time.time_ns())
     finally:
+        single.restore_original_limits()
         newest.close()
     if problems and not stop.is_set():
         raise problems[0]

@@ -27,6 +27,8 @@ ReadersFolder = Annotated[Path | None, typer.Option(help="folder with readers' w
 def main() -> None:
     """Entry point of the command."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    for chatty in ("onnxscript", "onnx_ir", "torch.onnx"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
@@ -87,7 +89,7 @@ def evaluate(
             seen = iter(range(1, len(items) + 1))
             table = measure_veil(base, veiled, items, opened, lambda: advance({"iteration": next(seen)}))
         result = table.as_json() | {
-            "data": [str(folder) for folder in pictures],
+            "data": [folder.name for folder in pictures],
             "trained_against": state["run"]["readers"],
             "trained": state["provenance"],
             "measured": checkpoint.provenance(),
