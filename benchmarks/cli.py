@@ -1,4 +1,7 @@
-"""``veilcam-bench``: measure quality and latency of what is installed, and run the demo."""
+"""veilcam-bench: measure quality and latency of what is installed, and run the demo.
+
+Exit codes: 0 done; 1 it broke on the way; 2 what was asked for can't be done.
+"""
 
 import json
 import logging
@@ -65,6 +68,7 @@ def quality(
     from benchmarks.machine import described, headline
     from benchmarks.quality import choose, measure_folder, summary
 
+    _check_writable(json_file)
     with _mistakes_told():
         catalogue, phi, _ = _loaded(reconstructor, operator, engine, threads)
         chosen = choose(catalogue, phi, ratio, rendition)
@@ -80,6 +84,8 @@ def quality(
     table.add_section()
     table.add_row(f"mean of {len(rows)}", f"{result['psnr']:.2f}", f"{result['ssim']:.4f}", f"{result['bpp']:.3f}")
     console.print(table)
+    if chosen.engine.rows < phi.rows_for(ratio):
+        console.print(f"{chosen.name} reads {chosen.engine.rows} of the {phi.rows_for(ratio)} rows sent")
     _write(json_file, result)
 
 
@@ -98,6 +104,7 @@ def latency(
     from benchmarks.machine import described, headline
     from encoder.sources import masked
 
+    _check_writable(json_file)
     with _mistakes_told(LatencyError):
         catalogue, _, path = _loaded(reconstructor, operator, engine, threads)
         paced = measure(source, path, ratio, catalogue, lossless=False)
@@ -159,8 +166,11 @@ def demo(
     with _mistakes_told(DemoError):
         result = run_demo(source, seconds or (30 if endless else 0), out, ratio, stop)
     ms = result["latency_ms"]
+    unsent = ", ".join(f"{count} {reason}" for reason, count in result["frames_not_sent"].items())
+    told = f"{result['frames_captured']} captured{f' (not sent: {unsent})' if unsent else ''}"
     console.print(
-        f"\nframes: {result['frames_sent']} sent, {result['frames_shown']} shown, {result['frames_dropped']} dropped\n"
+        f"\nframes: {told}, {result['frames_sent']} sent, {result['frames_shown']} shown, "
+        f"{result['frames_dropped']} dropped\n"
         f"latency from capture to shown: median {ms['median']} ms, 99th percentile {ms['p99']} ms\n"
         f"measurements: {result['kbit_s']} kbit/s\n"
         f"PSNR against the frames: plain {result['psnr_plain']} dB, veiled {result['psnr_veiled']} dB\n"
@@ -201,6 +211,13 @@ def _mistakes_told(*others: type[Exception]) -> Iterator[None]:
     except others as error:
         log.error("%s", error)
         sys.exit(BROKE)
+
+
+def _check_writable(path: Path | None) -> None:
+    """Before the work, not after it."""
+    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+        log.error("--json %s: expected a file in a folder that is there", path)
+        sys.exit(UNUSABLE)
 
 
 def _write(path: Path | None, result: dict[str, Any]) -> None:

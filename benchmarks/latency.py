@@ -8,6 +8,7 @@ process right after it was sent: the peer, in the same run.
 import asyncio
 import itertools
 import multiprocessing
+import re
 import threading
 import time
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ from encoder.packing import Packer, StageTimes
 from encoder.pipeline import Account, run
 from encoder.sampling import Operator
 from encoder.sinks import ServerSink
-from encoder.sources import open_source
+from encoder.sources import SourceError, open_source
 from protos.v1 import veilcam_pb2 as pb
 from protos.v1.veilcam_pb2_grpc import ViewersStub
 
@@ -73,10 +74,13 @@ def measure(source: str, operator_path: Path, ratio: float, catalogue: Catalogue
     """Stream a source once through a real service to a real viewer.
 
     Raises:
-        SourceError: the source can't be opened.
+        SourceError: the source can't be opened, or has no end.
         LatencyError: nothing was shown; the reason is in the text.
     """
-    open_source(source, paced=False).close()
+    opened = open_source(source, paced=False)
+    opened.close()
+    if opened.live or re.fullmatch(r"pattern[^#]*", source):
+        raise SourceError(f"{opened.name}: doesn't end; a file, a folder, or pattern:640x480@25#100")
     return asyncio.run(_measure(source, operator_path, ratio, catalogue, lossless))
 
 

@@ -61,7 +61,10 @@ def summary() -> list[str]:
         lines.append(f"| {ratio:.2f} | {cost} | {cells[0]} | {cells[1]} |")
     for veil in veils():
         count, judges = veil.measured["pictures"], len(_judges(veil))
-        lines += ["", f"{veil.name}: {count} gray ImageNet pictures, mean of {judges} judges (tiers T1 and T2)."]
+        lines += [
+            "",
+            f"{veil.name}: {count} gray ImageNet pictures, mean of {judges} judges that no veil was trained against.",
+        ]
     return lines
 
 

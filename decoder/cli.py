@@ -55,6 +55,8 @@ def decode(
     Exit codes: 0 stopped; 1 the service broke while it ran; 2 what was asked for can't be done.
     """
     _start_logging(log_json)
+    # gRPC's core writes lines of its own beside ours; it reads this when it is imported.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         from decoder.admission import Limits
         from decoder.catalogue import SHIPPED, CatalogueError, load_catalogue

@@ -52,7 +52,8 @@ class CamerasService(CamerasServicer):
             async for acknowledgement in self._frames(request_iterator, stream):
                 yield pb.PublishResponse(acknowledgement=acknowledgement)
         except Refusal as refusal:
-            log.warning("camera %s at %s refused: %s", camera.name if camera else "(unknown)", peer, refusal)
+            if refusal.status is not grpc.StatusCode.UNAVAILABLE:
+                log.warning("camera %s at %s refused: %s", camera.name if camera else "(unknown)", peer, refusal)
             await _abort(context, refusal)
         finally:
             if camera is not None and stream is not None:

@@ -3,6 +3,7 @@
 import itertools
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -63,14 +64,16 @@ def encode(
 ) -> None:
     """Sample a camera's pictures with Φ and stream the measurements to a decoder service.
 
-    Exit codes: 0 ended or stopped with Ctrl-C; 1 the source, the server or the file broke on the way; 2 what was asked
-    for can't be done.
+    Exit codes: 0 ended, or stopped with Ctrl-C while frames flowed; 1 the source, the server or the file broke on the
+    way, or the server refused; 2 what was asked for can't be done.
     """
     _start_logging(log_json)
     # Until frames flow there is nothing to end cleanly, and what opens a source or a connection can't be interrupted.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if not CAMERA_NAME.fullmatch(name):
         _fail(UNUSABLE, f"--name {name!r}: expected {CAMERA_NAME_TOLD}")
+    if out is None and not re.fullmatch(r".+:\d{1,5}", server):
+        _fail(UNUSABLE, f"--server {server!r}: expected HOST:PORT")
     try:
         packer = Packer(Operator.load(operator), ratio)
         opened = open_source(source, paced=not as_fast_as_possible)
@@ -93,7 +96,8 @@ def encode(
         *(packer.operator.id, packer.rows, packer.operator.rows, packer.rows / packer.operator.block**2),
     )
     stop = _stop_on_signals()
-    account, began = Account(), time.monotonic()
+    account, began = Account(colour=first.colour), time.monotonic()
+    _tell_colour(account)
     reporter = threading.Thread(target=_report, args=(account, sink, stop, log_json), daemon=True)
     reporter.start()
     problem = None
@@ -169,10 +173,11 @@ def _line(account: Account, sink: Sink) -> str:
 def _summary(account: Account, sink: Sink, seconds: float) -> str:
     reasons = ", ".join(f"{count} {reason}" for reason, count in account.dropped.items() if count) or "none"
     told = sink.progress
+    answered = f"shown up to {told.shown}, dropped at the server {told.dropped}"
     return (
         f"{seconds:.1f} s: captured {account.captured}, sent {account.sent} ({account.keys} key), "
         f"{account.bytes_sent * 8 / 1000 / max(seconds, 1e-3):.0f} kbit/s; dropped here: {reasons}; "
-        f"acknowledged up to {told.received}, shown up to {told.shown}, dropped at the server {told.dropped}"
+        + (f"acknowledged up to {told.received}, {answered}" if isinstance(sink, ServerSink) else f"in {sink.name}")
     )
 
 

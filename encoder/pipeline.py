@@ -165,7 +165,10 @@ def run(
                 continue
             sequence, frame = taken
             if size not in (None, frame.luma.shape):
-                raise SourceError(f"the source changed its size from {_wxh(size)} to {_wxh(frame.luma.shape)}")
+                raise SourceError(
+                    f"the source changed its size from {_wxh(size)} to {_wxh(frame.luma.shape)} at frame {sequence}; "
+                    "one stream has one size"
+                )
             size = frame.luma.shape
             if not throttle.admits():
                 account.dropped["rate lowered"] += 1

@@ -200,4 +200,5 @@ def _explained(error: grpc.RpcError) -> str:
     code, details = error.code(), error.details()
     if code is grpc.StatusCode.UNAVAILABLE:
         return f"the server went away ({details})"
-    return f"the server refused: {code.name}, {details}"
+    hint = "; choose another --name" if code is grpc.StatusCode.ALREADY_EXISTS else ""
+    return f"the server refused: {code.name}, {details}{hint}"

@@ -1,4 +1,4 @@
-"""``veilcam-train``: train Φ and G, veil G, measure what a veil leaves readers, export for cameras and servers."""
+"""veilcam-train: train Φ and G, veil G, measure what a veil leaves readers, export for cameras and servers."""
 
 import json
 import logging

@@ -16,7 +16,7 @@ from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from decoder.cameras import Camera, Cameras
-from decoder.catalogue import Catalogue
+from decoder.catalogue import RENDITIONS, Catalogue
 from decoder.pictures import Relay
 
 LOOPBACK = ("127.0.0.1", "localhost")
@@ -40,6 +40,8 @@ def web_app(cameras: Cameras, catalogue: Catalogue, renditions: tuple[str, ...],
         if camera is None:
             return PlainTextResponse(f"no camera {request.path_params['name']!r} here\n", 404)
         rendition = request.query_params.get("rendition", camera.rendition)
+        if rendition not in RENDITIONS:
+            return PlainTextResponse(f"rendition: expected one of {', '.join(RENDITIONS)}\n", 400)
         if rendition not in renditions:
             return PlainTextResponse(f"rendition: this server gives only {', '.join(renditions)} pictures\n", 403)
         return camera, camera.relays[rendition]

@@ -1,5 +1,6 @@
 """What sources that read through OpenCV share: opening, reading, gray."""
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ from encoder.sources import Frame, SourceError
 
 _DAMAGED_IN_A_ROW = 50
 
+# FFmpeg and OpenCV would write lines of their own beside ours.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 

@@ -23,9 +23,7 @@ class UrlSource:
         if not _host(spec):
             raise SourceError(f"{self.name}: no host in this URL")
         # OpenCV takes FFmpeg's options from nowhere else; a user's own win.
-        os.environ.setdefault(
-            "OPENCV_FFMPEG_CAPTURE_OPTIONS", "rtsp_transport;tcp|fflags;nobuffer|flags;low_delay|loglevel;quiet"
-        )
+        os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", "rtsp_transport;tcp|fflags;nobuffer|flags;low_delay")
         timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _OPEN_TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, _READ_TIMEOUT_MS]
         problem = f"{self.name}: nothing there gives video (host up? address, path, user and password right?)"
         self._capture = Capture(self.name, spec, cv2.CAP_FFMPEG, timeouts, problem)

@@ -98,6 +98,8 @@ def test_demo_ends_by_itself_with_figures_and_a_picture(tmp_path: Path) -> None:
     ("arguments", "code", "problem"),
     [
         (["quality", "absent"], 2, "absent: no such folder"),
+        (["quality", ".", "--json", "absent/x.json"], 2, "--json absent/x.json: expected a file"),
+        (["latency", "--source", "pattern:64x64"], 2, "doesn't end"),
         (["quality", ".", "--ratio", "0.9"], 2, "ratio 0.9"),
         (["quality", ".", "--reconstructor", "absent.onnx"], 2, "absent.onnx: no reconstructor"),
         (["quality", ".", "--engine", "abacus"], 2, "engine 'abacus'"),

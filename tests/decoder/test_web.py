@@ -77,7 +77,7 @@ def test_a_plain_still_is_made_when_it_is_asked_for(
     assert (status, headers["X-Sequence"]) == (200, "5")
     wait_until(lambda: relay.viewers == 0)
     assert relay.latest is None
-    assert get(f"{service.page}/cameras/porch.jpg?rendition=sharp")[0] == 403
+    assert get(f"{service.page}/cameras/porch.jpg?rendition=sharp")[0] == 400
     shown.bye()
 
 

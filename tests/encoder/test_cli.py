@@ -78,6 +78,7 @@ def test_colour_is_said_not_to_be_sent(tmp_path: Path) -> None:
         (("pattern", "--ratio", "0.9"), 2, "ratio 0.9"),
         (("pattern", "--operator", "absent.npz"), 2, "absent.npz: no such operator file"),
         (("pattern", "--server", "127.0.0.1:9"), 1, "127.0.0.1:9: no decoder service answers"),
+        (("pattern", "--server", "127.0.0.1"), 2, "--server '127.0.0.1': expected HOST:PORT"),
         (("pattern", "--out", "/nonexistent/m"), 1, "/nonexistent/m: can't be written"),
         (("pattern", "--out", "/dev/full"), 1, "No space left"),
     ],
