@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from decoder.catalogue import load_catalogue
+from decoder.catalogue import SHIPPED, load_catalogue
 from encoder.packing import Packer
 from encoder.sampling import Operator
 from tests.conftest import StartService, frame_of, hello_of
@@ -306,3 +306,20 @@ def test_a_folder_without_pictures_is_told(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_text("not a picture")
     with pytest.raises(DataError, match=r"broken\.png: not a picture"):
         Photographs([tmp_path], torch.Generator())
+
+
+def test_the_shipped_models_are_those_of_the_finished_runs(tmp_path: Path, operator: Operator) -> None:
+    weights = Path(__file__).parent.parent.parent / "train" / "weights"
+    names = ["plain-r10", "plain-r25", "veil-r10"]
+    list(export_runs(names, "plain-r25", weights, tmp_path / "op.npz", tmp_path))
+    assert Operator.load(tmp_path / "op.npz").id == operator.id
+    measurements = np.random.default_rng(0).integers(-40, 40, (1, 64, 3, 4)).astype(np.int8)
+    for name in names:
+        shipped, exported = (
+            load_catalogue([folder / f"{name}.onnx"], "onnxruntime", 1).reconstructors[0]
+            for folder in (SHIPPED, tmp_path)
+        )
+        levels = measurements[:, : shipped.engine.rows]
+        ours, theirs = (each.engine.reconstruct(levels).astype(int) for each in (shipped, exported))
+        assert np.abs(ours - theirs).max() <= 1
+        assert shipped.operator_id == exported.operator_id
