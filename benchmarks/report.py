@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import headline
 from decoder.catalogue import SHIPPED, Reconstructor, load_catalogue
 
 ROOT = Path(__file__).parent.parent
@@ -87,7 +88,7 @@ def quality_table(rows: list[dict[str, Any]]) -> list[str]:
         link = f"[json](../{row['file']})"
         lines.append(f"| {name} | {row['ratio']} | {row['rows']} | {row['rendition']} | {figures} | {link} |")
     if rows:
-        lines += ["", f"Measured on {_machine(rows[0])}."]
+        lines += ["", f"Measured on {headline(rows[0]['machine'])}."]
     return [*lines, ""]
 
 
@@ -130,18 +131,11 @@ def latency_table(result: dict[str, Any]) -> list[str]:
         f"{result['full_speed_fps']} frames/s. On the camera, sample + "
         f"quantise + pack took {result['camera_ms']} ms and {result['payload_bytes']} bytes a frame; OpenCV's JPEG of "
         f"the same frames {result['jpeg']['median']} ms and {result['jpeg']['bytes']} bytes. Measured on "
-        f"{_machine(result)}. "
+        f"{headline(result['machine'])}. "
         f"[json](../{result['file']})",
         "",
     ]
     return lines
-
-
-def _machine(result: dict[str, Any]) -> str:
-    machine = result["machine"]
-    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
-    hardware = f"{machine['processor']}, {machine['cores']} cores"
-    return f"{hardware}, Python {machine['python']}, {versions}, commit {machine['commit']}"
 
 
 def stale() -> Iterator[Path]:

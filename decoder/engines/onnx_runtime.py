@@ -31,9 +31,8 @@ class OnnxRuntimeEngine(Engine):
         self.threads = threads
         self.metadata = dict(self._session.get_modelmeta().custom_metadata_map)
         self.rows = int(inputs[0].shape[1]) if isinstance(inputs[0].shape[1], int) else 0
-        self.block = (
-            int(self.metadata.get("veilcam.block", "0")) if self.metadata.get("veilcam.block", "").isdigit() else 0
-        )
+        block = self.metadata.get("veilcam.block", "")
+        self.block = int(block) if block.isdigit() else 0
         self._input, self._output = inputs[0].name, outputs[0].name
 
     def _run(self, measurements: NDArray[np.int8]) -> NDArray[np.uint8]:

@@ -39,6 +39,8 @@ class Training:
         self.averaged = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(run.average))  # type: ignore[no-untyped-call]
         self.optimiser = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=run.learning_rate)
         self.iteration = 0
+        # Of the code that this process runs, not of what is checked out when it ends.
+        self._provenance = checkpoint.provenance()
         self._path = out / "last.pt"
         out.mkdir(parents=True, exist_ok=True)
         if self._path.exists():
@@ -60,7 +62,7 @@ class Training:
         """Write the averaged weights, with what they came from, to ``final.pt`` beside the checkpoint."""
         final = self._path.with_name("final.pt")
         state = {"net": self.averaged.module.state_dict(), "run": described(self.run)}
-        checkpoint.save(final, state | {"provenance": checkpoint.provenance()})
+        checkpoint.save(final, state | {"provenance": self._provenance})
         return final
 
     def _save(self) -> None:
