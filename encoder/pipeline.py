@@ -15,6 +15,7 @@ from protos.v1 import veilcam_pb2 as pb
 
 _WINDOW = 200
 _POLL_S = 0.25
+_CAPTURE_END_S = 3.0
 _LOWER, _EASE, _EASE_EVERY_S = 1.25, 0.9, 1.0
 
 
@@ -182,6 +183,8 @@ def run(
     finally:
         single.restore_original_limits()
         newest.close()
+        # A thread that is still inside of OpenCV when the interpreter ends aborts the process.
+        capture.join(_CAPTURE_END_S)
     if problems and not stop.is_set():
         raise problems[0]
 
