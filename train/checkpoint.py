@@ -71,10 +71,8 @@ class Log:
         self._writer.writerow(row)
         self._file.flush()
 
-    def __enter__(self) -> "Log":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
 

@@ -21,6 +21,12 @@ UNUSABLE = 2
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 Runs = Annotated[Path, typer.Option(help="folder with one folder per run")]
+Data = Annotated[
+    list[Path] | None,
+    typer.Option(help="folder with the data: photographs (may be repeated), or CIFAR-10's or MNIST's files"),
+]
+CACHE = Path.home() / ".cache" / "veilcam"
+Cache = Annotated[Path, typer.Option(help="where public data sets are kept once they are fetched")]
 ReadersFolder = Annotated[Path | None, typer.Option(help="folder with readers' weights that no package has")]
 
 
@@ -44,22 +50,25 @@ def main() -> None:
 @app.command()
 def run(
     run_file: Annotated[Path, typer.Argument(help="run file, as in train/runs/")],
-    data: Annotated[list[Path], typer.Option(help="folder of photographs to learn from; may be repeated")],
+    data: Data = None,
     runs: Runs = Path("runs"),
+    cache: Cache = CACHE,
     readers_folder: ReadersFolder = None,
 ) -> None:
     """Train by a run file, into RUNS/NAME. A run that was interrupted goes on from its last checkpoint."""
-    from train.loops import plain, veil
-    from train.settings import PlainRun, read_run
+    from train.loops import plain, start, veil
+    from train.settings import PlainRun, VeilRun, read_run
 
     with _mistakes_told():
         settings = read_run(run_file)
         out = runs / run_file.stem
         with _bar(run_file.stem, settings.iterations) as advance:
             if isinstance(settings, PlainRun):
-                final = plain.train(settings, data, out, runs, advance)
+                final = plain.train(settings, data or [], out, runs, advance)
+            elif isinstance(settings, VeilRun):
+                final = veil.train(settings, data or [], out, runs, advance, readers_folder)
             else:
-                final = veil.train(settings, data, out, runs, advance, readers_folder)
+                final = start(settings, data[0] if data else None, cache, out, advance)
         log.info("%s", final)
 
 
@@ -119,7 +128,7 @@ def _mistakes_told() -> Iterator[None]:
     """A user's mistake is one line and exit code 2; anything else is a bug and keeps its traceback."""
     from encoder.sampling import OperatorError
     from train.checkpoint import CheckpointError
-    from train.data.photographs import DataError
+    from train.data.files import DataError
     from train.export import ExportError
     from train.readers import ReaderError
     from train.settings import SettingsError

@@ -1,7 +1,7 @@
 """Run files: one short TOML file per trained model, checked as a whole before anything starts."""
 
 import tomllib
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,8 +15,29 @@ def bounded(default: Any, low: float, high: float) -> Any:
     return field(default=default, metadata={"bounds": (low, high)})
 
 
+def chosen(*names: str) -> Any:
+    """A dataclass field that must be one of some names; the first is its default."""
+    return field(default=names[0], metadata={"choices": names})
+
+
+def several(kind: type, *default: Any) -> Any:
+    """A dataclass field that is a list of one type."""
+    return field(default=default, metadata={"each": kind})
+
+
 @dataclass(frozen=True)
-class PlainRun:
+class Run:
+    """What every run has."""
+
+    kind: ClassVar[str] = ""
+    iterations: int = bounded(1000, 1, 10_000_000)
+    batch: int = bounded(16, 1, 4096)
+    learning_rate: float = bounded(1e-3, 1e-7, 1.0)
+    seed: int = bounded(1, 0, 2**31)
+
+
+@dataclass(frozen=True)
+class PlainRun(Run):
     """A plain S and G by mean squared error. 16 × 96² pixels an iteration: 38 passes over BSDS500 train + test."""
 
     kind: ClassVar[str] = "plain"
@@ -33,17 +54,16 @@ class PlainRun:
     """Decay of the moving average of weights that is kept as the result."""
     extends: str = ""
     """A finished plain run whose rows of Φ come first and stay as they are, and whose deep layers start this one."""
-    seed: int = bounded(1, 0, 2**31)
 
 
 @dataclass(frozen=True)
-class VeilRun:
+class VeilRun(Run):
     """A veiled G for the Φ of a finished plain run."""
 
     kind: ClassVar[str] = "veil"
     extends: str = ""
     """The finished plain run that G and Φ come from; Φ stays as it is."""
-    readers: tuple[str, ...] = ("efficientnet_lite0", "mobilenet_v2")
+    readers: tuple[str, ...] = several(str, "efficientnet_lite0", "mobilenet_v2")
     iterations: int = bounded(1200, 1, 10_000_000)
     warm_up: int = bounded(50, 0, 100_000)
     batch: int = bounded(8, 1, 4096)
@@ -60,13 +80,80 @@ class VeilRun:
     """Weight of change where eyes see it, train.objectives.veil.visibility."""
     repetition: float = bounded(0.0, 0.0, 1e6)
     """Weight of change that repeats with blocks or deep features, train.objectives.veil.repetition."""
-    seed: int = bounded(1, 0, 2**31)
 
 
-KINDS: dict[str, type[PlainRun] | type[VeilRun]] = {run.kind: run for run in (PlainRun, VeilRun)}
+@dataclass(frozen=True)
+class ClassifierRun(Run):
+    """A classifier of small gray pictures; learning rate by warm-up and cosine."""
+
+    kind: ClassVar[str] = "classifier"
+    data: str = chosen("cifar10", "mnist")
+    network: str = chosen(
+        "vgg16", "resnet110", "convnet8", "resnet14", "inception", "mixer", "mobilenet_v2", "densenet", "convnext", "vit"
+    )
+    iterations: int = bounded(3200, 1, 10_000_000)
+    warm_up: int = bounded(400, 0, 100_000)
+    batch: int = bounded(125, 1, 4096)
+    optimiser: str = chosen("sgd", "adamw")
+    """SGD with Nesterov momentum 0.9, or AdamW."""
+    learning_rate: float = bounded(0.1, 1e-7, 1.0)
+    weight_decay: float = bounded(5e-4, 0.0, 1.0)
 
 
-def read_run(path: Path) -> PlainRun | VeilRun:
+@dataclass(frozen=True)
+class CSNetRun(Run):
+    """The paper's S and G by mean squared error (5)."""
+
+    kind: ClassVar[str] = "csnet"
+    data: str = chosen("cifar10", "mnist")
+    ratio: float = bounded(0.1, 0.001, 1.0)
+    batch: int = bounded(250, 1, 4096)
+    drops: tuple[int, ...] = several(int)
+    """Iterations from which the learning rate is a tenth of what it was."""
+    start: str = chosen("random", "principal")
+    """Where Φ and the initial reconstruction start: random as in the paper, or the principal directions of blocks."""
+
+
+@dataclass(frozen=True)
+class AdversarialRun(Run):
+    """Adv-CSNet-C: the G of a CSNet against one frozen classifier, (4) and (6)."""
+
+    kind: ClassVar[str] = "adversarial"
+    extends: str = ""
+    """The finished CSNet that S, which stays as it is, and G come from."""
+    classifier: str = ""
+    """The finished classifier run that G is trained against."""
+    batch: int = bounded(250, 1, 4096)
+    drops: tuple[int, ...] = several(int)
+    alpha: float = bounded(1.0, 0.0, 1e6)
+    beta: float = bounded(1.0, 0.0, 1e6)
+    beta_later: float = bounded(1.0, 0.0, 1e6)
+    """β once the classifier reads less than ``read_below`` of a pass through the training pictures; MNIST: 0.1."""
+    read_below: float = bounded(0.0, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class GenerativeRun(Run):
+    """Adv-CSNet: the G of a CSNet against a discriminator that learns beside it, (7) to (12)."""
+
+    kind: ClassVar[str] = "generative"
+    extends: str = ""
+    batch: int = bounded(250, 1, 4096)
+    drops: tuple[int, ...] = several(int)
+    alpha: float = bounded(1.0, 0.0, 1e6)
+    lambda_d: float = bounded(1.0, 0.0, 1e6)
+    gamma_d: float = bounded(0.0, 0.0, 1e6)
+    """As printed 0, which leaves D_rec as it was drawn; with 1 it learns."""
+    lambda_g: float = bounded(1.0, 0.0, 1e6)
+    gamma_g: float = bounded(0.1, 0.0, 1e6)
+
+
+KINDS: dict[str, type[Run]] = {
+    run.kind: run for run in (PlainRun, VeilRun, ClassifierRun, CSNetRun, AdversarialRun, GenerativeRun)
+}
+
+
+def read_run(path: Path) -> Run:
     """Read and check a run file.
 
     Raises:
@@ -90,14 +177,19 @@ def read_run(path: Path) -> PlainRun | VeilRun:
 
 
 def _checked(path: Path, spec: "Field[Any]", value: Any) -> Any:
-    default = spec.default if spec.default is not MISSING else None
-    if isinstance(default, float) and type(value) is int:
+    each = spec.metadata.get("each")
+    if each is not None:
+        if not isinstance(value, list) or any(type(v) is not each for v in value):
+            raise SettingsError(f"{path}: {spec.name} = {value!r}, expected a list of {each.__name__}")
+        return tuple(value)
+    if isinstance(spec.default, float) and type(value) is int:
         value = float(value)
-    if isinstance(default, tuple) and isinstance(value, list) and all(isinstance(v, str) for v in value):
-        value = tuple(value)
-    if type(value) is not type(default):
-        raise SettingsError(f"{path}: {spec.name} = {value!r}, expected {type(default).__name__}")
+    if type(value) is not type(spec.default):
+        raise SettingsError(f"{path}: {spec.name} = {value!r}, expected {type(spec.default).__name__}")
     low, high = spec.metadata.get("bounds", (None, None))
     if low is not None and not low <= value <= high:
         raise SettingsError(f"{path}: {spec.name} = {value}, expected {low} to {high}")
+    choices = spec.metadata.get("choices", (value,))
+    if value not in choices:
+        raise SettingsError(f"{path}: {spec.name} = {value!r}, expected one of {', '.join(choices)}")
     return value

@@ -4,7 +4,8 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
-from train.data.photographs import DataError, picture_files
+from train.data.files import DataError
+from train.data.photographs import picture_files
 
 IMAGENETTE = {
     "n01440764": 0,

@@ -10,15 +10,13 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from train.data.files import DataError
+
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".pgm"}
 
 
 _SMALLEST_VIEW = 0.75
 """Of the shorter side of a picture."""
-
-
-class DataError(ValueError):
-    """A data set that can't be used; the message names the file or folder and what was expected."""
 
 
 def read_gray(path: Path) -> NDArray[np.uint8]:

@@ -1,23 +1,21 @@
 """Train S and G together by mean squared error, quantiser in the loop."""
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from encoder.sampling import nearest_rows
 from train import checkpoint
 from train.data.photographs import Photographs
-from train.loops.schedule import REPORT_EVERY, Training, learning_rate
+from train.loops.schedule import Report, Training, descend, learning_rate
 from train.networks import phi as rows_of_phi
 from train.networks.quarter import QuarterCSNet
 from train.objectives.reconstruction import psnr, squared_error
 from train.settings import PlainRun, SettingsError
-
-Report = Callable[[dict[str, Any]], None]
 
 
 def train(run: PlainRun, folders: Sequence[Path], out: Path, finished: Path, report: Report) -> Path:
@@ -33,27 +31,22 @@ def train(run: PlainRun, folders: Sequence[Path], out: Path, finished: Path, rep
     generator = torch.Generator().manual_seed(run.seed)
     data = Photographs(folders, generator)
     net = _network(run, data, finished).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    training = Training(run, net, generator, out)
-    with checkpoint.Log(out / "log.csv", keep_until=training.iteration) as log:
-        began, fidelity = time.monotonic(), []
-        while training.iteration < run.iterations:
+    averaged = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(run.average))  # type: ignore[no-untyped-call]
+    optimiser = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=run.learning_rate)
+    parts = {"net": net, "averaged": averaged, "optimiser": optimiser}
+    with Training(run, parts, generator, out, report) as training:
+        while training.running:
             picture = data.batch(run.batch, run.crop).contiguous(memory_format=torch.channels_last)
             reconstruction = net(picture)
             loss = squared_error(reconstruction, picture)
-            training.step(loss)
-            fidelity.append(float(psnr(reconstruction.detach(), picture).mean()))
-            if training.iteration % REPORT_EVERY == 0 or training.iteration == run.iterations:
-                row = {"iteration": training.iteration, "loss": f"{loss.item():.6f}"}
-                row |= {"psnr": f"{sum(fidelity) / len(fidelity):.3f}"}
-                row |= {"learning_rate": f"{learning_rate(training.iteration - 1, run):.2e}"}
-                row |= {"seconds": f"{time.monotonic() - began:.1f}"}
-                log.write(row)
-                report(row)
-                fidelity.clear()
-    averaged = training.averaged.module
-    assert isinstance(averaged, QuarterCSNet)
-    averaged.order_rows(rows_of_phi.covariance(data.pictures, run.block))
-    return training.finish()
+            rate = learning_rate(training.iteration, run)
+            descend(optimiser, loss, rate)
+            averaged.update_parameters(net)
+            training.advance({"loss": loss, "psnr": psnr(reconstruction.detach(), picture).mean()}, rate)
+    result = averaged.module
+    assert isinstance(result, QuarterCSNet)
+    result.order_rows(rows_of_phi.covariance(data.pictures, run.block))
+    return training.finish(result)
 
 
 def network_of(path: Path) -> tuple[QuarterCSNet, dict[str, Any]]:

@@ -1,22 +1,54 @@
 """What every loop shares: the learning rate, and the state that lets an interrupted run go on as if it had not been."""
 
 import math
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor, nn
 
 from train import checkpoint
-from train.settings import PlainRun, VeilRun
+from train.settings import Run
+
+Report = Callable[[dict[str, Any]], None]
+"""Called with each row of a log."""
 
 REPORT_EVERY = 50
-SAVE_EVERY = 500
+SAVE_EVERY = 250
+"""A multiple of ``REPORT_EVERY``, so that no term that was summed for a report is lost."""
 
 
-def learning_rate(iteration: int, run: PlainRun | VeilRun) -> float:
+class Stateful(Protocol):
+    """What can be saved and go on: a network, its average, an optimiser."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any], /) -> object: ...
+
+
+class Smooth(Protocol):
+    """A run whose learning rate warms up and then falls smoothly."""
+
+    @property
+    def iterations(self) -> int: ...
+    @property
+    def warm_up(self) -> int: ...
+    @property
+    def learning_rate(self) -> float: ...
+
+
+class Stepped(Protocol):
+    """A run whose learning rate falls to a tenth at some iterations."""
+
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def drops(self) -> tuple[int, ...]: ...
+
+
+def learning_rate(iteration: int, run: Smooth) -> float:
     """Linear warm-up, then half a cosine down to a hundredth."""
     if iteration < run.warm_up:
         return run.learning_rate * (iteration + 1) / run.warm_up
@@ -24,60 +56,103 @@ def learning_rate(iteration: int, run: PlainRun | VeilRun) -> float:
     return run.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
-def described(run: PlainRun | VeilRun) -> dict[str, Any]:
+def stepped_rate(iteration: int, run: Stepped) -> float:
+    """A tenth after each drop, as the paper has it."""
+    return run.learning_rate * 0.1 ** sum(iteration >= drop for drop in run.drops)
+
+
+def descend(optimiser: torch.optim.Optimizer, loss: Tensor, rate: float) -> None:
+    """One optimiser step at a learning rate."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimiser.step()
+
+
+def described(run: Run) -> dict[str, Any]:
     """A run's settings as plain values."""
     return {key: list(v) if isinstance(v, tuple) else v for key, v in {"kind": run.kind, **asdict(run)}.items()}
 
 
 class Training:
-    """A network on its way: weights, their moving average, optimiser, random state and iteration, saved as one."""
+    """A run on its way: all that moves, random state and iteration, saved as one, and its log.
 
-    def __init__(self, run: PlainRun | VeilRun, net: nn.Module, generator: torch.Generator, out: Path) -> None:
+    Args:
+        run: its settings; a checkpoint of other settings is refused.
+        parts: networks and optimisers by name.
+        generator: what the loop draws from.
+        out: where ``last.pt``, ``final.pt`` and ``log.csv`` go. A run that is there goes on.
+        report: called with each row of the log.
+    """
+
+    def __init__(
+        self, run: Run, parts: Mapping[str, Stateful], generator: torch.Generator, out: Path, report: Report
+    ) -> None:
         self.run = run
-        self.net = net
-        self.generator = generator
-        self.averaged = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(run.average))  # type: ignore[no-untyped-call]
-        self.optimiser = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=run.learning_rate)
         self.iteration = 0
+        self._parts, self._generator, self._report = parts, generator, report
         # Of the code that this process runs, not of what is checked out when it ends.
         self._provenance = checkpoint.provenance()
         self._path = out / "last.pt"
         out.mkdir(parents=True, exist_ok=True)
         if self._path.exists():
             self._resume()
+        self._log = checkpoint.Log(out / "log.csv", keep_until=self.iteration)
+        self._sums: dict[str, Tensor | float] = {}
+        self._began, self._summed_from = time.monotonic(), self.iteration
 
-    def step(self, loss: torch.Tensor) -> None:
-        """One optimiser step, at the learning rate that is due; saves now and then."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(self.iteration, self.run)
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimiser.step()
-        self.averaged.update_parameters(self.net)
+    def __enter__(self) -> "Training":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._log.close()
+
+    @property
+    def running(self) -> bool:
+        """There are iterations left."""
+        return self.iteration < self.run.iterations
+
+    def advance(self, terms: Mapping[str, Tensor | float], rate: float) -> None:
+        """Count an iteration, its terms into the log's means; report and save when it is time to."""
         self.iteration += 1
-        if self.iteration % SAVE_EVERY == 0 or self.iteration == self.run.iterations:
+        for name, term in terms.items():
+            value = term.detach() if isinstance(term, Tensor) else term
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        ended = not self.running
+        if self.iteration % REPORT_EVERY == 0 or ended:
+            count = self.iteration - self._summed_from
+            row: dict[str, Any] = {"iteration": self.iteration}
+            row |= {name: f"{float(total) / count:.5g}" for name, total in self._sums.items()}
+            row |= {"learning_rate": f"{rate:.2e}", "seconds": f"{time.monotonic() - self._began:.1f}"}
+            self._log.write(row)
+            self._report(row)
+            self._sums, self._summed_from = {}, self.iteration
+        if self.iteration % SAVE_EVERY == 0 or ended:
             self._save()
 
-    def finish(self) -> Path:
-        """Write the averaged weights, with what they came from, to ``final.pt`` beside the checkpoint."""
+    def finish(self, net: nn.Module, **told: Any) -> Path:
+        """Write a network's weights, with what they came from, to ``final.pt`` beside the checkpoint."""
         final = self._path.with_name("final.pt")
-        state = {"net": self.averaged.module.state_dict(), "run": described(self.run)}
-        checkpoint.save(final, state | {"provenance": self._provenance})
+        state = {"net": net.state_dict(), "run": described(self.run), "provenance": self._provenance}
+        checkpoint.save(final, state | told)
         return final
 
     def _save(self) -> None:
-        state: dict[str, Any] = {"net": self.net.state_dict(), "averaged": self.averaged.state_dict()}
-        state["optimiser"] = self.optimiser.state_dict()
-        state |= {"generator": self.generator.get_state(), "torch": torch.get_rng_state()}
+        state: dict[str, Any] = {name: part.state_dict() for name, part in self._parts.items()}
+        state |= {"generator": self._generator.get_state(), "torch": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            state["cuda"] = torch.cuda.get_rng_state()
         checkpoint.save(self._path, state | {"iteration": self.iteration, "run": described(self.run)})
 
     def _resume(self) -> None:
         state = checkpoint.load(self._path)
         if state["run"] != described(self.run):
             raise checkpoint.CheckpointError(f"{self._path}: of a run with other settings; move it away to start anew")
-        self.net.load_state_dict(state["net"])
-        self.averaged.load_state_dict(state["averaged"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.generator.set_state(state["generator"])
+        for name, part in self._parts.items():
+            part.load_state_dict(state[name])
+        self._generator.set_state(state["generator"])
         torch.set_rng_state(state["torch"])
+        if "cuda" in state and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda"])
         self.iteration = int(state["iteration"])

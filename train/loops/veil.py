@@ -5,26 +5,24 @@ picture ─▶ S ─▶ quantise ─┬─▶ G ─┬────────�
                           └─▶ plain G, frozen          on the original
 """
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from train import checkpoint
 from train.data.photographs import Photographs
 from train.loops.plain import network_of
-from train.loops.schedule import REPORT_EVERY, Training, learning_rate
+from train.loops.schedule import Report, Training, descend, learning_rate
 from train.networks.quarter import SCALE, Reconstructor
 from train.objectives.reconstruction import psnr, squared_error
 from train.objectives.veil import likeness, repetition, unreadable, visibility
 from train.purifiers import random_way
 from train.readers import SURROGATES, Surrogate, open_reader, read
 from train.settings import SettingsError, VeilRun
-
-Report = Callable[[dict[str, Any]], None]
 
 _VIEWS = (224, 320, 448)
 """Sides of the squares that are veiled. Readers look at 224 pixels of them, as of small and of large pictures:
@@ -55,28 +53,20 @@ def train(
     net = _with_grain(base.reconstructor).requires_grad_(True).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     surrogates = {name: _surrogate(name, readers_folder) for name in run.readers}
     data = Photographs(folders, generator)
-    training = Training(run, net, generator, out)
-    with checkpoint.Log(out / "log.csv", keep_until=training.iteration) as log:
-        began = time.monotonic()
-        sums: dict[str, float] = {}
-        while training.iteration < run.iterations:
+    averaged = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(run.average))  # type: ignore[no-untyped-call]
+    optimiser = torch.optim.Adam(net.parameters(), lr=run.learning_rate)
+    parts = {"net": net, "averaged": averaged, "optimiser": optimiser}
+    with Training(run, parts, generator, out, report) as training:
+        while training.running:
             side = _VIEWS[int(torch.randint(len(_VIEWS), (), generator=generator))]
             picture = data.views(max(2, round(run.batch * _VIEWS[0] / side)), side)
             terms, veiled, plain = _terms(run, net, base, surrogates, picture, generator)
-            loss = sum(terms.values(), torch.zeros(()))
-            training.step(loss)
+            rate = learning_rate(training.iteration, run)
+            descend(optimiser, sum(terms.values(), torch.zeros(())), rate)
+            averaged.update_parameters(net)
             terms |= {"psnr": psnr(veiled.detach(), picture).mean(), "plain_psnr": psnr(plain, picture).mean()}
-            for name, term in terms.items():
-                sums[name] = sums.get(name, 0.0) + float(term.detach())
-            if training.iteration % REPORT_EVERY == 0 or training.iteration == run.iterations:
-                count = (training.iteration - 1) % REPORT_EVERY + 1
-                row = {"iteration": training.iteration} | {name: f"{value / count:.4f}" for name, value in sums.items()}
-                row |= {"learning_rate": f"{learning_rate(training.iteration - 1, run):.2e}"}
-                row |= {"seconds": f"{time.monotonic() - began:.1f}"}
-                log.write(row)
-                report(row)
-                sums.clear()
-    return training.finish()
+            training.advance(terms, rate)
+    return training.finish(averaged.module)
 
 
 def reconstructor_of(path: Path, finished: Path) -> tuple[Reconstructor, dict[str, Any]]:

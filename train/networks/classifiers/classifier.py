@@ -1,0 +1,58 @@
+"""What every small classifier is: a normalisation and two halves, so that one can look at it halfway."""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+CLASSES = 10
+
+
+class Classifier(nn.Module):
+    """Gray pictures (N, 1, H, W) in [0, 1] → logits (N, 10).
+
+    Args:
+        first: up to features halfway, (N, C, H', W').
+        second: from there to the logits.
+        mean: of the pictures that it learns from.
+        deviation: of the same.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, first: nn.Module, second: nn.Module, mean: float = 0.5, deviation: float = 0.25) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+        self.register_buffer("mean", torch.tensor(mean))
+        self.register_buffer("deviation", torch.tensor(deviation))
+
+    def halfway(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """Features halfway, and logits."""
+        middle: Tensor = self.first((pictures - self.mean) / self.deviation)
+        return middle, cast(Tensor, self.second(middle))
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.halfway(pictures)[1]
+
+
+class Pooled(nn.Module):
+    """Mean over places, then one linear layer: the head of most convolutional classifiers."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(channels, CLASSES)
+
+    def forward(self, features: Tensor) -> Tensor:
+        scores: Tensor = self.linear(features.mean((2, 3)))
+        return scores
+
+
+def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    """A convolution without bias that keeps the size, or divides it by its stride."""
+    return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+
+
+def conv_bn_relu(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    """Convolution, batch normalisation, ReLU."""
+    return nn.Sequential(conv(inputs, outputs, kernel, stride), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))

@@ -1,0 +1,81 @@
+"""Small classifiers of further families, quick to train: what a veil learns against when the paper's two are judges."""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from train.networks.classifiers.classifier import CLASSES, Classifier, Pooled, conv_bn_relu
+
+
+def convnet8() -> Classifier:
+    """Plain 3×3 layers with max pooling, eight of them."""
+    first = nn.Sequential(conv_bn_relu(1, 32), conv_bn_relu(32, 64), nn.MaxPool2d(2), conv_bn_relu(64, 96))
+    first.extend([conv_bn_relu(96, 128), nn.MaxPool2d(2)])
+    second = nn.Sequential(conv_bn_relu(128, 192), conv_bn_relu(192, 192), nn.MaxPool2d(2), conv_bn_relu(192, 256))
+    return Classifier(first, second.append(Pooled(256)))
+
+
+class _Branches(nn.Module):
+    """1×1, 3×3, 5×5 (as two 3×3) and pooling side by side."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        width = outputs // 4
+        self.one = conv_bn_relu(inputs, width, 1)
+        self.three = nn.Sequential(conv_bn_relu(inputs, width, 1), conv_bn_relu(width, width))
+        self.five = nn.Sequential(
+            conv_bn_relu(inputs, width, 1), conv_bn_relu(width, width), conv_bn_relu(width, width)
+        )
+        self.pool = nn.Sequential(nn.MaxPool2d(3, 1, 1), conv_bn_relu(inputs, width, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.one(x), self.three(x), self.five(x), self.pool(x)], 1)
+
+
+def inception() -> Classifier:
+    """Branches of several sizes (Szegedy et al. 2015)."""
+    first = nn.Sequential(conv_bn_relu(1, 48), nn.MaxPool2d(2), _Branches(48, 128), _Branches(128, 128))
+    second = nn.Sequential(nn.MaxPool2d(2), _Branches(128, 192), _Branches(192, 256), Pooled(256))
+    return Classifier(first, second)
+
+
+class _Mixed(nn.Module):
+    """Two small perceptrons with shortcuts: one across places, one across channels."""
+
+    def __init__(self, places: int, width: int) -> None:
+        super().__init__()
+        self.before_places, self.before_channels = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.places = nn.Sequential(nn.Linear(places, places), nn.GELU(), nn.Linear(places, places))
+        self.channels = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + cast(Tensor, self.places(self.before_places(x).transpose(1, 2))).transpose(1, 2)
+        return x + cast(Tensor, self.channels(self.before_channels(x)))
+
+
+class _Tokens(nn.Module):
+    """Patches of 4×4 as tokens: (N, 1, 32, 32) → (N, 64, width)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.patches = nn.Sequential(conv_bn_relu(1, 64, stride=2), nn.Conv2d(64, width, 2, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.patches(x)).flatten(2).transpose(1, 2)
+
+
+class _Head(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, CLASSES))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return cast(Tensor, self.layers(tokens.mean(1)))
+
+
+def mixer() -> Classifier:
+    """Patches and perceptrons, neither convolution nor attention (Tolstikhin et al. 2021)."""
+    width, places = 160, 64
+    first = nn.Sequential(_Tokens(width), *(_Mixed(places, width) for _ in range(3)))
+    return Classifier(first, nn.Sequential(*(_Mixed(places, width) for _ in range(3)), _Head(width)))
