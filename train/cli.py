@@ -6,12 +6,15 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from train.reproduce import Step
 
 log = logging.getLogger("veilcam.train")
 
@@ -56,8 +59,9 @@ def run(
     readers_folder: ReadersFolder = None,
 ) -> None:
     """Train by a run file, into RUNS/NAME. A run that was interrupted goes on from its last checkpoint."""
-    from train.loops import plain, start, veil
-    from train.settings import PlainRun, VeilRun, read_run
+    from train.loops import plain, veil
+    from train.loops.small import start
+    from train.settings import PlainRun, SmallRun, VeilRun, read_run
 
     with _mistakes_told():
         settings = read_run(run_file)
@@ -68,6 +72,7 @@ def run(
             elif isinstance(settings, VeilRun):
                 final = veil.train(settings, data or [], out, runs, advance, readers_folder)
             else:
+                assert isinstance(settings, SmallRun)
                 final = start(settings, data[0] if data else None, cache, out, advance)
         log.info("%s", final)
 
@@ -83,7 +88,7 @@ def evaluate(
     """Measure what readers read of originals, plain, veiled and control pictures; writes RUNS/NAME/evaluation.json."""
     from train import checkpoint
     from train.data.labelled import labelled_pictures
-    from train.evaluate import measure_veil
+    from train.evaluation.photographs import measure_veil
     from train.loops.plain import network_of
     from train.loops.veil import reconstructor_of
     from train.readers import JUDGES, SURROGATES, open_reader
@@ -105,6 +110,50 @@ def evaluate(
         }
         (runs / name / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")
         _print_table(result)
+
+
+@app.command()
+def reproduce(
+    schedule: Annotated[
+        str, typer.Option(help="the paper's, full, or one for a CPU, reduced; or a folder of run files")
+    ],
+    data: Data = None,
+    runs: Runs = Path("runs"),
+    cache: Cache = CACHE,
+    only: Annotated[list[str] | None, typer.Option(help="runs to do, with wildcards, and what they need")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with runs that were interrupted")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan, with times measured here")] = False,
+) -> None:
+    """Do all runs and measurements behind the paper's tables into RUNS/SCHEDULE, skipping what is done."""
+    from functools import cache as remembered
+
+    from train.data.small import SmallSet, open_set
+    from train.devices import find_device
+    from train.reproduce import RUN_FILES, SCHEDULES, Runner, Schedule, estimates
+    from train.settings import SettingsError
+
+    with _mistakes_told():
+        folder = RUN_FILES / schedule if schedule in SCHEDULES else Path(schedule)
+        plan = Schedule(folder)
+        steps = plan.steps(only or [])
+        device = find_device()
+        log.info("on %s", device.told)
+
+        @remembered
+        def sets(name: str) -> SmallSet:
+            return open_set(name, data[0] if data else None, cache)
+
+        runner = Runner(plan, runs / folder.name, device, sets, _bar)
+        todo = [step for step in steps if not runner.done(step)]
+        if dry_run:
+            _print_plan(estimates(plan, steps, device, sets, _no_bar), todo)
+            return
+        for step in todo:
+            if runner.begun(step) and not resume:
+                raise SettingsError(f"{runs / folder.name / step.name}: was interrupted; --resume goes on with it")
+        for number, step in enumerate(todo, 1):
+            log.info("%d of %d: %s", number, len(todo), step.told)
+            runner.do(step)
 
 
 @app.command()
@@ -174,3 +223,19 @@ def _print_table(result: dict[str, Any]) -> None:
             read = [f"{readings[rendition][way]:.1f}" for readings in result["recognition"].values()]
             table.add_row(rendition, "" if rendition == "original" else f"{fidelity:.2f}", *read)
         Console().print(table)
+
+
+@contextmanager
+def _no_bar(name: str, total: int) -> Iterator[Callable[[dict[str, Any]], None]]:
+    yield lambda row: None
+
+
+def _print_plan(estimated: "Iterator[tuple[Step, float]]", todo: "list[Step]") -> None:
+    table = Table("step", "settings", "minutes")
+    total = 0.0
+    for step, seconds in estimated:
+        left = step in todo
+        total += seconds * left
+        table.add_row(step.told, step.file.name, f"{seconds / 60:.1f}" if left else "done")
+    table.add_row("in all", "", f"{total / 60:.0f}")
+    Console().print(table)

@@ -71,6 +71,35 @@ def notch(pictures: Tensor, block: int) -> Tensor:
     return pictures - repeated
 
 
+def median(pictures: Tensor) -> Tensor:
+    """Median of 3×3 pixels, edges repeated; the gradient goes to the pixel that was the median."""
+    height, width = pictures.shape[-2:]
+    padded = functional.pad(pictures, (1,) * 4, mode="replicate")
+    shifted = [padded[..., row : row + height, column : column + width] for row in range(3) for column in range(3)]
+    return torch.stack(shifted).median(0).values
+
+
+def random_purifier(pictures: Tensor, generator: torch.Generator) -> Tensor:
+    """A small picture (32×32) purified in one way drawn at random; its size stays."""
+
+    def draw(low: float, high: float) -> float:
+        return low + (high - low) * float(torch.rand((), generator=generator))
+
+    ways: tuple[Callable[[], Tensor], ...] = (
+        lambda: jpeg(pictures, round(draw(60, 92))),
+        lambda: blur(pictures, draw(0.4, 0.9)),
+        lambda: median(pictures),
+        lambda: noise(pictures, draw(0.01, 0.04), generator),
+        lambda: _smaller_and_back(pictures, draw(0.6, 0.9)),
+    )
+    return ways[int(draw(0, len(ways)))]()
+
+
+def _smaller_and_back(pictures: Tensor, factor: float) -> Tensor:
+    size = pictures.shape[-2:]
+    return functional.interpolate(resize(pictures, factor), size=size, mode="bilinear", antialias=True)
+
+
 def random_way(pictures: Tensor, block: int, generator: torch.Generator) -> Tensor:
     """One way to a reader, drawn at random: a notch or not, then most often JPEG, else blur, less size or noise."""
 

@@ -1,6 +1,7 @@
 """Run files: one short TOML file per trained model, checked as a whole before anything starts."""
 
 import tomllib
+from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -83,13 +84,29 @@ class VeilRun(Run):
 
 
 @dataclass(frozen=True)
-class ClassifierRun(Run):
+class SmallRun(Run):
+    """What runs on a small labelled set have."""
+
+    data: str = chosen("cifar10", "mnist")
+    batch: int = bounded(250, 1, 4096)
+
+
+@dataclass(frozen=True)
+class ClassifierRun(SmallRun):
     """A classifier of small gray pictures; learning rate by warm-up and cosine."""
 
     kind: ClassVar[str] = "classifier"
-    data: str = chosen("cifar10", "mnist")
     network: str = chosen(
-        "vgg16", "resnet110", "convnet8", "resnet14", "inception", "mixer", "mobilenet_v2", "densenet", "convnext", "vit"
+        "vgg16",
+        "resnet110",
+        "convnet8",
+        "resnet14",
+        "inception",
+        "mixer",
+        "mobilenet_v2",
+        "densenet",
+        "convnext",
+        "vit",
     )
     iterations: int = bounded(3200, 1, 10_000_000)
     warm_up: int = bounded(400, 0, 100_000)
@@ -101,21 +118,25 @@ class ClassifierRun(Run):
 
 
 @dataclass(frozen=True)
-class CSNetRun(Run):
+class SteppedRun(SmallRun):
+    """A run whose learning rate falls as the paper's does."""
+
+    drops: tuple[int, ...] = several(int)
+    """Iterations from which the learning rate is a tenth of what it was."""
+
+
+@dataclass(frozen=True)
+class CSNetRun(SteppedRun):
     """The paper's S and G by mean squared error (5)."""
 
     kind: ClassVar[str] = "csnet"
-    data: str = chosen("cifar10", "mnist")
     ratio: float = bounded(0.1, 0.001, 1.0)
-    batch: int = bounded(250, 1, 4096)
-    drops: tuple[int, ...] = several(int)
-    """Iterations from which the learning rate is a tenth of what it was."""
     start: str = chosen("random", "principal")
     """Where Φ and the initial reconstruction start: random as in the paper, or the principal directions of blocks."""
 
 
 @dataclass(frozen=True)
-class AdversarialRun(Run):
+class AdversarialRun(SteppedRun):
     """Adv-CSNet-C: the G of a CSNet against one frozen classifier, (4) and (6)."""
 
     kind: ClassVar[str] = "adversarial"
@@ -123,8 +144,6 @@ class AdversarialRun(Run):
     """The finished CSNet that S, which stays as it is, and G come from."""
     classifier: str = ""
     """The finished classifier run that G is trained against."""
-    batch: int = bounded(250, 1, 4096)
-    drops: tuple[int, ...] = several(int)
     alpha: float = bounded(1.0, 0.0, 1e6)
     beta: float = bounded(1.0, 0.0, 1e6)
     beta_later: float = bounded(1.0, 0.0, 1e6)
@@ -133,13 +152,11 @@ class AdversarialRun(Run):
 
 
 @dataclass(frozen=True)
-class GenerativeRun(Run):
+class GenerativeRun(SteppedRun):
     """Adv-CSNet: the G of a CSNet against a discriminator that learns beside it, (7) to (12)."""
 
     kind: ClassVar[str] = "generative"
     extends: str = ""
-    batch: int = bounded(250, 1, 4096)
-    drops: tuple[int, ...] = several(int)
     alpha: float = bounded(1.0, 0.0, 1e6)
     lambda_d: float = bounded(1.0, 0.0, 1e6)
     gamma_d: float = bounded(0.0, 0.0, 1e6)
@@ -148,8 +165,81 @@ class GenerativeRun(Run):
     gamma_g: float = bounded(0.1, 0.0, 1e6)
 
 
+@dataclass(frozen=True)
+class EnsembleRun(SmallRun):
+    """Adv-CSNet-E: the G of a CSNet against several readers, through purifiers, at a given cost in PSNR."""
+
+    kind: ClassVar[str] = "ensemble"
+    extends: str = ""
+    surrogates: tuple[str, ...] = several(str)
+    """Finished classifier runs that G is trained against."""
+    target: str = chosen("uniform", "unreadable", "ascent")
+    """What a surrogate's answer should become: equally likely for all classes; not the label, −log(1 − p); or, as in
+    (4), whatever makes the label's cross-entropy large."""
+    beta: float = bounded(1.0, 0.0, 1e6)
+    """Weight of the surrogates' answers."""
+    likeness: float = bounded(1.0, 0.0, 1e6)
+    """Weight of surrogates' likeness halfway, ``train.objectives.veil.likeness``."""
+    purified: bool = True
+    """Half of the pictures pass a random purifier on their way to the surrogates."""
+    learning_readers: int = bounded(0, 0, 8)
+    """Readers that learn on the veiled pictures, with their labels, beside G; each starts from a surrogate anew when
+    its turn comes, one every ``restart`` iterations."""
+    restart: int = bounded(200, 1, 1_000_000)
+    psnr_lost: float = bounded(0.009, 0.0, 0.5)
+    """Share of the CSNet's PSNR that the veil may cost; the weight of the reconstruction follows it."""
+    warm_up: int = bounded(50, 0, 100_000)
+    learning_rate: float = bounded(5e-4, 1e-7, 1.0)
+
+
+@dataclass(frozen=True)
+class RetrainedRun(SmallRun):
+    """A reader that learns to read a model's pictures from labelled ones (tier T4)."""
+
+    kind: ClassVar[str] = "retrained"
+    reader: str = ""
+    """The finished classifier run that is retrained."""
+    model: str = ""
+    """The finished model whose pictures it learns from."""
+    scratch: bool = False
+    """Start from new weights instead of the reader's."""
+    iterations: int = bounded(1200, 1, 10_000_000)
+    """At most; it ends before when accuracy stops rising."""
+    batch: int = bounded(125, 1, 4096)
+    learning_rate: float = bounded(0.01, 1e-7, 1.0)
+    check_every: int = bounded(200, 1, 1_000_000)
+    patience: int = bounded(2, 1, 1000)
+    """Checks without a rise after which it ends."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """How the models of a schedule are measured; names of models may have wildcards."""
+
+    kind: ClassVar[str] = "measurement"
+    purified: tuple[str, ...] = several(str, "*")
+    """Models whose pictures are also measured beside controls and through purifiers."""
+    retrained: tuple[str, ...] = several(str)
+    """Models that readers are retrained on (tier T4)."""
+    readers: tuple[str, ...] = several(str, "vgg16", "resnet110")
+    """Classifier runs that are retrained."""
+    scratch: bool = False
+    """Retrain from new weights as well as from the readers' own."""
+    retrained_iterations: int = bounded(1200, 1, 10_000_000)
+
+
 KINDS: dict[str, type[Run]] = {
-    run.kind: run for run in (PlainRun, VeilRun, ClassifierRun, CSNetRun, AdversarialRun, GenerativeRun)
+    run.kind: run
+    for run in (
+        PlainRun,
+        VeilRun,
+        ClassifierRun,
+        CSNetRun,
+        AdversarialRun,
+        GenerativeRun,
+        EnsembleRun,
+        RetrainedRun,
+    )
 }
 
 
@@ -159,21 +249,34 @@ def read_run(path: Path) -> Run:
     Raises:
         SettingsError: unreadable, an unknown or missing key, a value of the wrong type or out of bounds.
     """
+    run = _read(path, "run", KINDS)
+    assert isinstance(run, Run)
+    return run
+
+
+def read_measurement(path: Path) -> Measurement:
+    """Read and check a schedule's file about measuring, in the same way."""
+    measurement = _read(path, "measurement", {Measurement.kind: Measurement})
+    assert isinstance(measurement, Measurement)
+    return measurement
+
+
+def _read(path: Path, what: str, kinds: Mapping[str, type[Run] | type[Measurement]]) -> Run | Measurement:
     try:
         table = tomllib.loads(path.read_text())
     except FileNotFoundError:
-        raise SettingsError(f"{path}: no such run file") from None
+        raise SettingsError(f"{path}: no such {what} file") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise SettingsError(f"{path}: not a run file ({error})") from None
+        raise SettingsError(f"{path}: not a {what} file ({error})") from None
     kind = table.pop("kind", None)
-    if kind not in KINDS:
-        raise SettingsError(f"{path}: kind = {kind!r}, expected one of {', '.join(KINDS)}")
-    known = {f.name: f for f in fields(KINDS[kind])}
+    if kind not in kinds:
+        raise SettingsError(f"{path}: kind = {kind!r}, expected one of {', '.join(kinds)}")
+    known = {f.name: f for f in fields(kinds[kind])}
     for key, value in table.items():
         if key not in known:
-            raise SettingsError(f"{path}: unknown key {key!r}, a {kind} run has {', '.join(known)}")
+            raise SettingsError(f"{path}: unknown key {key!r}, a {kind} {what} has {', '.join(known)}")
         table[key] = _checked(path, known[key], value)
-    return KINDS[kind](**table)
+    return kinds[kind](**table)
 
 
 def _checked(path: Path, spec: "Field[Any]", value: Any) -> Any:

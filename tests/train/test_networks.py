@@ -6,7 +6,8 @@ import torch
 from numpy.typing import NDArray
 
 from encoder.sampling import Operator
-from train.data.photographs import DataError, Photographs
+from train.data.files import DataError
+from train.data.photographs import Photographs
 from train.export import operator_of
 from train.networks.phi import covariance, energy, principal_rows
 from train.networks.quarter import QuarterCSNet

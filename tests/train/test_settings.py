@@ -16,6 +16,7 @@ def written(folder: Path, text: str) -> Path:
 @pytest.mark.parametrize("name", ["plain-r10", "plain-r25", "veil-r10"])
 def test_the_run_files_that_ship_are_sound(name: str) -> None:
     run = read_run(RUNS / f"{name}.toml")
+    assert isinstance(run, PlainRun | VeilRun)
     assert not run.extends or (RUNS / f"{run.extends}.toml").exists()
 
 

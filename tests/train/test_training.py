@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +18,10 @@ from tests.conftest import StartService, frame_of, hello_of
 from tests.decoder.test_service import Camera
 from train import checkpoint, readers
 from train.cli import app
+from train.data.files import DataError
 from train.data.labelled import IMAGENETTE, labelled_pictures
-from train.data.photographs import DataError, Photographs, picture_files
-from train.evaluate import RENDITIONS, WAYS, measure_veil, renditions
+from train.data.photographs import Photographs, picture_files
+from train.evaluation.photographs import RENDITIONS, WAYS, measure_veil, renditions
 from train.export import ExportError, export_runs
 from train.loops import plain, schedule, veil
 from train.objectives.reconstruction import psnr
@@ -105,15 +107,15 @@ def test_a_run_that_was_killed_ends_where_it_would_have_ended(
     class Killed(Exception):
         pass
 
-    original = schedule.Training.step
+    original = schedule.Training.advance
 
-    def dying(self: schedule.Training, loss: torch.Tensor) -> None:
+    def dying(self: schedule.Training, terms: Mapping[str, torch.Tensor | float], rate: float) -> None:
         if self.iteration == 5:
             raise Killed
-        original(self, loss)
+        original(self, terms, rate)
 
     with monkeypatch.context() as patch:
-        patch.setattr(schedule.Training, "step", dying)
+        patch.setattr(schedule.Training, "advance", dying)
         with pytest.raises(Killed):
             train(tmp_path / "killed")
     assert checkpoint.load(tmp_path / "killed" / "last.pt")["iteration"] == 4

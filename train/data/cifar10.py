@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from train.data import files
-from train.data.files import Arrays, DataError, NoSuchSet, Split
+from train.data.files import Arrays, DataError, NoSuchSetError, Split
 
 ADDRESS = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
@@ -40,7 +40,7 @@ def read(folder: Path) -> Arrays:
         return _read_mosaics(folder, "train"), _read_mosaics(folder, "test")
     if (folder / _ARCHIVE).exists():
         return _read_archive(folder / _ARCHIVE)
-    raise NoSuchSet(folder, f"{_TRAIN[0]} (official binary), {_ARCHIVE} or train_labels.npy (mosaics)")
+    raise NoSuchSetError(folder, f"{_TRAIN[0]} (official binary), {_ARCHIVE} or train_labels.npy (mosaics)")
 
 
 def fetch(folder: Path) -> None:

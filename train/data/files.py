@@ -21,7 +21,7 @@ class DataError(ValueError):
     """Data that can't be used or fetched; the message names the file and what was expected."""
 
 
-class NoSuchSet(FileNotFoundError, DataError):
+class NoSuchSetError(FileNotFoundError, DataError):
     """A folder without the set; says what was looked for."""
 
     def __init__(self, folder: Path, expected: str) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.data import files
-from train.data.files import Arrays, DataError, NoSuchSet, Split
+from train.data.files import Arrays, DataError, NoSuchSetError, Split
 
 ADDRESS = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 MD5 = {
@@ -32,7 +32,7 @@ def read(folder: Path) -> Arrays:
         return _read_npz(folder / "train.npz"), _read_npz(folder / "test.npz")
     if any(folder.glob("train-images-idx3-ubyte*")):
         return _read_idx(folder, "train"), _read_idx(folder, "t10k")
-    raise NoSuchSet(folder, "train-images-idx3-ubyte(.gz) or train.npz")
+    raise NoSuchSetError(folder, "train-images-idx3-ubyte(.gz) or train.npz")
 
 
 def fetch(folder: Path) -> None:

@@ -1,5 +1,7 @@
 """What a veil is trained for: readers lose the label, and eyes don't see the change."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -23,6 +25,18 @@ def unreadable(scores: Tensor, labels: Tensor) -> Tensor:
     """
     others = scores.masked_fill(functional.one_hot(labels, scores.shape[1]).bool(), float("-inf"))
     return (torch.logsumexp(scores, 1) - torch.logsumexp(others, 1)).mean()
+
+
+def uniform(scores: Tensor) -> Tensor:
+    """Divergence of a reader's answer from "any class, equally likely", mean over pictures: KL(uniform ‖ answer), ≥ 0.
+
+    Unbounded ascent on the label's cross-entropy makes confident wrong answers, which can be told apart and mapped
+    back; an answer that says nothing can't.
+
+    Args:
+        scores: (N, K) logits.
+    """
+    return -functional.log_softmax(scores, 1).mean() - math.log(scores.shape[1])
 
 
 def likeness(seen: Tensor, original: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""ResNets for 32×32 (He et al. 2015, section 4.2): 6n + 2 layers, three stages of n blocks, and wide ones of the kind."""
+"""ResNets for 32×32 (He et al. 2015, section 4.2): 6n + 2 layers in three stages of n blocks."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from train.networks.classifiers.classifier import Classifier, Pooled, conv, conv
 
 
 class _Block(nn.Module):
-    """Two 3×3 layers and the parameter-free shortcut of the paper (option A): every second pixel, zeros for channels."""
+    """Two 3×3 layers and the shortcut without weights (option A): every second pixel, zeros for new channels."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ _WIDTH, _DEPTH, _HEADS, _PLACES = 160, 6, 4, 64
 
 
 class _Tokens(nn.Module):
-    """Patches to tokens with places, (N, 1, 32, 32) → (N, 64, width); convolutional (Xiao et al. 2021) to learn fast."""
+    """Patches as tokens with places: (N, 64, width); convolutional (Xiao et al. 2021) to learn fast."""
 
     def __init__(self) -> None:
         super().__init__()

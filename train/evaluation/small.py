@@ -1,0 +1,155 @@
+"""What readers read of a model's pictures on the whole test set, and how near those are to the originals.
+
+Renditions of a model: its pictures themselves, and two controls that cost as much PSNR and are made from the pictures
+of the CSNet that it extends: noise and blur. Ways to a reader: as they are, and purified by programs in common use.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from train import checkpoint
+from train.data.small import Pictures
+from train.devices import Device
+from train.loops.classifier import recognition
+from train.models import pictures_of
+from train.networks.classifiers.classifier import Classifier
+from train.networks.csnet import CSNet
+from train.objectives.reconstruction import psnr
+from train.purifiers import blur
+
+AS_IS = "as is"
+ITSELF, NOISE, BLUR = "itself", "noise", "blur"
+CONTROLS = (NOISE, BLUR)
+
+_WINDOW, _SIGMA = 11, 1.5
+_C1, _C2 = 0.01**2, 0.03**2
+_HALVINGS = 12
+
+
+def _jpeg(picture: "np.ndarray[Any, np.dtype[np.uint8]]") -> "cv2.typing.MatLike":
+    _, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 75])
+    return np.asarray(cv2.imdecode(np.asarray(data), cv2.IMREAD_GRAYSCALE))
+
+
+PURIFIERS: Mapping[str, Callable[["np.ndarray[Any, np.dtype[np.uint8]]"], "cv2.typing.MatLike"]] = {
+    "JPEG 75": _jpeg,
+    "blur 0.7": lambda picture: cv2.GaussianBlur(picture, (0, 0), 0.7),
+    "median 3": lambda picture: cv2.medianBlur(picture, 3),
+}
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A finished classifier, and what it reads of the originals, in percent."""
+
+    net: Classifier
+    on_originals: float
+
+
+def measure_model(
+    model: CSNet,
+    base: CSNet | None,
+    test: Pictures,
+    readers: Mapping[str, Reader],
+    purified: bool,
+    device: Device,
+    progress: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """PSNR in dB, SSIM and recognition in percent, as plain values.
+
+    Args:
+        model: whose pictures are measured.
+        base: the CSNet that it extends, which the controls are made from; None makes none.
+        test: originals.
+        readers: by name.
+        purified: look at purified pictures too.
+        progress: called after every pass of a reader; there are ``passes`` of them.
+    """
+    renditions = {ITSELF: pictures_of(model, test, device)}
+    if base is not None:
+        plain = pictures_of(base, test, device)
+        renditions |= controls(plain, test, mean_psnr(renditions[ITSELF], test))
+    result: dict[str, Any] = {"pictures": len(test)}
+    result["psnr"] = {name: round(mean_psnr(pictures, test), 4) for name, pictures in renditions.items()}
+    result["ssim"] = {name: round(mean_ssim(pictures, test), 5) for name, pictures in renditions.items()}
+    looked_at = {(name, AS_IS): pictures for name, pictures in renditions.items()}
+    if purified:
+        looked_at |= {(ITSELF, way): purify(renditions[ITSELF], way) for way in PURIFIERS}
+        result["psnr_purified"] = {w: round(mean_psnr(looked_at[ITSELF, w], test), 4) for w in PURIFIERS}
+    result["recognition"] = {}
+    for reader, told in readers.items():
+        table: dict[str, dict[str, float]] = {}
+        for (name, way), pictures in looked_at.items():
+            table.setdefault(name, {})[way] = round(recognition(told.net, pictures.to(device.torch), device), 2)
+            progress()
+        result["recognition"][reader] = table
+    result["originals"] = {reader: round(told.on_originals, 2) for reader, told in readers.items()}
+    return result | {"measured": checkpoint.provenance() | {"device": device.told}}
+
+
+def passes(readers: int, controlled: bool, purified: bool) -> int:
+    """How many times a reader looks through all test pictures in ``measure_model``."""
+    return readers * (1 + len(CONTROLS) * controlled + len(PURIFIERS) * purified)
+
+
+def purify(pictures: Pictures, way: str) -> Pictures:
+    """Pictures as OpenCV leaves them after one of ``PURIFIERS``."""
+    made = [np.asarray(PURIFIERS[way](picture)) for picture in pictures.x[:, 0].numpy()]
+    return Pictures(torch.from_numpy(np.stack(made))[:, None], pictures.y)
+
+
+def controls(plain: Pictures, originals: Pictures, target: float) -> dict[str, Pictures]:
+    """The plain pictures with as much Gaussian noise, and blurred as much, as brings their mean PSNR to a target.
+
+    Where the plain ones have less than that already, they stay as they are.
+    """
+    generator = torch.Generator().manual_seed(0)
+    draw = torch.randn(plain.x.shape, generator=generator)
+    picture = plain.x.float() / 255
+    made = {
+        NOISE: lambda strength: picture + strength * draw,
+        BLUR: lambda strength: blur(picture, strength),
+    }
+    found = {}
+    for (name, make), most in zip(made.items(), (0.3, 4.0), strict=True):
+        low, high = 1e-3, most
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            if mean_psnr(_seen(make(middle), plain.y), originals) > target:
+                low = middle
+            else:
+                high = middle
+        found[name] = _seen(make(low), plain.y)
+    return found
+
+
+def mean_psnr(pictures: Pictures, originals: Pictures) -> float:
+    """Mean of the pictures' PSNR in dB."""
+    return float(psnr(pictures.x.float() / 255, originals.x.float() / 255).mean())
+
+
+def mean_ssim(pictures: Pictures, originals: Pictures) -> float:
+    """Mean SSIM (Wang et al. 2004): Gaussian window of 11, σ 1.5, where the window fits wholly."""
+    line = torch.exp(-((torch.arange(_WINDOW) - _WINDOW // 2) ** 2) / (2 * _SIGMA**2))
+    line = line / line.sum()
+
+    def smooth(x: Tensor) -> Tensor:
+        return functional.conv2d(functional.conv2d(x, line.reshape(1, 1, 1, -1)), line.reshape(1, 1, -1, 1))
+
+    a, b = pictures.x.float() / 255, originals.x.float() / 255
+    mean_a, mean_b = smooth(a), smooth(b)
+    var_a, var_b = smooth(a * a) - mean_a**2, smooth(b * b) - mean_b**2
+    covariance = smooth(a * b) - mean_a * mean_b
+    likeness = (2 * mean_a * mean_b + _C1) * (2 * covariance + _C2)
+    return float((likeness / ((mean_a**2 + mean_b**2 + _C1) * (var_a + var_b + _C2))).mean())
+
+
+def _seen(pictures: Tensor, labels: Tensor) -> Pictures:
+    return Pictures((pictures * 255).round().clamp(0, 255).to(torch.uint8), labels)

@@ -1,0 +1,91 @@
+"""Retrain a reader on a model's labelled pictures (tier T4), until it stops getting better.
+
+Whether it still gets better is seen on training pictures that it doesn't learn from; the test pictures are looked at
+once, at the end.
+"""
+
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+
+from train.data.small import Batches, Pictures, SmallSet, moved, padded
+from train.devices import Device
+from train.loops.classifier import classifier_of, recognition
+from train.loops.schedule import Report, Training, descend
+from train.models import model_of, pictures_of
+from train.networks.classifiers import CLASSIFIERS
+from train.settings import RetrainedRun
+
+_HELD_BACK = 0.1
+
+
+def train(run: RetrainedRun, data: SmallSet, device: Device, out: Path, report: Report) -> Path:
+    """Train by a run's settings, going on from ``out/last.pt`` if it is there; returns the path of ``out/final.pt``.
+
+    The final checkpoint tells ``recognition``, percent of the model's test pictures that the retrained reader reads.
+    """
+    torch.manual_seed(run.seed)
+    generator = torch.Generator().manual_seed(run.seed)
+    clean, state = classifier_of(out.parent / run.reader / "final.pt", device)
+    net = clean
+    if run.scratch:
+        net = device.placed(CLASSIFIERS[state["run"]["network"]]())
+        net.mean.copy_(clean.mean)
+        net.deviation.copy_(clean.deviation)
+    net.requires_grad_(True)
+    model = model_of(out.parent / run.model / "final.pt", device)
+    pictures = pictures_of(model, data.train, device).to(device.torch)
+    held = max(1, round(_HELD_BACK * len(pictures)))
+    learned_from, looked_at = pictures[: len(pictures) - held], pictures[len(pictures) - held :]
+    batches = Batches(learned_from, run.batch, run.seed)
+    optimiser = torch.optim.SGD(net.parameters(), run.learning_rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    rise = Rise(run.patience)
+    compiled = device.compiled(net)
+    with Training(run, {"net": net, "optimiser": optimiser, "rise": rise}, generator, out, report) as training:
+        while training.running and not rise.ended:
+            picture, label = batches.at(training.iteration)
+            seen = padded(moved(picture, generator, mirror=run.data == "cifar10"))
+            net.train()
+            with device.precision():
+                scores = compiled(seen.contiguous(memory_format=torch.channels_last)).float()
+            loss = functional.cross_entropy(scores, label)
+            rate = run.learning_rate * 0.1**rise.drops
+            descend(optimiser, loss, rate)
+            told: dict[str, torch.Tensor | float] = {"cross_entropy": loss}
+            told |= {"recognition": (scores.argmax(1) == label).float().mean()}
+            if (training.iteration + 1) % run.check_every == 0:
+                rise.note(recognition(net.eval(), looked_at, device))
+            training.advance(told | {"held_back": rise.latest}, rate)
+    seen_at_last: Pictures = pictures_of(model, data.test, device).to(device.torch)
+    return training.finish(
+        net, recognition=recognition(net.eval(), seen_at_last, device), iterations=training.iteration
+    )
+
+
+class Rise:
+    """Whether accuracy still rises: when it no longer does, the learning rate drops once, and then the run ends."""
+
+    def __init__(self, patience: int) -> None:
+        self.latest, self.best, self.since, self.drops = 0.0, 0.0, 0, 0
+        self._patience = patience
+
+    @property
+    def ended(self) -> bool:
+        """It stopped rising at the lower learning rate too."""
+        return self.drops > 1
+
+    def note(self, accuracy: float) -> None:
+        """Take in a new accuracy."""
+        self.latest = accuracy
+        self.since = 0 if accuracy > self.best else self.since + 1
+        self.best = max(self.best, accuracy)
+        if self.since >= self._patience:
+            self.drops, self.since = self.drops + 1, 0
+
+    def state_dict(self) -> dict[str, float]:
+        return {"latest": self.latest, "best": self.best, "since": self.since, "drops": self.drops}
+
+    def load_state_dict(self, state: dict[str, float], /) -> None:
+        self.latest, self.best = state["latest"], state["best"]
+        self.since, self.drops = int(state["since"]), int(state["drops"])

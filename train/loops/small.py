@@ -1,0 +1,41 @@
+"""The table of loops that learn from small labelled sets, one file each."""
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from train.data.small import open_set
+from train.devices import find_device
+from train.loops import adversarial, classifier, csnet, ensemble, generative, retrained
+from train.loops.schedule import Report
+from train.settings import (
+    AdversarialRun,
+    ClassifierRun,
+    CSNetRun,
+    EnsembleRun,
+    GenerativeRun,
+    RetrainedRun,
+    Run,
+    SmallRun,
+)
+
+log = logging.getLogger("veilcam.train")
+
+LOOPS: Mapping[type[Run], Callable[..., Path]] = {
+    ClassifierRun: classifier.train,
+    CSNetRun: csnet.train,
+    AdversarialRun: adversarial.train,
+    GenerativeRun: generative.train,
+    EnsembleRun: ensemble.train,
+    RetrainedRun: retrained.train,
+}
+
+
+def start(run: SmallRun, folder: Path | None, cache: Path, out: Path, report: Report) -> Path:
+    """Train by the settings of a run on CIFAR-10 or MNIST; returns the path of ``out/final.pt``.
+
+    Finished runs that this one names lie beside it, a folder each.
+    """
+    data, device = open_set(run.data, folder, cache), find_device()
+    log.info("on %s", device.told)
+    return LOOPS[type(run)](run, data, device, out, report)
