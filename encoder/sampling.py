@@ -2,8 +2,9 @@
 
 The one definition that the camera, the trainer and the exporter share. A picture is cut into B×B blocks; with
 x a block's B² pixels minus mid-grey, read row by row, the measurements are ``y = Φ x`` and what travels is
-``q = round(y / step)``, one step a row. Steps are wide enough that no 8-bit picture can leave int8, so the
-quantiser never saturates. Rows are ordered by energy: any prefix of them is a sampling operator of a lower ratio.
+``q = round(y / step)``, one step a row. ``finest_steps`` are just so wide that no 8-bit picture can leave int8. An
+operator for pictures of one kind may have finer ones; then what goes further than any of those is clipped. Rows are
+ordered by energy: any prefix of them is a sampling operator of a lower ratio.
 """
 
 import hashlib
@@ -50,8 +51,6 @@ class Operator:
             raise OperatorError(f"phi {self.phi.shape} doesn't fit block {self.block}: expected (at most B², B²)")
         if not (np.isfinite(self.phi).all() and np.isfinite(self.steps).all() and (self.steps > 0).all()):
             raise OperatorError("phi and steps: expected finite numbers, and steps above 0")
-        if (widest_levels(self.phi, self.steps) > MAX_LEVEL + 0.5).any():
-            raise OperatorError(f"steps: too fine, an 8-bit picture could leave ±{MAX_LEVEL}")
 
     @cached_property
     def id(self) -> str:
@@ -67,12 +66,16 @@ class Operator:
         return len(self.phi)
 
     def rows_for(self, ratio: float) -> int:
-        """Rows at a sampling ratio: the whole number nearest to r·B² (the paper floors it; 26 of 256 at r = 0.1).
+        """Rows at a sampling ratio: the whole number nearest to r·B², 26 of 256 at r = 0.1.
+
+        The paper floors it: an operator that was made so (204 rows of 1,024 for r = 0.2) gives all its rows.
 
         Raises:
             OperatorError: the ratio gives no row, or more than the operator has.
         """
         rows = nearest_rows(ratio, self.block)
+        if rows == self.rows + 1 and self.rows <= ratio * self.block**2 < rows:
+            rows = self.rows
         if not 1 <= rows <= self.rows:
             low, high = 1 / self.block**2, self.rows / self.block**2
             raise OperatorError(f"ratio {ratio:g}: operator {self.id} samples at ratios {low:.4f} to {high:.4f}")
@@ -150,11 +153,6 @@ class Operator:
 def nearest_rows(ratio: float, block: int) -> int:
     """The whole number of rows nearest to r·B²; 0 for what is no ratio."""
     return round(ratio * block**2) if 0 < ratio <= 1 else 0
-
-
-def widest_levels(phi: NDArray[np.float32], steps: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Largest magnitude, in steps, that each row can give on any 8-bit picture: (m,)."""
-    return np.asarray(MID_GREY * np.abs(phi).sum(1) / steps, np.float32)
 
 
 def finest_steps(phi: NDArray[np.float32]) -> NDArray[np.float32]:

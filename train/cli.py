@@ -157,18 +157,47 @@ def reproduce(
 
 
 @app.command()
+def report(
+    data: Data = None,
+    runs: Runs = Path("runs"),
+    cache: Cache = CACHE,
+    docs: Annotated[Path, typer.Option(help="folder to write paper.md, paper.json and paper/ into")] = Path("docs"),
+) -> None:
+    """Write the paper's tables and figures beside ours from what `reproduce` left in RUNS."""
+    from train.data.small import SETS, open_set
+    from train.devices import find_device
+    from train.report.write import write
+    from train.reproduce import RUN_FILES
+
+    with _mistakes_told():
+        sets = {name: open_set(name, data[0] if data else None, cache) for name in SETS}
+        log.info("%s", write(RUN_FILES, runs, docs, sets, find_device()))
+
+
+@app.command()
 def export(
     names: Annotated[list[str], typer.Argument(help="finished runs in RUNS")],
-    operator_run: Annotated[str, typer.Option(help="the plain run with the most rows: its Φ is the operator")],
+    operator_run: Annotated[
+        str, typer.Option(help="the plain run with the most rows, or the CSNet: its Φ is the operator")
+    ],
     runs: Runs = Path("runs"),
     operator: Annotated[Path, typer.Option(help="operator file to write")] = Path("operator.npz"),
     reconstructors: Annotated[Path, typer.Option(help="folder to write NAME.onnx into")] = Path("reconstructors"),
+    data: Data = None,
+    cache: Cache = CACHE,
 ) -> None:
     """Write one operator file, and a reconstructor (ONNX, checked against torch) for each run."""
+    from train import checkpoint
+    from train.data.small import open_set
     from train.export import export_runs
+    from train.models import MODEL_KINDS
 
     with _mistakes_told():
-        for path in export_runs(names, operator_run, runs, operator, reconstructors):
+        settings = checkpoint.load(runs / operator_run / "final.pt")["run"]
+        learned_from = None
+        if settings["kind"] in MODEL_KINDS:
+            learned_from = open_set(settings.get("data", ""), data[0] if data else None, cache).train.x
+        for path in export_runs(names, operator_run, runs, operator, reconstructors, learned_from):
             log.info("%s", path)
 
 

@@ -11,12 +11,17 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from encoder.sampling import Operator
+from encoder.sampling import MID_GREY, Operator
 from protos.rules import MAX_LEVEL
 from train import checkpoint
+from train.devices import Device
 from train.loops.plain import network_of
 from train.loops.veil import reconstructor_of
+from train.models import MODEL_KINDS, model_of
+from train.networks import phi
+from train.networks.csnet import CSNet, WireReconstruction
 from train.networks.quarter import WHITE, QuarterCSNet, Reconstructor
+from train.settings import AdversarialRun, CSNetRun, GenerativeRun, PlainRun
 
 FORMAT_VERSION = "1"
 """Of the reconstructor file: what decoder.catalogue reads."""
@@ -27,10 +32,10 @@ class ExportError(ValueError):
     """Networks that can't become files, or a file that doesn't do what its network does."""
 
 
-class WireReconstructor(nn.Module):
+class Served(nn.Module):
     """G as a server runs it: int8 measurements (N, m, H/B, W/B) → uint8 pictures (N, H, W)."""
 
-    def __init__(self, reconstructor: Reconstructor) -> None:
+    def __init__(self, reconstructor: Reconstructor | WireReconstruction) -> None:
         super().__init__()
         self.reconstructor = reconstructor
 
@@ -46,7 +51,9 @@ def operator_of(net: QuarterCSNet) -> Operator:
     return Operator(phi, steps, net.sampling.block)
 
 
-def export_reconstructor(reconstructor: Reconstructor, path: Path, metadata: Mapping[str, Any]) -> None:
+def export_reconstructor(
+    reconstructor: Reconstructor | WireReconstruction, path: Path, metadata: Mapping[str, Any]
+) -> None:
     """Write G as ONNX with dynamic batch and size, and check it against torch on the CPU.
 
     Args:
@@ -55,7 +62,7 @@ def export_reconstructor(reconstructor: Reconstructor, path: Path, metadata: Map
     Raises:
         ExportError: onnxruntime's pictures differ from torch's by more than one grey level anywhere.
     """
-    module = WireReconstructor(reconstructor).eval()
+    module = Served(reconstructor).eval()
     rows = reconstructor.initial.in_channels
     example = torch.zeros(2, rows, 3, 5, dtype=torch.int8)
     sizes = {0: torch.export.Dim("batch"), 2: torch.export.Dim("block_rows"), 3: torch.export.Dim("block_columns")}
@@ -109,44 +116,119 @@ def _check(module: nn.Module, path: Path, rows: int) -> None:
 
 
 def export_runs(
-    names: Sequence[str], operator_run: str, runs: Path, operator_path: Path, folder: Path
+    names: Sequence[str],
+    operator_run: str,
+    runs: Path,
+    operator_path: Path,
+    folder: Path,
+    learned_from: Tensor | None = None,
 ) -> Iterator[Path]:
-    """Export the operator of one plain run, and reconstructors of plain and veil runs whose Φ is a prefix of it.
+    """Export the operator of one plain run or CSNet, and reconstructors of runs that share its Φ.
+
+    Of plain and veil runs Φ may also be a prefix of the operator's.
 
     Args:
-        runs: where the runs lie, a folder each, with ``final.pt`` and, of a veil run, ``evaluation.json``.
+        runs: where the runs lie, a folder each, with ``final.pt`` and, of a veiled one, ``evaluation.json``.
+        learned_from: uint8 (N, 1, 32, 32) that a CSNet learned from; they tell how its measurements are distributed.
 
     Yields:
         Each path written, the operator's last, so that a failure on the way leaves the old operator.
     """
-    operator = operator_of(network_of(runs / operator_run / "final.pt")[0])
+    reconstructors: Iterator[tuple[str, Reconstructor | WireReconstruction]]
+    small = checkpoint.load(runs / operator_run / "final.pt")["run"]["kind"] in MODEL_KINDS
+    if small:
+        operator, reconstructors = _small(names, operator_run, runs, learned_from)
+    else:
+        operator, reconstructors = _photographs(names, operator_run, runs)
     folder.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        path = runs / name / "final.pt"
-        state = checkpoint.load(path)
-        if state["run"]["kind"] == "plain":
-            base, _ = network_of(path)
-            reconstructor, rendition, measured = base.reconstructor, "plain", {}
-        else:
-            base, _ = network_of(runs / state["run"]["extends"] / "final.pt")
-            reconstructor, _ = reconstructor_of(path, runs)
-            rendition, measured = "veiled", _evaluation(runs / name / "evaluation.json")
-        own = operator_of(base)
-        if own.rows > operator.rows or not np.array_equal(own.phi, operator.phi[: own.rows]):
-            raise ExportError(f"{name}: its Φ isn't the first {own.rows} rows of that of {operator_run}")
+    for name, reconstructor in reconstructors:
+        state = checkpoint.load(runs / name / "final.pt")
+        run = state["run"]
+        rendition = "plain" if run["kind"] in (PlainRun.kind, CSNetRun.kind) else "veiled"
+        evaluation = runs / name / "evaluation.json"
         metadata = {
             "rendition": rendition,
             "operator_id": operator.id,
-            "run": state["run"],
+            "run": run,
             "trained": state["provenance"],
-            "veiled_against": state["run"].get("readers", []),
-            "measured": measured,
+            "veiled_against": _against(run),
+            "measured": _evaluation(evaluation) if rendition == "veiled" or evaluation.exists() else {},
         }
         export_reconstructor(reconstructor, folder / f"{name}.onnx", metadata)
         yield folder / f"{name}.onnx"
     operator_path.parent.mkdir(parents=True, exist_ok=True)
     operator.save(operator_path)
     yield operator_path
+
+
+def operator_of_csnet(net: CSNet, learned_from: Tensor) -> Operator:
+    """What S measures as a camera samples it: orthonormal rows of the same span, by energy, and steps that no picture
+    that it learned from saturates.
+
+    Args:
+        learned_from: uint8 (N, 1, B, B).
+    """
+    basis, side = net.span(), net.reconstruction.block
+    moment = phi.covariance([learned_from.reshape(-1, side)], side)
+    rotation = torch.linalg.eigh(basis @ moment @ basis.T).eigenvectors.flip(1)
+    rows = (rotation.T @ basis).float()
+    furthest = torch.zeros(len(rows))
+    for pictures in torch.split(learned_from.flatten(1), 5000):
+        furthest = torch.maximum(furthest, ((pictures.float() - MID_GREY) @ rows.T).abs().amax(0))
+    steps = (furthest / MAX_LEVEL).clamp_min(1e-3)
+    return Operator(rows.numpy(), steps.numpy(), side)
+
+
+def _photographs(
+    names: Sequence[str], operator_run: str, runs: Path
+) -> tuple[Operator, Iterator[tuple[str, Reconstructor | WireReconstruction]]]:
+    operator = operator_of(network_of(runs / operator_run / "final.pt")[0])
+
+    def each() -> Iterator[tuple[str, Reconstructor | WireReconstruction]]:
+        for name in names:
+            path = runs / name / "final.pt"
+            state = checkpoint.load(path)
+            if state["run"]["kind"] == PlainRun.kind:
+                base, _ = network_of(path)
+                reconstructor = base.reconstructor
+            else:
+                base, _ = network_of(runs / state["run"]["extends"] / "final.pt")
+                reconstructor, _ = reconstructor_of(path, runs)
+            own = operator_of(base)
+            if own.rows > operator.rows or not np.array_equal(own.phi, operator.phi[: own.rows]):
+                raise ExportError(f"{name}: its Φ isn't the first {own.rows} rows of that of {operator_run}")
+            yield name, reconstructor
+
+    return operator, each()
+
+
+def _small(
+    names: Sequence[str], operator_run: str, runs: Path, learned_from: Tensor | None
+) -> tuple[Operator, Iterator[tuple[str, Reconstructor | WireReconstruction]]]:
+    state = checkpoint.load(runs / operator_run / "final.pt")
+    if state["run"]["data"] != "cifar10" or learned_from is None:
+        raise ExportError(f"{operator_run}: only models of CIFAR-10 are exported, others' pictures aren't whole blocks")
+    device = Device(torch.device("cpu"), False, "CPU")
+    base = model_of(runs / operator_run / "final.pt", device)
+    operator = operator_of_csnet(base, learned_from)
+
+    def each() -> Iterator[tuple[str, Reconstructor | WireReconstruction]]:
+        for name in names:
+            net = model_of(runs / name / "final.pt", device)
+            if not torch.equal(net.sampling.weight, base.sampling.weight):
+                raise ExportError(f"{name}: its Φ isn't that of {operator_run}")
+            rows = torch.from_numpy(operator.phi).double()
+            yield name, WireReconstruction(net, rows, torch.from_numpy(operator.steps))
+
+    return operator, each()
+
+
+def _against(run: Mapping[str, Any]) -> list[str]:
+    if run["kind"] == AdversarialRun.kind:
+        return [run["classifier"]]
+    if run["kind"] == GenerativeRun.kind:
+        return ["discriminator"]
+    return list(run.get("readers", run.get("surrogates", [])))
 
 
 def _evaluation(path: Path) -> dict[str, Any]:

@@ -113,20 +113,20 @@ def controls(plain: Pictures, originals: Pictures, target: float) -> dict[str, P
     generator = torch.Generator().manual_seed(0)
     draw = torch.randn(plain.x.shape, generator=generator)
     picture = plain.x.float() / 255
-    made = {
-        NOISE: lambda strength: picture + strength * draw,
-        BLUR: lambda strength: blur(picture, strength),
-    }
+
+    def made(name: str, strength: float) -> Pictures:
+        return _seen(picture + strength * draw if name == NOISE else blur(picture, strength), plain.y)
+
     found = {}
-    for (name, make), most in zip(made.items(), (0.3, 4.0), strict=True):
+    for name, most in ((NOISE, 0.3), (BLUR, 4.0)):
         low, high = 1e-3, most
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
-            if mean_psnr(_seen(make(middle), plain.y), originals) > target:
+            if mean_psnr(made(name, middle), originals) > target:
                 low = middle
             else:
                 high = middle
-        found[name] = _seen(make(low), plain.y)
+        found[name] = made(name, low)
     return found
 
 

@@ -13,8 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from encoder.sampling import MID_GREY
+
 BLOCK = 32
 CHANNELS = 64
+WHITE = 255.0
 _INNER_LAYERS = 3
 
 
@@ -40,6 +43,41 @@ class Reconstruction(nn.Module):
         return initial + cast(Tensor, self.deep(initial))
 
 
+class WireReconstruction(nn.Module):
+    """The same G for measurements as they come off the wire: levels (N, m, H/B, W/B) of a quantiser → pictures.
+
+    A camera samples ``y = P (255·x − 128)`` with rows P of unit length, most energetic first, and sends ``y / step``.
+    P spans what S spans, so that G needs another first layer and nothing else: with Φ = A·P,
+    ``Φ x = A (y + 128·P·1) / 255``.
+
+    Args:
+        net: a trained S and G.
+        rows: P, float64 (m, B²), orthonormal, of the same span as Φ.
+        steps: float32 (m,), on the 0..255 pixel scale.
+    """
+
+    steps: Tensor
+
+    def __init__(self, net: "CSNet", rows: Tensor, steps: Tensor) -> None:
+        super().__init__()
+        area = rows.shape[1]
+        self.block = net.reconstruction.block
+        phi = net.sampling.weight.detach().double().reshape(-1, area)
+        weight = net.reconstruction.initial.weight.detach().double().reshape(area, -1) @ (phi @ rows.T)
+        self.initial = nn.Conv2d(len(rows), area, 1)
+        self.deep = net.reconstruction.deep
+        self.register_buffer("steps", steps.reshape(1, -1, 1, 1))
+        with torch.no_grad():
+            self.initial.weight.copy_((weight / WHITE).reshape(area, -1, 1, 1))
+            bias = weight @ rows.sum(1) * (MID_GREY / WHITE)
+            assert self.initial.bias is not None
+            self.initial.bias.copy_(bias)
+
+    def forward(self, levels: Tensor) -> Tensor:
+        initial = functional.pixel_shuffle(self.initial(levels * self.steps), self.block)
+        return initial + cast(Tensor, self.deep(initial))
+
+
 class CSNet(nn.Module):
     """S and G: pictures (N, 1, H, W) in [0, 1], H and W multiples of B → reconstructions of the same shape."""
 
@@ -47,6 +85,11 @@ class CSNet(nn.Module):
         super().__init__()
         self.sampling = nn.Conv2d(1, rows, block, block, bias=False)
         self.reconstruction = Reconstruction(rows, block, channels)
+
+    def span(self) -> Tensor:
+        """An orthonormal basis of what S measures: float64 (m, B²)."""
+        phi = self.sampling.weight.detach().double().flatten(1)
+        return cast(Tensor, torch.linalg.qr(phi.T).Q.T)
 
     @torch.no_grad()
     def start_from(self, phi: Tensor) -> None:

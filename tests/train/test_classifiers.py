@@ -1,0 +1,63 @@
+"""Networks of small pictures: shapes, layers as published, and what a discriminator and a CSNet are made of."""
+
+import pytest
+import torch
+from torch import nn
+
+from train.networks.classifiers import CLASSIFIERS, JUDGES, PAPER, SURROGATES
+from train.networks.csnet import CSNet, WireReconstruction, floor_rows
+from train.networks.discriminator import Discriminator
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_every_classifier_answers_and_shows_what_it_sees_halfway(name: str) -> None:
+    net = CLASSIFIERS[name]().eval()
+    pictures = torch.rand(2, 1, 32, 32)
+    middle, scores = net.halfway(pictures)
+    assert scores.shape == (2, 10)
+    assert torch.equal(net(pictures), scores)
+    assert middle.shape[0] == 2
+    assert middle.flatten(1).shape[1] > 500
+    assert all(parameter.requires_grad for parameter in net.parameters())
+
+
+def test_no_judge_is_a_surrogate() -> None:
+    assert not set(JUDGES) & (set(SURROGATES) | set(PAPER))
+    assert len(JUDGES) >= 4
+
+
+@pytest.mark.parametrize(("name", "layers"), [("vgg16", 14), ("resnet110", 110)])
+def test_the_papers_classifiers_have_their_layers(name: str, layers: int) -> None:
+    """VGG-16's CIFAR variant has one linear layer instead of three."""
+    net = CLASSIFIERS[name]()
+    assert sum(isinstance(module, nn.Conv2d | nn.Linear) for module in net.modules()) == layers
+
+
+@pytest.mark.parametrize(("ratio", "rows"), [(0.1, 102), (0.2, 204), (0.3, 307)])
+def test_csnet_measures_as_many_as_the_paper(ratio: float, rows: int) -> None:
+    net = CSNet(floor_rows(ratio))
+    assert net.sampling(torch.rand(2, 1, 32, 64)).shape == (2, rows, 1, 2)
+    assert net(torch.rand(2, 1, 32, 64)).shape == (2, 1, 32, 64)
+    assert net.sampling.bias is None
+
+
+def test_discriminator_heads_share_all_but_their_last_layer() -> None:
+    net = Discriminator()
+    real, recognised = net(torch.rand(3, 1, 32, 32))
+    assert real.shape == (3,)
+    assert recognised.shape == (3, 10)
+    kernels = [module.kernel_size for module in net.trunk.modules() if isinstance(module, nn.Conv2d)]
+    assert kernels == [(5, 5)] * 3
+    assert net.real.kernel_size == net.recognised.kernel_size == (5, 5)
+
+
+def test_what_a_camera_samples_gives_the_pictures_of_the_csnet() -> None:
+    """Without rounding they are the same network: only the basis of the measurements differs."""
+    torch.manual_seed(0)
+    net = CSNet(20, block=8, channels=8)
+    pictures = torch.randint(0, 256, (4, 1, 16, 24)).float()
+    rows = net.span()
+    steps = torch.full((20,), 0.5)
+    measurements = torch.nn.functional.conv2d(pictures - 128, rows.float().reshape(20, 1, 8, 8), stride=8)
+    served = WireReconstruction(net, rows, steps)(measurements / 0.5)
+    assert torch.allclose(served, net(pictures / 255), atol=1e-5)

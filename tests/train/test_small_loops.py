@@ -1,0 +1,236 @@
+"""The loops of the paper and of the ensemble, on bars, for seconds: resume is exact, what is frozen stays."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.train.drawn import write_cifar10
+from train import checkpoint
+from train.data.small import SmallSet, open_set
+from train.devices import Device
+from train.loops import adversarial, schedule
+from train.loops.classifier import classifier_of, recognition
+from train.loops.csnet import csnet_of
+from train.loops.ensemble import FidelityWeight
+from train.loops.retrained import Rise
+from train.loops.small import LOOPS
+from train.models import model_of, pictures_of
+from train.networks.discriminator import Discriminator
+from train.settings import (
+    AdversarialRun,
+    ClassifierRun,
+    CSNetRun,
+    EnsembleRun,
+    GenerativeRun,
+    RetrainedRun,
+    SettingsError,
+    SmallRun,
+)
+
+CPU = Device(torch.device("cpu"), False, "CPU")
+RUNS: dict[str, SmallRun] = {
+    "csnet": CSNetRun(ratio=0.1, iterations=6, batch=10, start="principal", drops=(4,), learning_rate=1e-4),
+    "reader": ClassifierRun(network="inception", iterations=40, warm_up=5, batch=50, learning_rate=0.05),
+    "adversarial": AdversarialRun(extends="csnet", classifier="reader", iterations=6, batch=10),
+    "generative": GenerativeRun(extends="csnet", gamma_d=1.0, iterations=6, batch=10),
+    "ensemble": EnsembleRun(
+        extends="csnet", surrogates=("reader",), learning_readers=1, restart=3, iterations=6, batch=10, warm_up=1
+    ),
+    "retrained": RetrainedRun(reader="reader", model="csnet", iterations=6, batch=50, check_every=2),
+}
+
+
+def train(name: str, data: SmallSet, runs: Path, out: Path | None = None, run: SmallRun | None = None) -> Path:
+    run = run or RUNS[name]
+    return LOOPS[type(run)](run, data, CPU, out or runs / name, lambda row: None)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> SmallSet:
+    folder = write_cifar10(tmp_path_factory.mktemp("data") / "cifar10")
+    return open_set("cifar10", folder, folder)
+
+
+@pytest.fixture(scope="module")
+def runs(data: SmallSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished CSNet and a finished classifier."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("runs")
+    for name in ("csnet", "reader"):
+        train(name, data, folder)
+    return folder
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_that_was_killed_ends_where_it_would_have_ended(
+    name: str, data: SmallSet, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedule, "SAVE_EVERY", 2)
+    run = replace(RUNS[name], iterations=6)
+    for finished in ("csnet", "reader"):
+        (tmp_path / finished).symlink_to(runs / finished)
+    train(name, data, tmp_path, tmp_path / "whole", run)
+    advance = schedule.Training.advance
+
+    def dying(self: schedule.Training, terms: Mapping[str, torch.Tensor | float], rate: float) -> None:
+        if self.iteration == 5:
+            raise KilledError
+        advance(self, terms, rate)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(schedule.Training, "advance", dying)
+        with pytest.raises(KilledError):
+            train(name, data, tmp_path, tmp_path / "killed", run)
+    assert checkpoint.load(tmp_path / "killed" / "last.pt")["iteration"] == 4
+    train(name, data, tmp_path, tmp_path / "killed", run)
+    whole, resumed = (checkpoint.load(tmp_path / each / "final.pt") for each in ("whole", "killed"))
+    assert all(torch.equal(whole["net"][key], resumed["net"][key]) for key in whole["net"])
+    assert whole.get("recognition") == resumed.get("recognition")
+
+
+@pytest.mark.parametrize("name", ["adversarial", "generative", "ensemble"])
+def test_only_the_reconstruction_is_veiled(name: str, data: SmallSet, runs: Path) -> None:
+    before = {path: path.read_bytes() for path in (runs / "csnet" / "final.pt", runs / "reader" / "final.pt")}
+    model = model_of(train(name, data, runs), CPU)
+    base, _ = csnet_of(runs / "csnet" / "final.pt", CPU)
+    assert torch.equal(model.sampling.weight, base.sampling.weight)
+    assert not torch.equal(model.reconstruction.initial.weight, base.reconstruction.initial.weight)
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_the_frozen_classifier_is_not_moved_while_g_learns(
+    data: SmallSet, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even the running statistics of its batch normalisation."""
+    used: list[nn.Module] = []
+
+    def remembering(path: Path, device: Device) -> Any:
+        used.append(classifier_of(path, device)[0])
+        return used[-1], {}
+
+    monkeypatch.setattr(adversarial, "classifier_of", remembering)
+    train("adversarial", data, runs, runs / "again")
+    fresh, _ = classifier_of(runs / "reader" / "final.pt", CPU)
+    moved, kept = used[0].state_dict(), fresh.state_dict()
+    assert all(torch.equal(moved[key], kept[key]) for key in kept)
+
+
+def test_the_discriminator_sees_detached_pictures(
+    data: SmallSet, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While D learns, nothing it looks at leads back to G; while G learns, D's weights take no gradient."""
+    seen: list[tuple[bool, bool]] = []
+    forward = Discriminator.forward
+
+    def watching(self: Discriminator, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append((pictures.requires_grad, self.real.weight.requires_grad))
+        return forward(self, pictures)
+
+    monkeypatch.setattr(Discriminator, "forward", watching)
+    train("generative", data, runs, runs / "watched", replace(RUNS["generative"], iterations=2))
+    assert seen == [(False, True), (False, True), (True, False)] * 2
+
+
+def test_gamma_0_leaves_the_class_head_as_it_was_drawn(data: SmallSet, runs: Path) -> None:
+    for gamma, same in ((0.0, True), (1.0, False)):
+        out = runs / f"gamma{gamma}"
+        train("generative", data, runs, out, replace(RUNS["generative"], gamma_d=gamma))
+        learned = checkpoint.load(out / "last.pt")["discriminator"]["recognised.weight"]
+        started = _first_weights(data, runs, out.with_name(f"start{gamma}"), gamma)
+        assert torch.equal(learned, started) == same
+
+
+def _first_weights(data: SmallSet, runs: Path, out: Path, gamma: float) -> torch.Tensor:
+    kept: list[torch.Tensor] = []
+    drawn = Discriminator.__init__
+
+    def keeping(self: Discriminator) -> None:
+        drawn(self)
+        kept.append(self.recognised.weight.detach().clone())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Discriminator, "__init__", keeping)
+        train("generative", data, runs, out, replace(RUNS["generative"], gamma_d=gamma, iterations=1))
+    return kept[0]
+
+
+def test_training_against_a_classifier_makes_it_err(data: SmallSet, runs: Path) -> None:
+    reader, state = classifier_of(runs / "reader" / "final.pt", CPU)
+    plain = recognition(reader, pictures_of(model_of(runs / "csnet" / "final.pt", CPU), data.test, CPU), CPU)
+    assert state["recognition"] > 80
+    assert plain > 50
+    for name, settings in (
+        ("adversarial", {"beta": 20.0, "iterations": 40}),
+        ("ensemble", {"psnr_lost": 0.1, "iterations": 40, "learning_readers": 0}),
+    ):
+        out = runs / f"long-{name}"
+        model = model_of(train(name, data, runs, out, replace(RUNS[name], **settings)), CPU)
+        assert recognition(reader, pictures_of(model, data.test, CPU), CPU) < plain - 20
+
+
+def test_a_retrained_reader_reads_at_least_as_well(data: SmallSet, runs: Path) -> None:
+    reader, _ = classifier_of(runs / "reader" / "final.pt", CPU)
+    plain = recognition(reader, pictures_of(model_of(runs / "csnet" / "final.pt", CPU), data.test, CPU), CPU)
+    run = replace(RUNS["retrained"], iterations=60, check_every=10)
+    state = checkpoint.load(train("retrained", data, runs, runs / "long-retrained", run))
+    assert state["recognition"] >= plain
+    assert state["iterations"] <= 60
+
+
+def test_accuracy_that_stops_rising_drops_the_rate_once_and_then_ends() -> None:
+    rise = Rise(patience=2)
+    drops = []
+    for accuracy in (50.0, 60.0, 60.0, 59.0, 61.0, 61.0, 61.0):
+        rise.note(accuracy)
+        drops.append(rise.drops)
+    assert drops == [0, 0, 0, 1, 1, 1, 2]
+    assert rise.ended
+
+
+def test_the_weight_of_fidelity_follows_what_is_lost() -> None:
+    weight = FidelityWeight(0.01)
+    assert weight.follow(0.02) > 1.0
+    start = weight.alpha
+    assert weight.follow(0.01) == pytest.approx(start)
+    assert weight.follow(0.0) < start
+    for _ in range(1000):
+        weight.follow(1.0)
+    assert weight.alpha <= 1e4
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"), [("classifier", {"net": {}, "run": {"kind": "csnet"}}), ("csnet", {"net": {}, "run": {}})]
+)
+def test_a_checkpoint_of_another_kind_is_refused(kind: str, content: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "final.pt"
+    checkpoint.save(path, content)
+    with pytest.raises(checkpoint.CheckpointError, match=f"expected the final checkpoint of a {kind} run"):
+        classifier_of(path, CPU) if kind == "classifier" else csnet_of(path, CPU)
+
+
+def test_weights_of_another_architecture_are_refused(runs: Path, tmp_path: Path) -> None:
+    state = checkpoint.load(runs / "reader" / "final.pt")
+    state["run"]["network"] = "convnext"
+    checkpoint.save(tmp_path / "final.pt", state)
+    with pytest.raises(checkpoint.CheckpointError, match="not the weights of convnext"):
+        classifier_of(tmp_path / "final.pt", CPU)
+
+
+def test_a_ratio_without_a_measurement_is_told(data: SmallSet, tmp_path: Path) -> None:
+    run = replace(CSNetRun(iterations=1, batch=10), ratio=0.0005)
+    with pytest.raises(SettingsError, match="ratio = 0.0005: gives no measurement"):
+        train("csnet", data, tmp_path, tmp_path / "none", run)
+
+
+def test_an_ensemble_of_none_is_told(data: SmallSet, runs: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="surrogates: none"):
+        train("ensemble", data, runs, runs / "none", EnsembleRun(extends="csnet", batch=10))

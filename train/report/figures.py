@@ -1,0 +1,97 @@
+"""The figures of docs/paper.md as PNG: pictures side by side, and accuracy against PSNR."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from train.data.small import Pictures, SmallSet
+from train.devices import Device
+from train.evaluation.small import ITSELF
+from train.models import model_of, pictures_of
+from train.networks.classifiers import PAPER
+from train.report import printed
+from train.report.printed import MODELS, RATIOS
+from train.report.tables import mean_recognition
+
+SHOWN = 10
+_FIGURES = {
+    "figure4": (
+        "Figure 4: MNIST, r = 0.1",
+        "mnist",
+        {"mnist-csnet-r10": "CSNet", "mnist-adv-csnet-resnet-r10": "Adv-CSNet-ResNet"},
+    ),
+    "figure5": (
+        "Figure 5: CIFAR-10, r = 0.1",
+        "cifar10",
+        {
+            "csnet-r10": "CSNet",
+            "adv-csnet-gamma0-r10": "Adv-CSNet, γ_D = 0",
+            "adv-csnet-gamma1-r10": "Adv-CSNet, γ_D = 1",
+            "adv-csnet-vgg-r10": "Adv-CSNet-VGG",
+            "adv-csnet-e-r10": "Adv-CSNet-E",
+        },
+    ),
+}
+_DPI = 150
+
+
+def draw_pictures(
+    schedule: str, runs: Path, sets: dict[str, SmallSet], device: Device, folder: Path
+) -> list[dict[str, str]]:
+    """Figures 4 and 5 of a schedule, as far as its runs have finished; tells their titles and files."""
+    drawn = []
+    for name, (title, data, models) in _FIGURES.items():
+        finished = {run: told for run, told in models.items() if (runs / run / "final.pt").exists()}
+        if not finished or data not in sets:
+            continue
+        originals = sets[data].test[:SHOWN]
+        rows = [("original", originals)]
+        for run, told in finished.items():
+            rows.append((told, pictures_of(model_of(runs / run / "final.pt", device), originals, device)))
+        file = f"{name}-{schedule}.png"
+        _grid(rows, title, folder / file)
+        drawn.append({"title": f"{title}, {schedule} schedule", "file": file})
+    return drawn
+
+
+def draw_trade(schedule: str, told: dict[str, Any], folder: Path) -> list[dict[str, str]]:
+    """Recognition against PSNR of all models of a schedule, beside what the paper printed."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    colours = {title: f"C{k}" for k, title in enumerate(dict.fromkeys(title for title, _ in MODELS.values()))}
+    some = False
+    for key, (title, printed_as) in MODELS.items():
+        models = [told["models"].get(f"{key}-r{ratio}") for ratio in RATIOS]
+        points = [(m["psnr"][ITSELF], mean_recognition(m, tuple(PAPER))) for m in models if m is not None]
+        points = [(x, y) for x, y in points if y is not None]
+        if points:
+            some = True
+            axes.plot(*zip(*points, strict=True), "o-", color=colours[title], label=title)
+        if printed_as and key != "adv-csnet-gamma0":
+            theirs = printed.PSNR[printed_as], printed.RECOGNITION[printed_as]
+            axes.plot(*theirs, "x:", color=colours[title], alpha=0.6, label=f"{printed_as}, printed")
+    axes.axhline(10, color="gray", linewidth=0.8)
+    axes.set_xlabel("PSNR, dB")
+    axes.set_ylabel("recognition, mean of VGG-16 and ResNet-110, %")
+    axes.legend(fontsize=6)
+    if not some:
+        return []
+    file = f"trade-{schedule}.png"
+    figure.savefig(folder / file, dpi=_DPI, metadata={"Software": None})
+    return [{"title": f"Recognition against PSNR, {schedule} schedule; the line is chance", "file": file}]
+
+
+def _grid(rows: Sequence[tuple[str, Pictures]], title: str, path: Path) -> None:
+    figure = Figure(figsize=(8, 0.85 * len(rows) + 0.3), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots(len(rows), SHOWN)
+    for line, (told, pictures) in zip(axes, rows, strict=True):
+        for place, picture in zip(line, torch.unbind(pictures.x[:, 0]), strict=True):
+            place.imshow(picture.numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            place.set_xticks([])
+            place.set_yticks([])
+        line[0].set_ylabel(told, rotation=0, ha="right", va="center")
+    figure.savefig(path, dpi=_DPI, metadata={"Software": None})

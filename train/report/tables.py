@@ -1,0 +1,330 @@
+"""docs/paper.md from docs/paper.json, and nothing else."""
+
+from collections.abc import Callable, Iterator, Sequence
+from statistics import mean
+from typing import Any
+
+from train.evaluation.small import AS_IS, BLUR, ITSELF, NOISE, PURIFIERS
+from train.networks.classifiers import JUDGES, PAPER
+from train.report import printed
+from train.report.printed import MODELS, RATIOS
+from train.reproduce import SCHEDULES
+
+Told = dict[str, Any]
+
+_TITLES = {
+    "reduced": "Reduced schedule (for a CPU)",
+    "full": "Full schedule (the paper's)",
+}
+_RUN_FILES = "../train/runs/paper"
+_RELIABLE = 90.0
+"""Percent of the originals that a classifier should read before its misreading of others means anything."""
+_DASH = "–"
+
+
+def render(paper: Told) -> str:
+    """The page."""
+    lines = [
+        "# The paper's tables and figures, reproduced",
+        "",
+        "Written by `veilcam-train report` from the runs of `veilcam-train reproduce`; the same numbers stand in",
+        "[paper.json](paper.json). A cell of the paper's own reads: ours (printed, difference). Recognition is the",
+        "percentage of the 10,000 test pictures of CIFAR-10, in gray, that a classifier reads rightly (lower protects",
+        "better); PSNR in dB is the mean over the pictures. S stays as the CSNet learned it; only G is veiled.",
+        "",
+    ]
+    for name in SCHEDULES:
+        lines += _schedule(name, paper["schedules"][name])
+    lines += ["## Figures", ""]
+    for figure in paper["figures"]:
+        lines += [f"![{figure['title']}](paper/{figure['file']})", "", f"{figure['title']}.", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _schedule(name: str, told: Told) -> list[str]:
+    lines = [f"## {_TITLES[name]}", ""]
+    if not told["models"]:
+        return [*lines, f"Not run yet: `veilcam-train reproduce --schedule {name}`.", ""]
+    for title, part in _PARTS:
+        table = part(told, name)
+        if table:
+            lines += [f"### {title}", "", *table, ""]
+    return lines
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    if not rows:
+        return []
+    rule = "|".join(["---"] + ["--:"] * (len(head) - 1))
+    return [f"| {' | '.join(head)} |", f"|{rule}|", *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+def _beside(ours: float | None, theirs: float | None) -> str:
+    if ours is None:
+        return _DASH if theirs is None else f"{_DASH} ({theirs:.2f})"
+    return f"{ours:.2f}" if theirs is None else f"{ours:.2f} ({theirs:.2f}, {ours - theirs:+.2f})"
+
+
+def _model(told: Told, key: str, ratio: int) -> Told | None:
+    found: Told | None = told["models"].get(f"{key}-r{ratio}")
+    return found
+
+
+def recognition(model: Told, reader: str, rendition: str = ITSELF, way: str = AS_IS) -> float | None:
+    """Percent that a reader reads of a model's pictures, if it was measured."""
+    found: float | None = model["recognition"].get(reader, {}).get(rendition, {}).get(way)
+    return found
+
+
+def mean_recognition(
+    model: Told | None, readers: Sequence[str], rendition: str = ITSELF, way: str = AS_IS
+) -> float | None:
+    """Mean over readers, if all were measured."""
+    if model is None:
+        return None
+    found = [recognition(model, reader, rendition, way) for reader in readers]
+    known = [value for value in found if value is not None]
+    return mean(known) if known and len(known) == len(found) else None
+
+
+def _rows_with_mean(
+    told: Told, value: Callable[[Told, int], float | None], theirs: Callable[[str], printed.Row | None]
+) -> list[list[str]]:
+    rows = []
+    for key, (title, printed_as) in MODELS.items():
+        models = [_model(told, key, ratio) for ratio in RATIOS]
+        if not any(models):
+            continue
+        ours = [value(model, ratio) if model else None for model, ratio in zip(models, RATIOS, strict=True)]
+        row = theirs(printed_as) if printed_as else None
+        cells = [_beside(o, row[k] if row else None) for k, o in enumerate(ours)]
+        known = [o for o in ours if o is not None]
+        whole = mean(known) if len(known) == len(RATIOS) else None
+        rows.append([title, *cells, _beside(whole, mean(row) if row else None)])
+    return rows
+
+
+_HEAD = ("model", *(f"r = {ratio / 100}" for ratio in RATIOS), "mean")
+
+
+def _table1(told: Told, _: str) -> list[str]:
+    rows = _rows_with_mean(told, lambda m, _: mean_recognition(m, tuple(PAPER)), printed.RECOGNITION.get)
+    return _table(_HEAD, rows)
+
+
+def _table2(told: Told, _: str) -> list[str]:
+    rows = []
+    for key, (title, printed_as) in MODELS.items():
+        for reader in PAPER:
+            models = [_model(told, key, ratio) for ratio in RATIOS]
+            if not any(models):
+                continue
+            row = printed.GENERALISATION.get((printed_as or "", reader))
+            ours = [recognition(model, reader) if model else None for model in models]
+            rows.append([title, reader, *(_beside(o, row[k] if row else None) for k, o in enumerate(ours))])
+    return _table((_HEAD[0], "classifier", *_HEAD[1:-1]), rows)
+
+
+def _table3(told: Told, _: str) -> list[str]:
+    return _table(_HEAD, _rows_with_mean(told, lambda m, _: float(m["psnr"][ITSELF]), printed.PSNR.get))
+
+
+def lost(told: Told, key: str, ratio: int) -> float | None:
+    """Percent of the CSNet's PSNR that a model of the same ratio lost."""
+    model, plain = _model(told, key, ratio), _model(told, "csnet", ratio)
+    if model is None or plain is None:
+        return None
+    return 100 * (1 - float(model["psnr"][ITSELF]) / float(plain["psnr"][ITSELF]))
+
+
+def _cost(told: Told, _: str) -> list[str]:
+    def theirs(title: str) -> printed.Row | None:
+        plain, row = printed.PSNR["CSNet"], printed.PSNR.get(title)
+        return None if row is None else tuple(100 * (1 - a / b) for a, b in zip(row, plain, strict=True))  # type: ignore[return-value]
+
+    def ours(model: Told, ratio: int) -> float | None:
+        plain = _model(told, "csnet", ratio)
+        return 100 * (1 - float(model["psnr"][ITSELF]) / float(plain["psnr"][ITSELF])) if plain else None
+
+    return _table(_HEAD, _rows_with_mean(told, ours, theirs))
+
+
+def _judges(told: Told, _: str) -> list[str]:
+    readers = [reader for reader in JUDGES if reader in told["classifiers"]]
+    rows = []
+    for name, title in _named(told):
+        model = told["models"][name]
+        cells = [_beside(recognition(model, reader), None) for reader in readers]
+        rows.append([title, *cells, _beside(mean_recognition(model, readers), None)])
+    return _table(("model", *readers, "mean"), rows) if readers else []
+
+
+def _controls(told: Told, _: str) -> list[str]:
+    rows = []
+    readers = [reader for reader in (*PAPER, *JUDGES) if reader in told["classifiers"]]
+    for name, title in _named(told):
+        model = told["models"][name]
+        if NOISE not in model["psnr"]:
+            continue
+        cells = [_beside(mean_recognition(model, readers, rendition), None) for rendition in (ITSELF, NOISE, BLUR)]
+        psnr = [f"{model['psnr'][rendition]:.2f}" for rendition in (ITSELF, NOISE, BLUR)]
+        rows.append([title, *(f"{c} at {p} dB" for c, p in zip(cells, psnr, strict=True))])
+    return _table(("model", "its pictures", "noise", "blur"), rows)
+
+
+def _purified(told: Told, _: str) -> list[str]:
+    rows = []
+    for name, title in _named(told):
+        model = told["models"][name]
+        for group, readers in (("VGG-16, ResNet-110", tuple(PAPER)), ("judges", _present(told, JUDGES))):
+            cells = [mean_recognition(model, readers, ITSELF, way) for way in (AS_IS, *PURIFIERS)]
+            if readers and None not in cells[1:]:
+                rows.append([title, group, *(_beside(cell, None) for cell in cells)])
+        if "psnr_purified" in model:
+            psnr = [model["psnr"][ITSELF], *(model["psnr_purified"][way] for way in PURIFIERS)]
+            rows.append([title, "PSNR, dB", *(f"{value:.2f}" for value in psnr)])
+    return _table(("model", "", AS_IS, *PURIFIERS), rows)
+
+
+def _retrained(told: Told, _: str) -> list[str]:
+    rows = []
+    for name, title in _named(told):
+        cells = [c for c in told["retrained"].values() if c["run"]["model"] == name]
+        for cell in cells:
+            run = cell["run"]
+            before = recognition(told["models"][name], run["reader"])
+            how = "from new weights" if run["scratch"] else "from its own weights"
+            rows.append(
+                [title, run["reader"], how, _beside(before, None), _beside(cell["recognition"], None),
+                 f"{cell['iterations']} of at most {run['iterations']}"]
+            )  # fmt: skip
+    return _table(("model", "reader", "retrained", "before", "after", "iterations"), rows)
+
+
+def _classifiers(told: Told, name: str) -> list[str]:
+    rows = []
+    for reader, entry in told["classifiers"].items():
+        network = entry["run"]["network"]
+        part = "the paper's" if network in PAPER else "judge" if network in JUDGES else "surrogate"
+        rows.append([_linked(reader, name), entry["run"]["data"], part, f"{entry['recognition']:.2f}"])
+    return _table(("classifier", "data", "part", "reads of the originals, %"), rows)
+
+
+def doubts(told: Told) -> list[str]:
+    """What to hold against these figures, found by looking at them."""
+    found = []
+    for reader in (*PAPER, *JUDGES):
+        entry = told["classifiers"].get(reader)
+        if entry is None:
+            found.append(f"{reader} wasn't trained, so no model was measured with it.")
+        elif entry["recognition"] < _RELIABLE and reader in PAPER:
+            found.append(
+                f"{reader} reads {entry['recognition']:.2f} % of the originals, less than {_RELIABLE:.0f} %: "
+                "its misreading says a little less about the veil."
+            )
+    readers = _present(told, (*PAPER, *JUDGES))
+    for name, title in _named(told):
+        model = told["models"][name]
+        own = mean_recognition(model, readers)
+        for control in (NOISE, BLUR):
+            theirs = mean_recognition(model, readers, control)
+            if own is not None and theirs is not None and theirs <= own and not name.startswith("csnet"):
+                found.append(f"{title}: {control} at equal PSNR leaves {theirs:.2f} %, no more than its {own:.2f} %.")
+    return found
+
+
+def _doubts(told: Told, _: str) -> list[str]:
+    return [f"- {line}" for line in doubts(told)]
+
+
+def targets(told: Told) -> list[tuple[str, str, float | None, bool]]:
+    """What was to be reached by the best of our models: what, at most or how near, ours, whether reached."""
+    key = "adv-csnet-e"
+    models = [_model(told, key, ratio) for ratio in RATIOS]
+
+    def over_ratios(value: Callable[[Told], float | None]) -> float | None:
+        found = [value(model) for model in models if model is not None]
+        known = [v for v in found if v is not None]
+        return mean(known) if len(known) == len(RATIOS) else None
+
+    plain = [_model(told, "csnet", ratio) for ratio in RATIOS]
+    judges = _present(told, JUDGES)
+    out: list[tuple[str, str, float | None, bool]] = []
+    for model, ratio, theirs in zip(plain, RATIOS, printed.PSNR["CSNet"], strict=True):
+        ours = float(model["psnr"][ITSELF]) if model else None
+        reached = ours is not None and ours >= theirs - 0.3
+        out.append((f"CSNet, PSNR at r = {ratio / 100}, dB", f"{theirs:.2f} − 0.3", ours, reached))
+    costs = [lost(told, key, ratio) for ratio in RATIOS]
+    wanted: list[tuple[str, float, float | None]] = [
+        ("Adv-CSNet-E, VGG-16 and ResNet-110, mean over the ratios, %", 12.5,
+         over_ratios(lambda m: mean_recognition(m, tuple(PAPER)))),
+        ("Adv-CSNet-E, PSNR lost, mean over the ratios, %", 1.0,
+         mean(cost for cost in costs if cost is not None) if None not in costs else None),
+        ("Adv-CSNet-E, four judges that it never saw, %", 15.0,
+         over_ratios(lambda m: mean_recognition(m, judges)) if len(judges) == len(JUDGES) else None),
+    ]  # fmt: skip
+    everyone = (*PAPER, *judges)
+    for way in PURIFIERS:
+        purified = [mean_recognition(model, everyone, ITSELF, way) for model in models]
+        known = [value for value in purified if value is not None]
+        whole = mean(known) if len(known) == len(RATIOS) else None
+        wanted.append((f"Adv-CSNet-E, all six after {way}, %", 25.0, whole))
+    out += [(what, f"≤ {most}", ours, ours is not None and round(ours, 2) <= most) for what, most, ours in wanted]
+    return out
+
+
+def _targets(told: Told, _: str) -> list[str]:
+    rows = [
+        [what, asked, _beside(ours, None), "yes" if reached else "not measured" if ours is None else "no"]
+        for what, asked, ours, reached in targets(told)
+    ]
+    return _table(("what", "to reach", "ours", "reached"), rows)
+
+
+def _sources(told: Told, name: str) -> list[str]:
+    rows = []
+    for group in ("models", "classifiers", "retrained"):
+        for run, entry in told[group].items():
+            trained = entry["trained"]
+            rows.append(
+                [_linked(run, name), str(entry["run"]["iterations"]), str(entry["run"]["batch"]), trained["commit"],
+                 f"{trained['processor']}, torch {trained['torch']}", f"[log](paper/{name}/{run}.csv)"]
+            )  # fmt: skip
+    return _table(("run", "iterations", "batch", "commit", "trained on", "log"), rows)
+
+
+def _linked(run: str, schedule: str) -> str:
+    file = "measurement" if "-on-" in run else run
+    return f"[{run}]({_RUN_FILES}/{schedule}/{file}.toml)"
+
+
+def _present(told: Told, readers: Sequence[str] | Any) -> tuple[str, ...]:
+    return tuple(reader for reader in readers if reader in told["classifiers"])
+
+
+def _named(told: Told) -> Iterator[tuple[str, str]]:
+    """Models of CIFAR-10, the tables' own first."""
+    known = [f"{key}-r{ratio}" for key in MODELS for ratio in RATIOS]
+    titles = {
+        f"{key}-r{ratio}": f"{title}, r = {ratio / 100}" for key, (title, _) in MODELS.items() for ratio in RATIOS
+    }
+    others = [name for name in told["models"] if name not in known and told["models"][name]["run"]["data"] == "cifar10"]
+    for name in (*known, *others):
+        if name in told["models"]:
+            yield name, titles.get(name, name)
+
+
+_PARTS: Sequence[tuple[str, Callable[[Told, str], list[str]]]] = (
+    ("What was to be reached", _targets),
+    ("Doubts", _doubts),
+    ("Table 1: recognition, mean of VGG-16 and ResNet-110, %", _table1),
+    ("Table 2: recognition by each classifier, %", _table2),
+    ("Table 3: PSNR, dB", _table3),
+    ("PSNR lost against the CSNet of the same ratio, %", _cost),
+    ("Judges that no model was trained against (T1), %", _judges),
+    ("Controls at equal PSNR: mean recognition of VGG-16, ResNet-110 and the judges, %", _controls),
+    ("Purified on the way to the reader (T2), %", _purified),
+    ("Readers retrained on a model's labelled pictures (T4), %", _retrained),
+    ("Classifiers", _classifiers),
+    ("Where each number comes from", _sources),
+)
