@@ -11,11 +11,11 @@ def bars(count: int, side: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[n
     """Pictures (N, side, side) and labels: width and direction, which stay when a picture is mirrored."""
     draw = np.random.default_rng(seed)
     labels = np.arange(count, dtype=np.uint8) % 10
-    upright, pitch = labels // 5, 0.4 + 0.25 * (labels % 5)
+    upright, pitch = labels // 5, 0.3 + 0.2 * (labels % 5)
     rows, columns = np.mgrid[:side, :side]
     phase = draw.uniform(0, 2 * np.pi, count)
     wave = pitch[:, None, None] * np.where(upright[:, None, None], columns, rows)
-    pictures = 128 + 60 * np.sin(wave + phase[:, None, None]) + draw.normal(0, 8, (count, side, side))
+    pictures = 128 + 60 * np.sin(wave + phase[:, None, None]) + draw.normal(0, 2, (count, side, side))
     return pictures.clip(0, 255).astype(np.uint8), labels
 
 

@@ -45,6 +45,10 @@ RUNS: dict[str, SmallRun] = {
 }
 
 
+def changed(name: str, **settings: Any) -> SmallRun:
+    return replace(RUNS[name], **settings)
+
+
 def train(name: str, data: SmallSet, runs: Path, out: Path | None = None, run: SmallRun | None = None) -> Path:
     run = run or RUNS[name]
     return LOOPS[type(run)](run, data, CPU, out or runs / name, lambda row: None)
@@ -75,7 +79,7 @@ def test_a_run_that_was_killed_ends_where_it_would_have_ended(
     name: str, data: SmallSet, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(schedule, "SAVE_EVERY", 2)
-    run = replace(RUNS[name], iterations=6)
+    run = changed(name, iterations=6)
     for finished in ("csnet", "reader"):
         (tmp_path / finished).symlink_to(runs / finished)
     train(name, data, tmp_path, tmp_path / "whole", run)
@@ -124,9 +128,7 @@ def test_the_frozen_classifier_is_not_moved_while_g_learns(
     assert all(torch.equal(moved[key], kept[key]) for key in kept)
 
 
-def test_the_discriminator_sees_detached_pictures(
-    data: SmallSet, runs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_discriminator_sees_detached_pictures(data: SmallSet, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While D learns, nothing it looks at leads back to G; while G learns, D's weights take no gradient."""
     seen: list[tuple[bool, bool]] = []
     forward = Discriminator.forward
@@ -136,14 +138,14 @@ def test_the_discriminator_sees_detached_pictures(
         return forward(self, pictures)
 
     monkeypatch.setattr(Discriminator, "forward", watching)
-    train("generative", data, runs, runs / "watched", replace(RUNS["generative"], iterations=2))
+    train("generative", data, runs, runs / "watched", changed("generative", iterations=2))
     assert seen == [(False, True), (False, True), (True, False)] * 2
 
 
 def test_gamma_0_leaves_the_class_head_as_it_was_drawn(data: SmallSet, runs: Path) -> None:
     for gamma, same in ((0.0, True), (1.0, False)):
         out = runs / f"gamma{gamma}"
-        train("generative", data, runs, out, replace(RUNS["generative"], gamma_d=gamma))
+        train("generative", data, runs, out, changed("generative", gamma_d=gamma))
         learned = checkpoint.load(out / "last.pt")["discriminator"]["recognised.weight"]
         started = _first_weights(data, runs, out.with_name(f"start{gamma}"), gamma)
         assert torch.equal(learned, started) == same
@@ -159,7 +161,7 @@ def _first_weights(data: SmallSet, runs: Path, out: Path, gamma: float) -> torch
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Discriminator, "__init__", keeping)
-        train("generative", data, runs, out, replace(RUNS["generative"], gamma_d=gamma, iterations=1))
+        train("generative", data, runs, out, changed("generative", gamma_d=gamma, iterations=1))
     return kept[0]
 
 
@@ -173,14 +175,14 @@ def test_training_against_a_classifier_makes_it_err(data: SmallSet, runs: Path) 
         ("ensemble", {"psnr_lost": 0.1, "iterations": 40, "learning_readers": 0}),
     ):
         out = runs / f"long-{name}"
-        model = model_of(train(name, data, runs, out, replace(RUNS[name], **settings)), CPU)
+        model = model_of(train(name, data, runs, out, changed(name, **settings)), CPU)
         assert recognition(reader, pictures_of(model, data.test, CPU), CPU) < plain - 20
 
 
 def test_a_retrained_reader_reads_at_least_as_well(data: SmallSet, runs: Path) -> None:
     reader, _ = classifier_of(runs / "reader" / "final.pt", CPU)
     plain = recognition(reader, pictures_of(model_of(runs / "csnet" / "final.pt", CPU), data.test, CPU), CPU)
-    run = replace(RUNS["retrained"], iterations=60, check_every=10)
+    run = changed("retrained", iterations=60, check_every=10)
     state = checkpoint.load(train("retrained", data, runs, runs / "long-retrained", run))
     assert state["recognition"] >= plain
     assert state["iterations"] <= 60
@@ -227,7 +229,7 @@ def test_weights_of_another_architecture_are_refused(runs: Path, tmp_path: Path)
 
 def test_a_ratio_without_a_measurement_is_told(data: SmallSet, tmp_path: Path) -> None:
     run = replace(CSNetRun(iterations=1, batch=10), ratio=0.0005)
-    with pytest.raises(SettingsError, match="ratio = 0.0005: gives no measurement"):
+    with pytest.raises(SettingsError, match=r"ratio = 0\.0005: gives no measurement"):
         train("csnet", data, tmp_path, tmp_path / "none", run)
 
 
