@@ -39,6 +39,7 @@ def main() -> None:
     for chatty in ("onnxscript", "onnx_ir", "torch.onnx"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     try:
+        import matplotlib as mpl  # noqa: F401
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
