@@ -23,6 +23,8 @@ MID_GREY = 128.0
 """Subtracted from pixels before sampling, so that the first measurement fits the quantiser like the others."""
 
 FORMAT_VERSION = 1
+_FINEST = 128
+"""Steps may be so many times finer than the finest that never clip: beyond that they are damaged, not fitted."""
 _KEYS = {"format": (), "block": (), "phi": (2,), "steps": (1,)}
 
 
@@ -51,6 +53,8 @@ class Operator:
             raise OperatorError(f"phi {self.phi.shape} doesn't fit block {self.block}: expected (at most B², B²)")
         if not (np.isfinite(self.phi).all() and np.isfinite(self.steps).all() and (self.steps > 0).all()):
             raise OperatorError("phi and steps: expected finite numbers, and steps above 0")
+        if (self.steps * _FINEST < finest_steps(self.phi)).any():
+            raise OperatorError(f"steps: too fine, an 8-bit picture could go {_FINEST} times beyond ±{MAX_LEVEL}")
 
     @cached_property
     def id(self) -> str:

@@ -1,6 +1,7 @@
 """What a run leaves on disk: its checkpoint, its log, and what it came from. A kill at any moment leaves a good one."""
 
 import csv
+import hashlib
 import os
 import platform
 import shutil
@@ -50,6 +51,18 @@ def load(path: Path) -> dict[str, Any]:
     return state
 
 
+def fingerprint(path: Path) -> str:
+    """16 hexadecimal digits of a finished run's SHA-256, by which what was made from it knows it again.
+
+    Raises:
+        CheckpointError: no such file.
+    """
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise CheckpointError(f"{path}: no such checkpoint ({error.strerror})") from None
+
+
 class Log:
     """A CSV file of one row each report, continued where an interrupted run left it."""
 
@@ -57,11 +70,15 @@ class Log:
         rows = []
         if path.exists():
             with path.open(newline="") as file:
-                rows = [row for row in csv.DictReader(file) if int(row["iteration"]) <= keep_until]
-        self._file = path.open("w", newline="")
+                # A kill may have left a part of the last row.
+                whole = [row for row in csv.DictReader(file) if None not in row.values()]
+                rows = [row for row in whole if row["iteration"].isdigit() and int(row["iteration"]) <= keep_until]
+        partial = path.with_suffix(".partial")
         self._writer: csv.DictWriter[str] | None = None
+        self._file = partial.open("w", newline="")
         for row in rows:
             self.write(row)
+        partial.replace(path)
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one row and flush it; the first row names the columns."""

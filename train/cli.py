@@ -26,7 +26,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__d
 Runs = Annotated[Path, typer.Option(help="folder with one folder per run")]
 Data = Annotated[
     list[Path] | None,
-    typer.Option(help="folder with the data: photographs (may be repeated), or CIFAR-10's or MNIST's files"),
+    typer.Option(help="folder with the data: photographs, or CIFAR-10's or MNIST's files; may be repeated"),
 ]
 CACHE = Path.home() / ".cache" / "veilcam"
 Cache = Annotated[Path, typer.Option(help="where public data sets are kept once they are fetched")]
@@ -62,11 +62,13 @@ def run(
     """Train by a run file, into RUNS/NAME. A run that was interrupted goes on from its last checkpoint."""
     from train.loops import plain, veil
     from train.loops.small import start
-    from train.settings import PlainRun, SmallRun, VeilRun, read_run
+    from train.settings import PlainRun, SettingsError, SmallRun, VeilRun, read_run
 
-    with _mistakes_told():
+    with _mistakes_told("the same command goes on from the last checkpoint"):
         settings = read_run(run_file)
         out = runs / run_file.stem
+        if isinstance(settings, PlainRun | VeilRun) and not data:
+            raise SettingsError(f"--data: a {settings.kind} run learns from a folder of photographs, name one")
         with _bar(run_file.stem, settings.iterations) as advance:
             if isinstance(settings, PlainRun):
                 final = plain.train(settings, data or [], out, runs, advance)
@@ -74,7 +76,7 @@ def run(
                 final = veil.train(settings, data or [], out, runs, advance, readers_folder)
             else:
                 assert isinstance(settings, SmallRun)
-                final = start(settings, data[0] if data else None, cache, out, advance)
+                final = start(settings, data or [], cache, out, advance)
         log.info("%s", final)
 
 
@@ -86,7 +88,10 @@ def evaluate(
     readers_folder: ReadersFolder = None,
     readers: Annotated[str, typer.Option(help="readers, comma-separated")] = "",
 ) -> None:
-    """Measure what readers read of originals, plain, veiled and control pictures; writes RUNS/NAME/evaluation.json."""
+    """Measure what readers read of originals, plain, veiled and control pictures; writes RUNS/NAME/evaluation.json.
+
+    Models of CIFAR-10 and MNIST are measured by `reproduce --only NAME`.
+    """
     from train import checkpoint
     from train.data.labelled import labelled_pictures
     from train.evaluation.photographs import measure_veil
@@ -133,8 +138,8 @@ def reproduce(
     from train.reproduce import RUN_FILES, SCHEDULES, Runner, Schedule, estimates
     from train.settings import SettingsError
 
-    with _mistakes_told():
-        folder = RUN_FILES / schedule if schedule in SCHEDULES else Path(schedule)
+    with _mistakes_told("reproduce --resume goes on from the last checkpoint"):
+        folder = RUN_FILES / schedule if schedule in SCHEDULES else Path(schedule).resolve()
         plan = Schedule(folder)
         steps = plan.steps(only or [])
         device = find_device()
@@ -142,7 +147,7 @@ def reproduce(
 
         @remembered
         def sets(name: str) -> SmallSet:
-            return open_set(name, data[0] if data else None, cache)
+            return open_set(name, data or [], cache)
 
         runner = Runner(plan, runs / folder.name, device, sets, _bar)
         todo = [step for step in steps if not runner.done(step)]
@@ -165,14 +170,13 @@ def report(
     docs: Annotated[Path, typer.Option(help="folder to write paper.md, paper.json and paper/ into")] = Path("docs"),
 ) -> None:
     """Write the paper's tables and figures beside ours from what `reproduce` left in RUNS."""
-    from train.data.small import SETS, open_set
+    from train.data.small import open_set
     from train.devices import find_device
     from train.report.write import write
     from train.reproduce import RUN_FILES
 
     with _mistakes_told():
-        sets = {name: open_set(name, data[0] if data else None, cache) for name in SETS}
-        log.info("%s", write(RUN_FILES, runs, docs, sets, find_device()))
+        log.info("%s", write(RUN_FILES, runs, docs, lambda name: open_set(name, data or [], cache), find_device()))
 
 
 @app.command()
@@ -191,20 +195,24 @@ def export(
     from train import checkpoint
     from train.data.small import open_set
     from train.export import export_runs
-    from train.models import MODEL_KINDS
+    from train.settings import MODEL_KINDS
 
     with _mistakes_told():
         settings = checkpoint.load(runs / operator_run / "final.pt")["run"]
         learned_from = None
         if settings["kind"] in MODEL_KINDS:
-            learned_from = open_set(settings.get("data", ""), data[0] if data else None, cache).train.x
+            learned_from = open_set(settings["data"], data or [], cache).train.x
         for path in export_runs(names, operator_run, runs, operator, reconstructors, learned_from):
             log.info("%s", path)
 
 
 @contextmanager
-def _mistakes_told() -> Iterator[None]:
-    """A user's mistake is one line and exit code 2; anything else is a bug and keeps its traceback."""
+def _mistakes_told(goes_on: str = "nothing was written") -> Iterator[None]:
+    """A user's mistake is one line and exit code 2, what broke on the way one line and 1; a bug keeps its traceback.
+
+    Args:
+        goes_on: what to say to who interrupts.
+    """
     from encoder.sampling import OperatorError
     from train.checkpoint import CheckpointError
     from train.data.files import DataError
@@ -217,8 +225,11 @@ def _mistakes_told() -> Iterator[None]:
     except (OperatorError, CheckpointError, DataError, ExportError, ReaderError, SettingsError) as error:
         log.error("%s", error)
         sys.exit(UNUSABLE)
+    except OSError as error:
+        log.error("%s: %s", error.filename or "the disk", error.strerror or error)
+        sys.exit(BROKE)
     except KeyboardInterrupt:
-        log.error("interrupted; the same command goes on from the last checkpoint")
+        log.error("interrupted; %s", goes_on)
         sys.exit(BROKE)
 
 

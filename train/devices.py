@@ -35,18 +35,26 @@ class Device:
         """The module in the device's memory, in the layout that its convolutions like best."""
         return cast(Module, module.to(self.torch, memory_format=torch.channels_last))  # type: ignore[call-overload]
 
-    def compiled(self, module: Module) -> Module:
-        """The module as one CUDA graph, so that launching small kernels doesn't hold the GPU up; on a CPU as it is."""
+    def compiled(self, module: Module, graph: bool = True) -> Module:
+        """The module with its small kernels fused, and as one CUDA graph; on a CPU as it is.
+
+        Args:
+            module: to compile.
+            graph: not where a step calls the module several times before its gradients are taken.
+        """
         if self.torch.type != "cuda":
             return module
-        return cast(Module, torch.compile(module, mode="reduce-overhead"))
+        return cast(Module, torch.compile(module, mode="reduce-overhead" if graph else "default"))
 
 
 def find_device() -> Device:
     """The GPU if there is one, else the processor."""
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
-        return Device(torch.device("cuda"), True, f"{torch.cuda.get_device_name()}, bfloat16")
+        torch.backends.cudnn.benchmark = True
+        half = torch.cuda.is_bf16_supported(including_emulation=False)
+        told = f"{torch.cuda.get_device_name()}, {'bfloat16' if half else 'float32'}"
+        return Device(torch.device("cuda"), half, told)
     flags = Path("/proc/cpuinfo")
     half = flags.exists() and "amx_bf16" in flags.read_text()
     return Device(torch.device("cpu"), half, f"{processor()}, {'bfloat16 (AMX)' if half else 'float32'}")

@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +11,23 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from encoder.sampling import MID_GREY, Operator
+from encoder.sampling import MID_GREY, Operator, finest_steps
 from protos.rules import MAX_LEVEL
 from train import checkpoint
 from train.devices import Device
+from train.evaluation.small import EVALUATION
 from train.loops.plain import network_of
 from train.loops.veil import reconstructor_of
-from train.models import MODEL_KINDS, model_of
+from train.models import model_of
 from train.networks import phi
 from train.networks.csnet import CSNet, WireReconstruction
 from train.networks.quarter import WHITE, QuarterCSNet, Reconstructor
-from train.settings import AdversarialRun, CSNetRun, GenerativeRun, PlainRun
+from train.settings import KINDS, MODEL_KINDS, CSNetRun, PlainRun, Run, SmallRun, VeilRun
 
 FORMAT_VERSION = "1"
 """Of the reconstructor file: what decoder.catalogue reads."""
 OPSET = 18
+_FINER = 64
 
 
 class ExportError(ValueError):
@@ -145,7 +147,7 @@ def export_runs(
         state = checkpoint.load(runs / name / "final.pt")
         run = state["run"]
         rendition = "plain" if run["kind"] in (PlainRun.kind, CSNetRun.kind) else "veiled"
-        evaluation = runs / name / "evaluation.json"
+        evaluation = runs / name / EVALUATION
         metadata = {
             "rendition": rendition,
             "operator_id": operator.id,
@@ -175,8 +177,10 @@ def operator_of_csnet(net: CSNet, learned_from: Tensor) -> Operator:
     furthest = torch.zeros(len(rows))
     for pictures in torch.split(learned_from.flatten(1), 5000):
         furthest = torch.maximum(furthest, ((pictures.float() - MID_GREY) @ rows.T).abs().amax(0))
-    steps = (furthest / MAX_LEVEL).clamp_min(1e-3)
-    return Operator(rows.numpy(), steps.numpy(), side)
+    phi_rows = rows.numpy()
+    # A direction in which those pictures hardly vary still needs a step that others don't leave by far.
+    steps = np.maximum(furthest.numpy() / MAX_LEVEL, finest_steps(phi_rows) / _FINER)
+    return Operator(phi_rows, steps, side)
 
 
 def _photographs(
@@ -188,9 +192,12 @@ def _photographs(
         for name in names:
             path = runs / name / "final.pt"
             state = checkpoint.load(path)
-            if state["run"]["kind"] == PlainRun.kind:
+            kind = state["run"]["kind"]
+            if kind == PlainRun.kind:
                 base, _ = network_of(path)
                 reconstructor = base.reconstructor
+            elif kind != VeilRun.kind:
+                raise ExportError(f"{name}: a {kind} run, but {operator_run} is one of photographs")
             else:
                 base, _ = network_of(runs / state["run"]["extends"] / "final.pt")
                 reconstructor, _ = reconstructor_of(path, runs)
@@ -207,7 +214,8 @@ def _small(
 ) -> tuple[Operator, Iterator[tuple[str, Reconstructor | WireReconstruction]]]:
     state = checkpoint.load(runs / operator_run / "final.pt")
     if state["run"]["data"] != "cifar10" or learned_from is None:
-        raise ExportError(f"{operator_run}: only models of CIFAR-10 are exported, others' pictures aren't whole blocks")
+        problem = "only models of CIFAR-10 are exported, with the pictures that they learned from"
+        raise ExportError(f"{operator_run}: {problem}; pictures of other sets aren't whole blocks")
     device = Device(torch.device("cpu"), False, "CPU")
     base = model_of(runs / operator_run / "final.pt", device)
     operator = operator_of_csnet(base, learned_from)
@@ -223,16 +231,19 @@ def _small(
     return operator, each()
 
 
-def _against(run: Mapping[str, Any]) -> list[str]:
-    if run["kind"] == AdversarialRun.kind:
-        return [run["classifier"]]
-    if run["kind"] == GenerativeRun.kind:
-        return ["discriminator"]
-    return list(run.get("readers", run.get("surrogates", [])))
-
-
 def _evaluation(path: Path) -> dict[str, Any]:
     if not path.exists():
-        raise ExportError(f"{path}: not there; a veil ships with its measurement (veilcam-train evaluate)")
+        raise ExportError(
+            f"{path}: not there; a veil ships with its measurement (veilcam-train evaluate, or reproduce)"
+        )
     evaluation: dict[str, Any] = json.loads(path.read_text())
     return evaluation
+
+
+def _against(run: Mapping[str, Any]) -> list[str]:
+    plain = {key: tuple(v) if isinstance(v, list) else v for key, v in run.items() if key != "kind"}
+    kind: Callable[..., Run] = KINDS[run["kind"]]
+    settings = kind(**plain)
+    if isinstance(settings, SmallRun):
+        return list(settings.against)
+    return list(settings.readers) if isinstance(settings, VeilRun) else []

@@ -5,7 +5,7 @@ Pictures are (N, 1, H, W) in [0, 1]. A veil that is trained without them stops w
 
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -26,10 +26,15 @@ def jpeg(pictures: Tensor, quality: int) -> Tensor:
     """
     height, width = pictures.shape[-2:]
     padded = functional.pad(pictures, (0, -width % 8, 0, -height % 8), mode="replicate") * 255 - 128
-    transform = _dct()
+    transform = _dct().to(pictures.device)
     coefficients = functional.conv2d(padded, transform.reshape(64, 1, 8, 8), stride=8)
     scale = 5000 / quality if quality < 50 else 200 - 2 * quality
-    table = ((torch.tensor(_LUMINANCE) * scale + 50) / 100).floor().clamp(1, 255).reshape(1, 64, 1, 1)
+    table = (
+        ((torch.tensor(_LUMINANCE, device=pictures.device) * scale + 50) / 100)
+        .floor()
+        .clamp(1, 255)
+        .reshape(1, 64, 1, 1)
+    )
     levels = coefficients / table
     rounded = levels.round().detach()
     rounded = rounded + (levels - rounded) ** 3
@@ -40,7 +45,7 @@ def jpeg(pictures: Tensor, quality: int) -> Tensor:
 def blur(pictures: Tensor, sigma: float) -> Tensor:
     """Gaussian blur, cut off at three sigma."""
     radius = max(1, math.ceil(3 * sigma))
-    line = torch.exp(-(torch.arange(-radius, radius + 1.0) ** 2) / (2 * sigma**2))
+    line = torch.exp(-(torch.arange(-radius, radius + 1.0, device=pictures.device) ** 2) / (2 * sigma**2))
     line = line / line.sum()
     padded = functional.pad(pictures, (radius,) * 4, mode="replicate")
     across = functional.conv2d(padded, line.reshape(1, 1, 1, -1))
@@ -49,7 +54,7 @@ def blur(pictures: Tensor, sigma: float) -> Tensor:
 
 def noise(pictures: Tensor, sigma: float, generator: torch.Generator | None = None) -> Tensor:
     """Gaussian noise, sigma in [0, 1] of white."""
-    return pictures + sigma * torch.randn(pictures.shape, generator=generator)
+    return pictures + sigma * torch.randn(pictures.shape, generator=generator).to(pictures.device)
 
 
 def resize(pictures: Tensor, factor: float) -> Tensor:
@@ -81,10 +86,7 @@ def median(pictures: Tensor) -> Tensor:
 
 def random_purifier(pictures: Tensor, generator: torch.Generator) -> Tensor:
     """A small picture (32×32) purified in one way drawn at random; its size stays."""
-
-    def draw(low: float, high: float) -> float:
-        return low + (high - low) * float(torch.rand((), generator=generator))
-
+    draw = partial(_draw, generator)
     ways: tuple[Callable[[], Tensor], ...] = (
         lambda: jpeg(pictures, round(draw(60, 92))),
         lambda: blur(pictures, draw(0.4, 0.9)),
@@ -95,6 +97,10 @@ def random_purifier(pictures: Tensor, generator: torch.Generator) -> Tensor:
     return ways[int(draw(0, len(ways)))]()
 
 
+def _draw(generator: torch.Generator, low: float, high: float) -> float:
+    return low + (high - low) * float(torch.rand((), generator=generator))
+
+
 def _smaller_and_back(pictures: Tensor, factor: float) -> Tensor:
     size = pictures.shape[-2:]
     return functional.interpolate(resize(pictures, factor), size=size, mode="bilinear", antialias=True)
@@ -102,10 +108,7 @@ def _smaller_and_back(pictures: Tensor, factor: float) -> Tensor:
 
 def random_way(pictures: Tensor, block: int, generator: torch.Generator) -> Tensor:
     """One way to a reader, drawn at random: a notch or not, then most often JPEG, else blur, less size or noise."""
-
-    def draw(low: float, high: float) -> float:
-        return low + (high - low) * float(torch.rand((), generator=generator))
-
+    draw = partial(_draw, generator)
     if draw(0, 1) < 0.4:
         pictures = notch(pictures, block)
     ways: tuple[Callable[[], Tensor], ...] = (

@@ -1,8 +1,8 @@
 """Everything behind the paper's tables, in the order in which one thing needs another, skipping what is done.
 
-csnet ─┬─▶ adversarial ─┐
-classifiers ─┤─▶ ensemble ──┼─▶ measure ─▶ retrain readers ─▶ (veilcam-train report)
-       └─▶ generative ──┘
+csnet ───────┬─▶ adversarial ─┐
+classifiers ─┼─▶ ensemble ────┼─▶ measure ─▶ retrained readers ─▶ (veilcam-train report)
+             └─▶ generative ──┘
 """
 
 import dataclasses
@@ -14,24 +14,22 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from train import checkpoint
 from train.data.small import SmallSet
 from train.devices import Device
-from train.evaluation.small import Reader, measure_model, passes
-from train.loops.classifier import classifier_of
-from train.loops.csnet import csnet_of
-from train.loops.schedule import described
+from train.evaluation.small import EVALUATION, Reader, measure_model, passes
+from train.loops.schedule import described, fingerprints
 from train.loops.small import LOOPS
-from train.models import MODEL_KINDS, model_of
+from train.models import classifier_of, csnet_of, model_of, recognition
 from train.settings import (
-    AdversarialRun,
+    MODEL,
     ClassifierRun,
-    CSNetRun,
-    EnsembleRun,
-    GenerativeRun,
     Measurement,
     RetrainedRun,
     SettingsError,
@@ -45,14 +43,10 @@ log = logging.getLogger("veilcam.train")
 RUN_FILES = Path(__file__).parent / "runs" / "paper"
 SCHEDULES = ("reduced", "full")
 MEASUREMENT = "measurement.toml"
-EVALUATION = "evaluation.json"
 
-_ORDER: tuple[type[SmallRun], ...] = (
-    CSNetRun, ClassifierRun, AdversarialRun, GenerativeRun, EnsembleRun, RetrainedRun,
-)  # fmt: skip
-_TRIED_ITERATIONS, _TRIED_TRAIN, _TRIED_TEST = 4, 500, 250
-
-Advance = Callable[[dict[str, Any]], None]
+_WARM_ITERATIONS, _TRIED_ITERATIONS = 2, 6
+_TRIED_TRAIN, _TRIED_TEST = 600, 250
+_FROM_NEW_WEIGHTS = {"scratch": True, "learning_rate": 0.1, "warm_up": 400}
 
 
 @dataclass(frozen=True)
@@ -81,7 +75,7 @@ class Schedule:
     """The run files of one folder and how their models are measured.
 
     Raises:
-        SettingsError: a file can't be used, or one names a run that isn't there.
+        SettingsError: a file can't be used, or names what isn't there or doesn't fit.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -97,14 +91,13 @@ class Schedule:
                     raise SettingsError(f"{path}: a {run.kind} run has no place in a schedule")
                 self.runs[path.stem] = run
         for name in self.runs:
-            for needed in self._needs(name):
-                if needed not in self.runs:
-                    raise SettingsError(f"{folder / name}.toml: needs {needed}, which has no run file beside it")
+            self._check_needs(name)
+        self._check_measurement()
 
     @property
     def models(self) -> list[str]:
         """Runs that give pictures."""
-        return [name for name, run in self.runs.items() if run.kind in MODEL_KINDS]
+        return [name for name, run in self.runs.items() if run.gives_pictures]
 
     def classifiers(self, data: str) -> list[str]:
         """Classifier runs of a data set."""
@@ -119,55 +112,77 @@ class Schedule:
         return any(fnmatch(model, pattern) for pattern in self.measurement.purified)
 
     def retrained(self) -> dict[str, RetrainedRun]:
-        """Cells of readers retrained on models, by run name."""
+        """Readers retrained on models' pictures, by run name."""
         cells = {}
         for model in self.models:
             if not any(fnmatch(model, pattern) for pattern in self.measurement.retrained):
                 continue
+            data, iterations = self.runs[model].data, self.measurement.retrained_iterations
             for reader in self.measurement.readers:
-                for scratch in (False, True)[: 1 + self.measurement.scratch]:
-                    name = f"{reader}-{'anew' if scratch else 'retrained'}-on-{model}"
-                    iterations = self.measurement.retrained_iterations
-                    rate = 0.1 if scratch else 0.01
-                    cells[name] = RetrainedRun(
-                        reader=reader, model=model, scratch=scratch, iterations=iterations, learning_rate=rate
-                    )
+                if self.runs[reader].data != data:
+                    continue
+                cell = RetrainedRun(data=data, reader=reader, model=model, iterations=iterations)
+                cells[f"{reader}-retrained-on-{model}"] = cell
+                if self.measurement.scratch:
+                    anew: dict[str, Any] = _FROM_NEW_WEIGHTS
+                    cells[f"{reader}-anew-on-{model}"] = dataclasses.replace(cell, **anew)
         return cells
 
+    def measured_with(self, model: str) -> tuple[str, ...]:
+        """Runs that a model's measurement is made from."""
+        base = self.base(model)
+        return (model, *self.classifiers(self.runs[model].data), *([base] if base and self.purified(model) else []))
+
     def steps(self, only: Sequence[str] = ()) -> list[Step]:
-        """All steps in order, or those whose names match a wildcard, with what they need.
+        """All steps in order, or those of the runs that match a wildcard, with what they need.
+
+        A model that is asked for is measured too, which needs every classifier of its data set.
 
         Raises:
-            SettingsError: a wildcard matches nothing.
+            SettingsError: a wildcard matches nothing, or runs need each other in a circle.
         """
-        steps = [Step(name, run, self._needs(name), self.folder / f"{name}.toml") for name, run in self.runs.items()]
+        graph = {name: _names(run) for name, run in self.runs.items()}
+        try:
+            order = list(TopologicalSorter(graph).static_order())
+        except CycleError as error:
+            raise SettingsError(f"{self.folder}: runs need each other: {' → '.join(error.args[1])}") from None
         how = self.folder / MEASUREMENT
-        for name in self.models:
-            base = self.base(name)
-            readers = self.classifiers(self.runs[name].data)
-            steps.append(Step(name, None, (name, *readers, *([base] if base else [])), how))
-        steps += [Step(name, run, (run.reader, run.model), how) for name, run in self.retrained().items()]
-        steps.sort(key=lambda step: _ORDER.index(type(step.run)) if step.run else len(_ORDER) - 1.5)
+        cells = self.retrained()
+        steps = [Step(n, self.runs[n], _names(self.runs[n]), self.folder / f"{n}.toml") for n in order]
+        steps += [Step(name, None, self.measured_with(name), how) for name in order if name in self.models]
+        steps += [Step(name, run, _names(run), how) for name, run in cells.items()]
         for pattern in only:
             if not any(fnmatch(step.name, pattern) for step in steps):
-                raise SettingsError(f"--only {pattern}: matches none of {', '.join(step.name for step in steps)}")
-        wanted = {step.name for step in steps if _asked(step.name, only)}
-        kept: list[Step] = []
+                raise SettingsError(f"--only {pattern}: matches none of {', '.join([*order, *cells])}")
+        asked = {step.name for step in steps if not only or any(fnmatch(step.name, pattern) for pattern in only)}
+        wanted, kept = set(asked), []
         for step in reversed(steps):
-            if step.name in wanted and (step.run is not None or _asked(step.name, only)):
+            if step.name in (asked if step.run is None else wanted):
                 kept.append(step)
                 wanted.update(step.needs)
         return kept[::-1]
 
-    def _needs(self, name: str) -> tuple[str, ...]:
-        run = self.runs[name]
-        if isinstance(run, AdversarialRun):
-            return run.extends, run.classifier
-        if isinstance(run, GenerativeRun):
-            return (run.extends,)
-        if isinstance(run, EnsembleRun):
-            return run.extends, *run.surrogates
-        return ()
+    def _check_needs(self, name: str) -> None:
+        for needed, kind in self.runs[name].needs:
+            file, other = self.folder / f"{name}.toml", self.runs.get(needed)
+            if other is None:
+                raise SettingsError(
+                    f"{file}: needs {needed or 'a run that it does not name'}, which has no run file beside it"
+                )
+            if other.kind != kind and not (kind == MODEL and other.gives_pictures):
+                raise SettingsError(f"{file}: {needed} is a {other.kind} run, expected a {kind}")
+            if other.data != self.runs[name].data:
+                raise SettingsError(f"{file}: {needed} is of {other.data}, expected {self.runs[name].data}")
+
+    def _check_measurement(self) -> None:
+        file = self.folder / MEASUREMENT
+        for reader in self.measurement.readers:
+            if not isinstance(self.runs.get(reader), ClassifierRun):
+                raise SettingsError(f"{file}: readers: {reader} is no classifier run beside it")
+        for key in ("purified", "retrained"):
+            for pattern in getattr(self.measurement, key):
+                if not any(fnmatch(model, pattern) for model in self.models):
+                    raise SettingsError(f"{file}: {key}: {pattern} matches none of {', '.join(self.models)}")
 
 
 class Runner:
@@ -190,27 +205,17 @@ class Runner:
         bar: Callable[[str, int], Any],
     ) -> None:
         self._schedule, self._runs, self._device, self._sets, self._bar = schedule, runs, device, sets, bar
+        self._readers: dict[str, Reader] = {}
 
     def done(self, step: Step) -> bool:
-        """The step has been done by these settings.
+        """The step has been done, by these settings and with the runs that are there.
 
         Raises:
-            CheckpointError: it has been done by others.
+            CheckpointError: it has been done by other settings, or with other runs.
         """
-        final = self._runs / step.name / "final.pt"
-        if step.run is not None:
-            if not final.exists():
-                return False
-            if checkpoint.load(final)["run"] != described(step.run):
-                raise checkpoint.CheckpointError(f"{final}: of a run with other settings; move it away to start anew")
-            return True
-        path = final.with_name(EVALUATION)
-        if not path.exists() or path.stat().st_mtime < final.stat().st_mtime:
-            return False
-        told = json.loads(path.read_text())
-        readers = self._schedule.classifiers(self._schedule.runs[step.name].data)
-        wanted = self._schedule.purified(step.name)
-        return set(told["recognition"]) >= set(readers) and ("psnr_purified" in told or not wanted)
+        if step.run is None:
+            return evaluated(self._schedule, self._runs, step.name) is not None
+        return finished(self._runs, step.name, step.run) is not None
 
     def begun(self, step: Step) -> bool:
         """The step was interrupted."""
@@ -219,29 +224,72 @@ class Runner:
 
     def do(self, step: Step) -> None:
         """Train, or measure; goes on from the last checkpoint."""
-        out = self._runs / step.name
-        if step.run is not None:
-            with self._bar(step.told, step.run.iterations) as advance:
-                LOOPS[type(step.run)](step.run, self._sets(step.run.data), self._device, out, advance)
+        # Compiled code of the networks before would count against the limits of this one.
+        torch.compiler.reset()
+        if step.run is None:
+            self._measure(step.name)
             return
-        run = self._schedule.runs[step.name]
-        base, purified = self._schedule.base(step.name), self._schedule.purified(step.name)
-        readers = {}
-        for name in self._schedule.classifiers(run.data):
-            net, state = classifier_of(self._runs / name / "final.pt", self._device)
-            readers[name] = Reader(net, state["recognition"])
-        plain = csnet_of(self._runs / base / "final.pt", self._device)[0] if base and purified else None
-        model = model_of(out / "final.pt", self._device)
+        with self._bar(step.told, step.run.iterations) as advance:
+            data = self._sets(step.run.data)
+            LOOPS[type(step.run)](step.run, data, self._device, self._runs / step.name, advance)
+
+    def _measure(self, name: str) -> None:
+        run, test = self._schedule.runs[name], self._sets(self._schedule.runs[name].data).test
+        base, purified = self._schedule.base(name), self._schedule.purified(name)
+        readers = {reader: self._reader(reader, test) for reader in self._schedule.classifiers(run.data)}
+        plain = csnet_of(self._runs / base / "final.pt", self._device) if base and purified else None
+        model = model_of(self._runs / name / "final.pt", self._device)
         total = passes(len(readers), plain is not None, purified)
-        with self._bar(step.told, total) as advance:
+        with self._bar(f"measure {name}", total) as advance:
             count = iter(range(1, total + 1))
             result = measure_model(
-                model, plain, self._sets(run.data).test, readers, purified, self._device,
-                lambda: advance({"iteration": next(count)}),
-            )  # fmt: skip
-        partial = (out / EVALUATION).with_suffix(".partial")
+                model, plain, test, readers, purified, self._device, lambda: advance({"iteration": next(count)})
+            )
+        result["needs"] = fingerprints(self._runs, self._schedule.measured_with(name))
+        partial = (self._runs / name / EVALUATION).with_suffix(".partial")
         partial.write_text(json.dumps(result, indent=1) + "\n")
-        partial.replace(out / EVALUATION)
+        partial.replace(self._runs / name / EVALUATION)
+
+    def _reader(self, name: str, test: Any) -> Reader:
+        if name not in self._readers:
+            net, _ = classifier_of(self._runs / name / "final.pt", self._device)
+            self._readers[name] = Reader(net, recognition(net, test, self._device))
+        return self._readers[name]
+
+
+def _names(run: SmallRun) -> tuple[str, ...]:
+    return tuple(name for name, _ in run.needs)
+
+
+def finished(runs: Path, name: str, run: SmallRun) -> dict[str, Any] | None:
+    """The final checkpoint of a run, None if it hasn't finished.
+
+    Raises:
+        CheckpointError: of other settings, or made from other runs than are there now.
+    """
+    path = runs / name / "final.pt"
+    if not path.exists():
+        return None
+    state = checkpoint.load(path)
+    if state["run"] != described(run):
+        raise checkpoint.CheckpointError(f"{path}: of a run with other settings; move {path.parent} away to start anew")
+    if state.get("needs", {}) != fingerprints(runs, _names(run)):
+        problem = f"made from other runs of {', '.join(_names(run))} than are there now"
+        raise checkpoint.CheckpointError(f"{path}: {problem}; move {path.parent} away to start anew")
+    return state
+
+
+def evaluated(schedule: Schedule, runs: Path, model: str) -> dict[str, Any] | None:
+    """What was measured of a model, None if it wasn't with the runs that are there now."""
+    path = runs / model / EVALUATION
+    needs = schedule.measured_with(model)
+    if not path.exists() or not all((runs / name / "final.pt").exists() for name in needs):
+        return None
+    try:
+        told: dict[str, Any] = json.loads(path.read_text())
+    except ValueError:
+        return None
+    return told if told.get("needs") == fingerprints(runs, needs) else None
 
 
 def estimates(
@@ -256,30 +304,35 @@ def estimates(
 
     with tempfile.TemporaryDirectory(prefix="veilcam-tried-") as folder:
         tried = Runner(schedule, Path(folder), device, some, bar)
+
+        def seconds(step: Step, iterations: int) -> float:
+            began = time.monotonic()
+            if step.run is None:
+                tried.do(step)
+            else:
+                for left in (Path(folder) / step.name).glob("*.pt"):
+                    left.unlink()
+                tried.do(dataclasses.replace(step, run=_shortened(step.run, iterations)))
+            return time.monotonic() - began
+
         for step in steps:
             like = re.sub(r"-r\d+", "", step.told)
-            needed_by_others = isinstance(step.run, SmallRun) and not isinstance(step.run, RetrainedRun)
-            if like not in measured or needed_by_others:
-                began = time.monotonic()
-                tried.do(step if step.run is None else dataclasses.replace(step, run=_shortened(step.run)))
-                took = time.monotonic() - began
-                measured[like] = _whole(step, Path(folder), took, sets)
+            needed_by_others = step.run is not None and not isinstance(step.run, RetrainedRun)
+            if like not in measured:
+                began = seconds(step, _WARM_ITERATIONS)
+                if step.run is None:
+                    data = sets(schedule.runs[step.name].data)
+                    measured[like] = began * len(data.test) / _TRIED_TEST
+                else:
+                    each = (seconds(step, _TRIED_ITERATIONS) - began) / (_TRIED_ITERATIONS - _WARM_ITERATIONS)
+                    measured[like] = began + max(0.0, each) * step.run.iterations
+            elif needed_by_others:
+                seconds(step, 1)
             yield step, measured[like]
 
 
-def _shortened(run: SmallRun) -> SmallRun:
-    changed: dict[str, Any] = {"iterations": _TRIED_ITERATIONS}
+def _shortened(run: SmallRun, iterations: int) -> SmallRun:
+    changed: dict[str, Any] = {"iterations": iterations, "batch": min(run.batch, _TRIED_TRAIN // 2)}
     if isinstance(run, RetrainedRun):
         changed["check_every"] = 2 * _TRIED_ITERATIONS
     return dataclasses.replace(run, **changed)
-
-
-def _whole(step: Step, folder: Path, took: float, sets: Callable[[str], SmallSet]) -> float:
-    if step.run is None:
-        return took * len(sets("cifar10").test) / _TRIED_TEST
-    rows = (folder / step.name / "log.csv").read_text().splitlines()
-    return float(rows[-1].split(",")[-1]) / _TRIED_ITERATIONS * step.run.iterations
-
-
-def _asked(name: str, only: Sequence[str]) -> bool:
-    return not only or any(fnmatch(name, pattern) for pattern in only)

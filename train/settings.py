@@ -6,6 +6,11 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
+from train.networks.classifiers import CLASSIFIERS
+
+MODEL = "model"
+"""What a run may need: any finished S and G."""
+
 
 class SettingsError(ValueError):
     """A run file that can't be used; the message names the file, the key and what was expected."""
@@ -31,6 +36,8 @@ class Run:
     """What every run has."""
 
     kind: ClassVar[str] = ""
+    gives_pictures: ClassVar[bool] = False
+    """It ends in an S and G of small pictures."""
     iterations: int = bounded(1000, 1, 10_000_000)
     batch: int = bounded(16, 1, 4096)
     learning_rate: float = bounded(1e-3, 1e-7, 1.0)
@@ -88,7 +95,17 @@ class SmallRun(Run):
     """What runs on a small labelled set have."""
 
     data: str = chosen("cifar10", "mnist")
-    batch: int = bounded(250, 1, 4096)
+    batch: int = bounded(250, 2, 4096)
+
+    @property
+    def needs(self) -> tuple[tuple[str, str], ...]:
+        """Runs that must have finished, and what each must be: a kind of run, or any ``MODEL``."""
+        return ()
+
+    @property
+    def against(self) -> tuple[str, ...]:
+        """What a veil was trained against."""
+        return ()
 
 
 @dataclass(frozen=True)
@@ -96,18 +113,7 @@ class ClassifierRun(SmallRun):
     """A classifier of small gray pictures; learning rate by warm-up and cosine."""
 
     kind: ClassVar[str] = "classifier"
-    network: str = chosen(
-        "vgg16",
-        "resnet110",
-        "convnet8",
-        "resnet14",
-        "inception",
-        "mixer",
-        "mobilenet_v2",
-        "densenet",
-        "convnext",
-        "vit",
-    )
+    network: str = chosen(*CLASSIFIERS)
     iterations: int = bounded(3200, 1, 10_000_000)
     warm_up: int = bounded(400, 0, 100_000)
     batch: int = bounded(125, 1, 4096)
@@ -130,6 +136,7 @@ class CSNetRun(SteppedRun):
     """The paper's S and G by mean squared error (5)."""
 
     kind: ClassVar[str] = "csnet"
+    gives_pictures: ClassVar[bool] = True
     ratio: float = bounded(0.1, 0.001, 1.0)
     start: str = chosen("random", "principal")
     """Where Φ and the initial reconstruction start: random as in the paper, or the principal directions of blocks."""
@@ -140,6 +147,7 @@ class AdversarialRun(SteppedRun):
     """Adv-CSNet-C: the G of a CSNet against one frozen classifier, (4) and (6)."""
 
     kind: ClassVar[str] = "adversarial"
+    gives_pictures: ClassVar[bool] = True
     extends: str = ""
     """The finished CSNet that S, which stays as it is, and G come from."""
     classifier: str = ""
@@ -150,19 +158,36 @@ class AdversarialRun(SteppedRun):
     """β once the classifier reads less than ``read_below`` of a pass through the training pictures; MNIST: 0.1."""
     read_below: float = bounded(0.0, 0.0, 1.0)
 
+    @property
+    def needs(self) -> tuple[tuple[str, str], ...]:
+        return (self.extends, CSNetRun.kind), (self.classifier, ClassifierRun.kind)
+
+    @property
+    def against(self) -> tuple[str, ...]:
+        return (self.classifier,)
+
 
 @dataclass(frozen=True)
 class GenerativeRun(SteppedRun):
     """Adv-CSNet: the G of a CSNet against a discriminator that learns beside it, (7) to (12)."""
 
     kind: ClassVar[str] = "generative"
+    gives_pictures: ClassVar[bool] = True
     extends: str = ""
     alpha: float = bounded(1.0, 0.0, 1e6)
     lambda_d: float = bounded(1.0, 0.0, 1e6)
     gamma_d: float = bounded(0.0, 0.0, 1e6)
-    """As printed 0, which leaves D_rec as it was drawn; with 1 it learns."""
+    """As printed 0: D_rec's own layer stays as it was drawn, on a trunk that learns for D_rf. With 1 it learns."""
     lambda_g: float = bounded(1.0, 0.0, 1e6)
     gamma_g: float = bounded(0.1, 0.0, 1e6)
+
+    @property
+    def needs(self) -> tuple[tuple[str, str], ...]:
+        return ((self.extends, CSNetRun.kind),)
+
+    @property
+    def against(self) -> tuple[str, ...]:
+        return ("discriminator",)
 
 
 @dataclass(frozen=True)
@@ -170,6 +195,7 @@ class EnsembleRun(SmallRun):
     """Adv-CSNet-E: the G of a CSNet against several readers, through purifiers, at a given cost in PSNR."""
 
     kind: ClassVar[str] = "ensemble"
+    gives_pictures: ClassVar[bool] = True
     extends: str = ""
     surrogates: tuple[str, ...] = several(str)
     """Finished classifier runs that G is trained against."""
@@ -183,13 +209,23 @@ class EnsembleRun(SmallRun):
     purified: bool = True
     """Half of the pictures pass a random purifier on their way to the surrogates."""
     learning_readers: int = bounded(0, 0, 8)
-    """Readers that learn on the veiled pictures, with their labels, beside G; each starts from a surrogate anew when
-    its turn comes, one every ``restart`` iterations."""
+    """Readers that learn on the veiled pictures, with their labels, beside G. Every ``restart`` iterations the next of
+    them starts anew, from the next surrogate."""
     restart: int = bounded(200, 1, 1_000_000)
+    kept_readers: int = bounded(1, 0, 8)
+    """Of the readers that started anew, the last ones are kept as they were, and G is trained against them too."""
     psnr_lost: float = bounded(0.009, 0.0, 0.5)
     """Share of the CSNet's PSNR that the veil may cost; the weight of the reconstruction follows it."""
     warm_up: int = bounded(50, 0, 100_000)
     learning_rate: float = bounded(5e-4, 1e-7, 1.0)
+
+    @property
+    def needs(self) -> tuple[tuple[str, str], ...]:
+        return (self.extends, CSNetRun.kind), *((name, ClassifierRun.kind) for name in self.surrogates)
+
+    @property
+    def against(self) -> tuple[str, ...]:
+        return self.surrogates
 
 
 @dataclass(frozen=True)
@@ -204,12 +240,17 @@ class RetrainedRun(SmallRun):
     scratch: bool = False
     """Start from new weights instead of the reader's."""
     iterations: int = bounded(1200, 1, 10_000_000)
-    """At most; it ends before when accuracy stops rising."""
+    """At most; it ends before when accuracy stops rising. After two thirds the learning rate is lower in any case."""
     batch: int = bounded(125, 1, 4096)
     learning_rate: float = bounded(0.01, 1e-7, 1.0)
     check_every: int = bounded(200, 1, 1_000_000)
     patience: int = bounded(2, 1, 1000)
-    """Checks without a rise after which it ends."""
+    """Checks without a rise after which the learning rate drops, and then the run ends."""
+    warm_up: int = bounded(0, 0, 100_000)
+
+    @property
+    def needs(self) -> tuple[tuple[str, str], ...]:
+        return (self.reader, ClassifierRun.kind), (self.model, MODEL)
 
 
 @dataclass(frozen=True)
@@ -241,6 +282,9 @@ KINDS: dict[str, type[Run]] = {
         RetrainedRun,
     )
 }
+
+
+MODEL_KINDS = tuple(kind for kind, run in KINDS.items() if run.gives_pictures)
 
 
 def read_run(path: Path) -> Run:

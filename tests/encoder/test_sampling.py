@@ -133,6 +133,7 @@ def test_what_is_no_operator_file_is_refused_by_name(tmp_path: Path) -> None:
         (np.ones((1, 15)), np.ones(1), 4, "doesn't fit block 4"),
         (np.full((1, 16), np.nan), np.ones(1), 4, "finite"),
         (np.ones((1, 16)), np.zeros(1), 4, "above 0"),
+        (np.ones((1, 16)), np.full(1, 0.1), 4, "too fine"),
     ],
 )
 def test_an_operator_that_cannot_work_is_refused(

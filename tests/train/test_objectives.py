@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from benchmarks.fidelity import psnr as psnr_of_pixels
 from train.objectives.reconstruction import psnr, squared_error
 from train.objectives.veil import likeness, repetition, unreadable, visibility
-from train.purifiers import blur, jpeg, noise, notch, random_way
+from train.purifiers import blur, jpeg, median, noise, notch, random_purifier, random_way
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +120,40 @@ def test_every_way_has_a_gradient_and_is_drawn_from_the_generator(picture: torch
         assert torch.isfinite(source.grad).all()
         assert source.grad.abs().sum() > 0
     assert not torch.equal(noise(small, 0.1), noise(small, 0.1))
+
+
+def test_median_is_opencvs_and_its_gradient_goes_to_the_median(picture: torch.Tensor) -> None:
+    pixels = np.asarray((picture[0, 0] * 255).round(), np.uint8)
+    seen = (median(torch.from_numpy(pixels)[None, None].float())[0, 0]).numpy()
+    assert np.array_equal(seen, cv2.medianBlur(pixels, 3))
+    small = torch.rand(1, 1, 8, 8, requires_grad=True)
+    (gradient,) = torch.autograd.grad(median(small).sum(), small)
+    assert float(gradient.sum()) == 64
+
+
+def test_random_purifiers_keep_the_size_and_let_gradients_through() -> None:
+    generator = torch.Generator().manual_seed(0)
+    small = torch.rand(2, 1, 32, 32, generator=generator)
+    outcomes = set()
+    for _ in range(40):
+        seen = small.clone().requires_grad_(True)
+        purified = random_purifier(seen, generator)
+        assert purified.shape == small.shape
+        (gradient,) = torch.autograd.grad(purified.square().sum(), seen)
+        assert float(gradient.abs().sum()) > 0
+        outcomes.add(round(float((purified.detach() - small).abs().mean()), 6))
+    assert len(outcomes) > 20
+
+
+@pytest.mark.parametrize("name", ["jpeg", "median", "noise", "notch", "blur"])
+def test_purifiers_work_where_the_pictures_are(name: str) -> None:
+    """On the meta device, which refuses to mix with the CPU as a GPU does."""
+    pictures = torch.empty(2, 1, 32, 32, device="meta")
+    purify: dict[str, Callable[[], torch.Tensor]] = {
+        "jpeg": lambda: jpeg(pictures, 75),
+        "median": lambda: median(pictures),
+        "noise": lambda: noise(pictures, 0.1, torch.Generator()),
+        "notch": lambda: notch(pictures, 8),
+        "blur": lambda: blur(pictures, 0.7),
+    }
+    assert purify[name]().device.type == "meta"

@@ -1,6 +1,7 @@
 """Laws of the paper's objectives: values by hand, signs, and gradients checked numerically."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ def generative(reconstruction: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("objective", [adversarial, generative])
-def test_gradients_are_those_of_finite_differences(objective: "type[torch.Tensor]") -> None:
+def test_gradients_are_those_of_finite_differences(objective: Callable[[torch.Tensor], torch.Tensor]) -> None:
     start = (X + 0.1 * torch.randn(X.shape, generator=DRAW, dtype=torch.float64)).requires_grad_(True)
     assert torch.autograd.gradcheck(objective, (start,))
 

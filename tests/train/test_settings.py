@@ -32,12 +32,12 @@ def test_keys_and_defaults(tmp_path: Path) -> None:
     [
         ("", "kind = None, expected one of plain, veil"),
         ('kind = "sharp"', "kind = 'sharp'"),
-        ('kind = "plain"\nration = 0.1', "unknown key 'ration', a plain run has ratio, block"),
+        ('kind = "plain"\nration = 0.1', "unknown key 'ration', a plain run has iterations, batch"),
         ('kind = "plain"\nratio = 1.5', r"ratio = 1\.5, expected 0\.004 to 1\.0"),
         ('kind = "plain"\nratio = "much"', "ratio = 'much', expected float"),
         ('kind = "plain"\nbatch = 2.5', r"batch = 2\.5, expected int"),
         ('kind = "plain"\nbatch = true', "batch = True, expected int"),
-        ('kind = "veil"\nreaders = [1]', r"readers = \[1\], expected tuple"),
+        ('kind = "veil"\nreaders = [1]', r"readers = \[1\], expected a list of str"),
         ("kind = ", "not a run file"),
     ],
 )

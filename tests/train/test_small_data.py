@@ -64,11 +64,11 @@ def test_mnist_learns_from_the_last_55000(tmp_path: Path, caplog: pytest.LogCapt
     folder = write_mnist(tmp_path / "mnist")
     (x, y), _ = mnist.read(folder)
     with caplog.at_level(logging.INFO):
-        opened = open_set("mnist", tmp_path, tmp_path)
+        opened = open_set("mnist", [tmp_path], tmp_path)
     assert len(opened.train) == 200
     assert np.array_equal(opened.train.x[:, 0].numpy(), x[5000:])
     assert opened.train.y.tolist() == y[5000:].tolist()
-    assert "training pictures 5,001 to 60,000" in caplog.text
+    assert "all but the first 5,000: the usual 55,000" in caplog.text
     for (name, kind), array in {("train", "images-idx3"): x, ("train", "labels-idx1"): y}.items():
         packed = folder / f"{name}-{kind}-ubyte.gz"
         packed.with_suffix("").write_bytes(gzip.decompress(packed.read_bytes()))
@@ -82,7 +82,7 @@ def test_mnist_learns_from_the_last_55000(tmp_path: Path, caplog: pytest.LogCapt
         ("data_batch_3.bin", None, r"data_batch_3\.bin: No such file"),
         ("data_batch_3.bin", b"", "expected records of 3073"),
         ("test_batch.bin", b"\0" * 3000, r"test_batch\.bin: 3000 bytes, expected records of 3073"),
-        ("test_batch.bin", b"\x0b" + b"\0" * 3072, "label 11, expected 0 to 9"),
+        ("test_batch.bin", b"\x0b" + b"\0" * 3072, "labels 11 to 11, expected 0 to 9"),
     ],
 )
 def test_a_damaged_binary_is_named(
@@ -94,7 +94,7 @@ def test_a_damaged_binary_is_named(
     if content is not None:
         (tmp_path / file).write_bytes(content)
     with pytest.raises(DataError, match=problem):
-        open_set("cifar10", tmp_path, tmp_path)
+        open_set("cifar10", [tmp_path], tmp_path)
 
 
 @given(content=st.binary(max_size=200))
@@ -106,9 +106,43 @@ def test_any_bytes_are_an_idx_file_or_told(content: bytes, tmp_path_factory: pyt
         mnist.read(folder)
 
 
-def test_a_folder_without_the_set_says_what_was_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no data set there, expected data_batch_1\.bin"):
-        open_set("cifar10", tmp_path, tmp_path)
+def test_a_folder_without_the_set_says_what_was_looked_for_and_the_next_way_is_tried(
+    binaries: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "empty").mkdir()
+    with caplog.at_level(logging.INFO):
+        assert len(open_set("cifar10", [tmp_path / "empty"], binaries.parent).test) == 100
+    assert "no data set there, expected data_batch_1.bin" in caplog.text
+    assert f"cifar10 from {binaries}" in caplog.text
+    assert "the official set has 50000 and 10000" in caplog.text
+    with pytest.raises(DataError, match="nowhere: no such folder"):
+        open_set("cifar10", [tmp_path / "nowhere"], binaries.parent)
+    monkeypatch.setattr(cifar10, "ADDRESS", "http://127.0.0.1:1/")
+    with pytest.raises(DataError, match=r"http://127\.0\.0\.1:1/: .*name a folder that has it"):
+        open_set("cifar10", [tmp_path / "empty"], tmp_path)
+
+
+@pytest.mark.parametrize("file", ["train.npz", "train_labels.npy", "train_00.webp", "cifar-10-binary.tar.gz"])
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive", b"\x93NUMPY\x01\x00", b"\x1f\x8b\x08\x00 no gzip"])
+def test_damaged_packed_files_are_named(file: str, content: bytes, tmp_path: Path) -> None:
+    if file.startswith("train_0"):
+        np.save(tmp_path / "train_labels.npy", np.zeros(5000, np.uint8))
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(DataError, match=file):
+        mnist.read(tmp_path) if file.endswith("npz") else cifar10.read(tmp_path)
+
+
+def test_an_interrupted_fetch_of_mnist_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop = write_mnist(tmp_path / "shop")
+    cache = tmp_path / "cache" / "mnist"
+    cache.mkdir(parents=True)
+    sums = {name: hashlib.md5((shop / name).read_bytes(), usedforsecurity=False).hexdigest() for name in mnist.MD5}
+    monkeypatch.setattr(mnist, "MD5", sums)
+    monkeypatch.setattr(mnist, "ADDRESS", shop.as_uri() + "/")
+    first, second, *_ = sums
+    (cache / first).write_bytes((shop / first).read_bytes())
+    (cache / f"{second}.partial").write_bytes((shop / second).read_bytes()[:10])
+    assert len(open_set("mnist", [], tmp_path / "cache").train) == 200
 
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 700_000).astype(np.uint8).tobytes()
@@ -187,9 +221,9 @@ def test_the_cache_is_filled_from_the_public_address(
         packed.add(binaries, "cifar-10-batches-bin")
     monkeypatch.setattr(cifar10, "ADDRESS", archive.as_uri())
     monkeypatch.setattr(cifar10, "MD5", hashlib.md5(archive.read_bytes(), usedforsecurity=False).hexdigest())
-    fetched = open_set("cifar10", None, tmp_path / "cache")
+    fetched = open_set("cifar10", [], tmp_path / "cache")
     monkeypatch.setattr(cifar10, "ADDRESS", "http://127.0.0.1:1/")
-    again = open_set("cifar10", None, tmp_path / "cache")
+    again = open_set("cifar10", [], tmp_path / "cache")
     assert torch.equal(fetched.train.x, again.train.x)
     assert len(fetched.train) == 500
 

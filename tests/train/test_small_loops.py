@@ -14,12 +14,12 @@ from train import checkpoint
 from train.data.small import SmallSet, open_set
 from train.devices import Device
 from train.loops import adversarial, schedule
-from train.loops.classifier import classifier_of, recognition
-from train.loops.csnet import csnet_of
-from train.loops.ensemble import FidelityWeight
+from train.loops.ensemble import FidelityWeight, LearningReaders
 from train.loops.retrained import Rise
 from train.loops.small import LOOPS
-from train.models import model_of, pictures_of
+from train.models import classifier_of, csnet_of, model_of, pictures_of, recognition
+from train.networks.classifiers.classifier import Classifier
+from train.networks.csnet import floor_rows
 from train.networks.discriminator import Discriminator
 from train.settings import (
     AdversarialRun,
@@ -30,18 +30,30 @@ from train.settings import (
     RetrainedRun,
     SettingsError,
     SmallRun,
+    read_run,
 )
 
 CPU = Device(torch.device("cpu"), False, "CPU")
 RUNS: dict[str, SmallRun] = {
     "csnet": CSNetRun(ratio=0.1, iterations=6, batch=10, start="principal", drops=(4,), learning_rate=1e-4),
     "reader": ClassifierRun(network="inception", iterations=40, warm_up=5, batch=50, learning_rate=0.05),
-    "adversarial": AdversarialRun(extends="csnet", classifier="reader", iterations=6, batch=10),
+    "adversarial": AdversarialRun(
+        extends="csnet", classifier="reader", iterations=6, batch=125, read_below=1.0, beta_later=0.1
+    ),
     "generative": GenerativeRun(extends="csnet", gamma_d=1.0, iterations=6, batch=10),
     "ensemble": EnsembleRun(
-        extends="csnet", surrogates=("reader",), learning_readers=1, restart=3, iterations=6, batch=10, warm_up=1
+        extends="csnet",
+        surrogates=("reader", "other"),
+        learning_readers=2,
+        restart=2,
+        iterations=6,
+        batch=10,
+        warm_up=1,
     ),
-    "retrained": RetrainedRun(reader="reader", model="csnet", iterations=6, batch=50, check_every=2),
+    "other": ClassifierRun(
+        network="convnext", optimiser="adamw", learning_rate=1e-3, iterations=6, warm_up=2, batch=50
+    ),
+    "retrained": RetrainedRun(reader="reader", model="csnet", iterations=6, batch=50, check_every=1, patience=3),
 }
 
 
@@ -57,15 +69,15 @@ def train(name: str, data: SmallSet, runs: Path, out: Path | None = None, run: S
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> SmallSet:
     folder = write_cifar10(tmp_path_factory.mktemp("data") / "cifar10")
-    return open_set("cifar10", folder, folder)
+    return open_set("cifar10", [folder], folder)
 
 
 @pytest.fixture(scope="module")
 def runs(data: SmallSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished CSNet and a finished classifier."""
+    """A finished CSNet and two finished classifiers."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("runs")
-    for name in ("csnet", "reader"):
+    for name in ("csnet", "reader", "other"):
         train(name, data, folder)
     return folder
 
@@ -74,13 +86,26 @@ class KilledError(Exception):
     pass
 
 
+def same(one: Any, other: Any) -> bool:
+    """Equal to the bit, all the way down."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
+    return bool(one == other)
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_that_was_killed_ends_where_it_would_have_ended(
     name: str, data: SmallSet, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schedule, "SAVE_EVERY", 2)
+    """All that is saved at the end is equal: weights, optimisers, averages, random state, what a loop counted."""
+    monkeypatch.setattr(schedule, "REPORT_EVERY", 2)
+    monkeypatch.setattr(schedule, "SAVE_AFTER_S", 0.0)
     run = changed(name, iterations=6)
-    for finished in ("csnet", "reader"):
+    for finished in ("csnet", "reader", "other"):
         (tmp_path / finished).symlink_to(runs / finished)
     train(name, data, tmp_path, tmp_path / "whole", run)
     advance = schedule.Training.advance
@@ -96,16 +121,19 @@ def test_a_run_that_was_killed_ends_where_it_would_have_ended(
             train(name, data, tmp_path, tmp_path / "killed", run)
     assert checkpoint.load(tmp_path / "killed" / "last.pt")["iteration"] == 4
     train(name, data, tmp_path, tmp_path / "killed", run)
-    whole, resumed = (checkpoint.load(tmp_path / each / "final.pt") for each in ("whole", "killed"))
-    assert all(torch.equal(whole["net"][key], resumed["net"][key]) for key in whole["net"])
-    assert whole.get("recognition") == resumed.get("recognition")
+    for file in ("last.pt", "final.pt"):
+        whole, resumed = (checkpoint.load(tmp_path / each / file) for each in ("whole", "killed"))
+        assert same(whole, resumed), [key for key in whole if not same(whole[key], resumed.get(key))]
+    logs = [(tmp_path / each / "log.csv").read_text().splitlines() for each in ("whole", "killed")]
+    without_seconds = [[row.rsplit(",", 1)[0] for row in log] for log in logs]
+    assert without_seconds[0] == without_seconds[1]
 
 
 @pytest.mark.parametrize("name", ["adversarial", "generative", "ensemble"])
 def test_only_the_reconstruction_is_veiled(name: str, data: SmallSet, runs: Path) -> None:
     before = {path: path.read_bytes() for path in (runs / "csnet" / "final.pt", runs / "reader" / "final.pt")}
     model = model_of(train(name, data, runs), CPU)
-    base, _ = csnet_of(runs / "csnet" / "final.pt", CPU)
+    base = csnet_of(runs / "csnet" / "final.pt", CPU)
     assert torch.equal(model.sampling.weight, base.sampling.weight)
     assert not torch.equal(model.reconstruction.initial.weight, base.reconstruction.initial.weight)
     assert all(path.read_bytes() == content for path, content in before.items())
@@ -142,7 +170,7 @@ def test_the_discriminator_sees_detached_pictures(data: SmallSet, runs: Path, mo
     assert seen == [(False, True), (False, True), (True, False)] * 2
 
 
-def test_gamma_0_leaves_the_class_head_as_it_was_drawn(data: SmallSet, runs: Path) -> None:
+def test_gamma_0_leaves_the_layer_of_the_class_head_as_it_was_drawn(data: SmallSet, runs: Path) -> None:
     for gamma, same in ((0.0, True), (1.0, False)):
         out = runs / f"gamma{gamma}"
         train("generative", data, runs, out, changed("generative", gamma_d=gamma))
@@ -171,8 +199,8 @@ def test_training_against_a_classifier_makes_it_err(data: SmallSet, runs: Path) 
     assert state["recognition"] > 80
     assert plain > 50
     for name, settings in (
-        ("adversarial", {"beta": 20.0, "iterations": 40}),
-        ("ensemble", {"psnr_lost": 0.1, "iterations": 40, "learning_readers": 0}),
+        ("adversarial", {"beta": 20.0, "iterations": 40, "batch": 10, "read_below": 0.0}),
+        ("ensemble", {"psnr_lost": 0.1, "iterations": 40, "learning_readers": 0, "surrogates": ("reader",)}),
     ):
         out = runs / f"long-{name}"
         model = model_of(train(name, data, runs, out, changed(name, **settings)), CPU)
@@ -189,33 +217,65 @@ def test_a_retrained_reader_reads_at_least_as_well(data: SmallSet, runs: Path) -
 
 
 def test_accuracy_that_stops_rising_drops_the_rate_once_and_then_ends() -> None:
-    rise = Rise(patience=2)
+    rise, net = Rise(patience=2), nn.Linear(1, 1)
     drops = []
-    for accuracy in (50.0, 60.0, 60.0, 59.0, 61.0, 61.0, 61.0):
-        rise.note(accuracy)
+    for number, accuracy in enumerate((50.0, 60.0, 60.0, 59.0, 61.0, 61.0, 61.0)):
+        nn.init.constant_(net.weight, number)
+        rise.note(accuracy, net)
         drops.append(rise.drops)
     assert drops == [0, 0, 0, 1, 1, 1, 2]
     assert rise.ended
+    assert float(rise.weights["weight"]) == 4
+    hurried = Rise(patience=2)
+    hurried.note(50.0, net)
+    hurried.note(50.0, net)
+    hurried.lower()
+    hurried.note(50.0, net)
+    assert hurried.drops == 1
+    hurried.note(50.0, net)
+    assert hurried.ended
 
 
 def test_the_weight_of_fidelity_follows_what_is_lost() -> None:
-    weight = FidelityWeight(0.01)
-    assert weight.follow(0.02) > 1.0
-    start = weight.alpha
-    assert weight.follow(0.01) == pytest.approx(start)
-    assert weight.follow(0.0) < start
+    weight = FidelityWeight(0.01, CPU)
+    weight.follow(torch.tensor(0.02))
+    up = float(weight.alpha)
+    assert up > 1.0
+    weight.follow(torch.tensor(0.01))
+    assert float(weight.alpha) == pytest.approx(up)
+    weight.follow(torch.tensor(0.0))
+    assert float(weight.alpha) < up
     for _ in range(1000):
-        weight.follow(1.0)
-    assert weight.alpha <= 1e4
+        weight.follow(torch.tensor(1.0))
+    assert float(weight.alpha) <= 1e4
+
+
+def test_learning_readers_start_from_every_surrogate_in_turn_and_the_last_are_kept() -> None:
+    surrogates = {str(number): Classifier(nn.Identity(), nn.Linear(1, 1)) for number in range(3)}
+    for number, surrogate in enumerate(surrogates.values()):
+        nn.init.constant_(surrogate.second.weight, number)  # type: ignore[arg-type]
+    readers = LearningReaders(surrogates, count=2, kept=1)
+
+    def started(name: str) -> float:
+        return float(readers.readers()[name].second.weight.detach())  # type: ignore[arg-type]
+
+    assert (started("learning_0"), started("learning_1")) == (0, 1)
+    seen = []
+    for _ in range(4):
+        readers.restart_one()
+        seen.append((started("learning_1"), started("kept_0")))
+    assert seen == [(2, 0), (0, 1), (1, 2), (2, 0)]
+    assert len(readers.readers()) == 3
 
 
 @pytest.mark.parametrize(
-    ("kind", "content"), [("classifier", {"net": {}, "run": {"kind": "csnet"}}), ("csnet", {"net": {}, "run": {}})]
+    ("kind", "content"),
+    [("classifier", {"net": {}, "run": {"kind": "csnet"}, "provenance": {}}), ("csnet", {"net": {}, "run": {}})],
 )
 def test_a_checkpoint_of_another_kind_is_refused(kind: str, content: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "final.pt"
     checkpoint.save(path, content)
-    with pytest.raises(checkpoint.CheckpointError, match=f"expected the final checkpoint of a {kind} run"):
+    with pytest.raises(checkpoint.CheckpointError, match=f"expected a finished one of {kind}"):
         classifier_of(path, CPU) if kind == "classifier" else csnet_of(path, CPU)
 
 
@@ -227,10 +287,11 @@ def test_weights_of_another_architecture_are_refused(runs: Path, tmp_path: Path)
         classifier_of(tmp_path / "final.pt", CPU)
 
 
-def test_a_ratio_without_a_measurement_is_told(data: SmallSet, tmp_path: Path) -> None:
-    run = replace(CSNetRun(iterations=1, batch=10), ratio=0.0005)
-    with pytest.raises(SettingsError, match=r"ratio = 0\.0005: gives no measurement"):
-        train("csnet", data, tmp_path, tmp_path / "none", run)
+def test_a_ratio_without_a_measurement_is_told(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text('kind = "csnet"\nratio = 0.0005')
+    with pytest.raises(SettingsError, match=r"run\.toml: ratio = 0\.0005, expected 0\.001 to"):
+        read_run(tmp_path / "run.toml")
+    assert floor_rows(0.001) == 1
 
 
 def test_an_ensemble_of_none_is_told(data: SmallSet, runs: Path, tmp_path: Path) -> None:

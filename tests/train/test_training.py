@@ -93,7 +93,8 @@ def test_training_brings_the_picture_nearer(folder: Path, tmp_path: Path) -> Non
 def test_a_run_that_was_killed_ends_where_it_would_have_ended(
     kind: str, folder: Path, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schedule, "SAVE_EVERY", 2)
+    monkeypatch.setattr(schedule, "REPORT_EVERY", 2)
+    monkeypatch.setattr(schedule, "SAVE_AFTER_S", 0.0)
     settings = VeilRun(extends="plain", readers=("tiny",), iterations=6, batch=1, warm_up=1)
 
     def train(out: Path) -> None:

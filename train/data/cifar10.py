@@ -5,6 +5,7 @@ and blue), also inside of their archive; and lossless gray mosaics with label ar
 """
 
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +73,7 @@ def _read_archive(path: Path) -> Arrays:
                         raise DataError(f"{path}: no {name} in it")
                     parts.append(_gray(path / name, file.read()))
                 splits.append(_joined(parts))
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise DataError(f"{path}: not the official archive ({error})") from None
     return splits[0], splits[1]
 
@@ -90,9 +91,12 @@ def _gray(path: Path, content: bytes) -> Split:
 def _read_mosaics(folder: Path, split: str) -> Split:
     path = folder / f"{split}_labels.npy"
     try:
-        labels: NDArray[np.uint8] = np.load(path, allow_pickle=False)
+        with path.open("rb") as file:
+            labels: NDArray[np.uint8] = np.lib.format.read_array(file, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path}: not an array of labels ({error})") from None
+    if labels.ndim != 1 or not len(labels):
+        raise DataError(f"{path}: labels of shape {labels.shape}, expected one a picture")
     tiles = []
     for number in range(-(-len(labels) // (_ROWS * _COLUMNS))):
         path = folder / f"{split}_{number:02d}.webp"

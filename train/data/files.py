@@ -1,6 +1,7 @@
 """Files of public data sets: checked when they are read, fetched with checksum, progress bar and resume."""
 
 import hashlib
+import http.client
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -32,19 +33,23 @@ def check_split(path: Path, x: NDArray[np.uint8], y: NDArray[np.uint8], side: in
     """Refuse arrays that aren't labelled gray pictures of a side."""
     if x.dtype != np.uint8 or x.ndim != 3 or x.shape[1:] != (side, side):
         raise DataError(f"{path}: pictures are {x.dtype} {x.shape}, expected uint8 (N, {side}, {side})")
-    if y.ndim != 1 or len(y) != len(x):
-        raise DataError(f"{path}: {y.shape} labels for {len(x)} pictures, expected one each")
-    if len(y) and int(y.max()) > 9:
-        raise DataError(f"{path}: label {int(y.max())}, expected 0 to 9")
+    if y.ndim != 1 or len(y) != len(x) or not len(y) or y.dtype.kind not in "iu":
+        raise DataError(f"{path}: {y.dtype} {y.shape} labels for {len(x)} pictures, expected a whole number each")
+    if int(y.min()) < 0 or int(y.max()) > 9:
+        raise DataError(f"{path}: labels {int(y.min())} to {int(y.max())}, expected 0 to 9")
     return x, y
 
 
 def fetch(address: str, path: Path, md5: str) -> None:
     """Fetch a public file, going on where an interrupted fetch stopped; nothing is left at ``path`` unless whole.
 
+    A file that is there already stays as it is.
+
     Raises:
         DataError: unreachable, or other content than expected.
     """
+    if path.exists():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     begun = partial.stat().st_size if partial.exists() else 0
@@ -56,7 +61,7 @@ def fetch(address: str, path: Path, md5: str) -> None:
     except urllib.error.HTTPError as error:
         if error.code != 416:  # what is there already goes to the end
             raise DataError(f"{address}: {error.code} {error.reason}; or name a folder that has it (--data)") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         told = getattr(error, "reason", error)
         raise DataError(f"{address}: {told}; run again to go on, or name a folder that has it (--data)") from None
     digest = hashlib.md5(partial.read_bytes(), usedforsecurity=False).hexdigest()

@@ -2,6 +2,7 @@
 
 import gzip
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +31,9 @@ def read(folder: Path) -> Arrays:
     """
     if (folder / "train.npz").exists():
         return _read_npz(folder / "train.npz"), _read_npz(folder / "test.npz")
-    if any(folder.glob("train-images-idx3-ubyte*")):
+    if all((folder / name).exists() or (folder / name.removesuffix(".gz")).exists() for name in MD5):
         return _read_idx(folder, "train"), _read_idx(folder, "t10k")
-    raise NoSuchSetError(folder, "train-images-idx3-ubyte(.gz) or train.npz")
+    raise NoSuchSetError(folder, f"{', '.join(MD5)} or train.npz")
 
 
 def fetch(folder: Path) -> None:
@@ -43,9 +44,11 @@ def fetch(folder: Path) -> None:
 
 def _read_npz(path: Path) -> Split:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return files.check_split(path, archive["x"], archive["y"], SIDE)
-    except (OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(f"{path}: not a packed set ({error})") from None
 
 
@@ -58,7 +61,7 @@ def _idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     packed = path.with_name(path.name + ".gz")
     try:
         content = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{packed}: not an idx file ({error})") from None
     head = 4 * (1 + dimensions)
     if len(content) < head or content[:4] != bytes([0, 0, 8, dimensions]):

@@ -4,7 +4,7 @@ A set is looked for in the folder that the user names, then in a cache, and then
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from train.data import cifar10, mnist
-from train.data.files import Arrays, DataError
+from train.data.files import Arrays, DataError, NoSuchSetError
 
 log = logging.getLogger("veilcam.train")
 
@@ -55,76 +55,72 @@ class Pictures:
 
 @dataclass(frozen=True)
 class SmallSet:
-    """A labelled set: what is learned from, what is measured on, and which pictures those are."""
+    """A labelled set: what is learned from, and what is measured on."""
 
     name: str
     train: Pictures
     test: Pictures
-    told: str
 
 
 @dataclass(frozen=True)
 class _Source:
-    folder: Callable[[Path], Arrays]
+    read: Callable[[Path], Arrays]
     """Reads a folder that holds the set in any of its forms."""
     fetch: Callable[[Path], None]
     """Puts the public originals into a folder."""
+    sizes: tuple[int, int]
+    """Of the official set: pictures to learn from, and to test."""
     learned_from: slice
     told: str
 
 
 _SOURCES: Mapping[str, _Source] = {
-    "cifar10": _Source(cifar10.read, cifar10.fetch, slice(0, 50_000), "all 50,000 training pictures"),
+    "cifar10": _Source(cifar10.read, cifar10.fetch, (50_000, 10_000), slice(0, None), "all that are there"),
     "mnist": _Source(
-        mnist.read, mnist.fetch, slice(5_000, 60_000), "training pictures 5,001 to 60,000, the usual 55,000"
+        mnist.read, mnist.fetch, (60_000, 10_000), slice(5_000, None), "all but the first 5,000: the usual 55,000"
     ),
 }
 SETS = tuple(_SOURCES)
 
 
-def open_set(name: str, folder: Path | None, cache: Path) -> SmallSet:
-    """Open a set and say aloud where it came from.
+def open_set(name: str, folders: Sequence[Path], cache: Path) -> SmallSet:
+    """Open a set and say aloud where it came from: the first of the folders that has it, the cache, its public address.
 
     Args:
         name: one of ``SETS``.
-        folder: where the set's files lie, or lie in a folder of the set's name; None looks into the cache.
+        folders: where the set's files may lie, or lie in a folder of the set's name.
         cache: where public originals are kept, a folder per set.
 
     Raises:
-        DataError: a file is missing or isn't what it should be, or the original can't be fetched.
+        DataError: a file isn't what it should be, no folder of those named has any set, or the original can't be
+            fetched.
     """
     source = _SOURCES[name]
-    if folder is not None:
-        place = folder / name if (folder / name).is_dir() else folder
-        arrays = source.folder(place)
-    else:
-        place = cache / name
+    for folder in folders:
+        if not folder.is_dir():
+            raise DataError(f"{folder}: no such folder")
+    places = [folder / name if (folder / name).is_dir() else folder for folder in folders]
+    for place in (*places, cache / name):
         try:
-            arrays = source.folder(place)
-        except FileNotFoundError:
-            log.info("%s: not in %s, fetching the public original", name, place)
-            source.fetch(place)
-            arrays = source.folder(place)
+            return _checked(name, source, place, source.read(place))
+        except NoSuchSetError as error:
+            log.info("%s: %s", name, error)
+    log.info("%s: fetching the public original", name)
+    source.fetch(cache / name)
+    return _checked(name, source, cache / name, source.read(cache / name))
+
+
+def _checked(name: str, source: _Source, place: Path, arrays: Arrays) -> SmallSet:
     train, test = (Pictures(torch.from_numpy(x)[:, None], torch.from_numpy(y).long()) for x, y in arrays)
+    if (len(train), len(test)) != source.sizes:
+        log.warning(
+            "%s: %d and %d pictures, the official set has %d and %d", place, len(train), len(test), *source.sizes
+        )
     learned_from = train[source.learned_from]
     if not len(learned_from):
-        raise DataError(f"{place}: {len(train)} training pictures, expected {source.told}")
+        raise DataError(f"{place}: {len(train)} training pictures, learned from are {source.told}")
     log.info("%s from %s: %d to learn from (%s), %d to test", name, place, len(learned_from), source.told, len(test))
-    return SmallSet(name, learned_from, test, source.told)
-
-
-def padded(pictures: Tensor, side: int = SIDE) -> Tensor:
-    """Black around pictures (N, 1, H, W) up to a side: MNIST's 28×28 as one block of 32×32, CIFAR-10 as it is."""
-    height, width = pictures.shape[-2:]
-    top, left = (side - height) // 2, (side - width) // 2
-    return functional.pad(pictures, (left, side - width - left, top, side - height - top))
-
-
-def cropped(pictures: Tensor, like: Tensor) -> Tensor:
-    """The middle of padded pictures, as large as others: what PSNR is measured on."""
-    height, width = like.shape[-2:]
-    top, left = (pictures.shape[-2] - height) // 2, (pictures.shape[-1] - width) // 2
-    return pictures[..., top : top + height, left : left + width]
+    return SmallSet(name, learned_from, test)
 
 
 class Batches:
@@ -148,6 +144,20 @@ class Batches:
             order = torch.randperm(len(self._pictures), generator=shuffle).to(self._pictures.x.device)
             self._order = (number, order)
         return self._pictures.batch(self._order[1][place * self._size : (place + 1) * self._size])
+
+
+def padded(pictures: Tensor, side: int = SIDE) -> Tensor:
+    """Black around pictures (N, 1, H, W) up to a side: MNIST's 28×28 as one block of 32×32, CIFAR-10 as it is."""
+    height, width = pictures.shape[-2:]
+    top, left = (side - height) // 2, (side - width) // 2
+    return functional.pad(pictures, (left, side - width - left, top, side - height - top))
+
+
+def cropped(pictures: Tensor, like: Tensor) -> Tensor:
+    """The middle of padded pictures, as large as others: what PSNR is measured on."""
+    height, width = like.shape[-2:]
+    top, left = (pictures.shape[-2] - height) // 2, (pictures.shape[-1] - width) // 2
+    return pictures[..., top : top + height, left : left + width]
 
 
 def moved(pictures: Tensor, generator: torch.Generator, mirror: bool, by: int = 4) -> Tensor:

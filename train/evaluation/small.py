@@ -17,8 +17,7 @@ from torch.nn import functional
 from train import checkpoint
 from train.data.small import Pictures
 from train.devices import Device
-from train.loops.classifier import recognition
-from train.models import pictures_of
+from train.models import pictures_of, recognition
 from train.networks.classifiers.classifier import Classifier
 from train.networks.csnet import CSNet
 from train.objectives.reconstruction import psnr
@@ -45,9 +44,13 @@ PURIFIERS: Mapping[str, Callable[["np.ndarray[Any, np.dtype[np.uint8]]"], "cv2.t
 }
 
 
+EVALUATION = "evaluation.json"
+"""What ``measure_model`` gave, in the run's folder."""
+
+
 @dataclass(frozen=True)
 class Reader:
-    """A finished classifier, and what it reads of the originals, in percent."""
+    """A finished classifier, and what it was measured to read of the originals, in percent."""
 
     net: Classifier
     on_originals: float
@@ -87,7 +90,7 @@ def measure_model(
     for reader, told in readers.items():
         table: dict[str, dict[str, float]] = {}
         for (name, way), pictures in looked_at.items():
-            table.setdefault(name, {})[way] = round(recognition(told.net, pictures.to(device.torch), device), 2)
+            table.setdefault(name, {})[way] = round(recognition(told.net, pictures, device), 2)
             progress()
         result["recognition"][reader] = table
     result["originals"] = {reader: round(told.on_originals, 2) for reader, told in readers.items()}

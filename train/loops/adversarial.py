@@ -10,9 +10,8 @@ import torch
 
 from train.data.small import Batches, SmallSet, cropped, padded
 from train.devices import Device
-from train.loops.classifier import classifier_of
-from train.loops.csnet import csnet_of
 from train.loops.schedule import Report, Stateful, Training, descend, stepped_rate
+from train.models import classifier_of, csnet_of
 from train.objectives.paper import against_classifier, beta_due
 from train.objectives.reconstruction import psnr
 from train.settings import AdversarialRun
@@ -22,7 +21,7 @@ def train(run: AdversarialRun, data: SmallSet, device: Device, out: Path, report
     """Train by a run's settings, going on from ``out/last.pt`` if it is there; returns the path of ``out/final.pt``."""
     torch.manual_seed(run.seed)
     generator = torch.Generator().manual_seed(run.seed)
-    net, _ = csnet_of(out.parent / run.extends / "final.pt", device)
+    net = csnet_of(out.parent / run.extends / "final.pt", device)
     classifier, _ = classifier_of(out.parent / run.classifier / "final.pt", device)
     net.reconstruction.requires_grad_(True)
     batches = Batches(data.train.to(device.torch), run.batch, run.seed)
@@ -30,7 +29,7 @@ def train(run: AdversarialRun, data: SmallSet, device: Device, out: Path, report
     reading = Reading(len(data.train) // run.batch)
     parts: dict[str, Stateful] = {"net": net, "optimiser": optimiser, "reading": reading}
     compiled, seen_by = device.compiled(net), device.compiled(classifier)
-    with Training(run, parts, generator, out, report) as training:
+    with Training(run, parts, generator, out, report, device) as training:
         while training.running:
             picture, label = batches.at(training.iteration)
             with device.precision():

@@ -8,6 +8,8 @@ Readers are frozen surrogates, and some that learn on the veiled pictures, with 
 """
 
 import copy
+from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,8 @@ from torch.nn import functional
 
 from train.data.small import Batches, SmallSet, cropped, moved, padded
 from train.devices import Device
-from train.loops.classifier import classifier_of
-from train.loops.csnet import csnet_of
 from train.loops.schedule import Report, Training, descend, learning_rate
+from train.models import classifier_of, csnet_of
 from train.networks.classifiers.classifier import Classifier
 from train.objectives.paper import reconstruction_loss
 from train.objectives.reconstruction import psnr
@@ -36,17 +37,16 @@ def train(run: EnsembleRun, data: SmallSet, device: Device, out: Path, report: R
         raise SettingsError("surrogates: none, expected at least one finished classifier run")
     torch.manual_seed(run.seed)
     generator = torch.Generator().manual_seed(run.seed)
-    base, _ = csnet_of(out.parent / run.extends / "final.pt", device)
+    base = csnet_of(out.parent / run.extends / "final.pt", device)
     net = copy.deepcopy(base)
     net.reconstruction.requires_grad_(True)
     surrogates = {name: classifier_of(out.parent / name / "final.pt", device)[0] for name in run.surrogates}
     batches = Batches(data.train.to(device.torch), run.batch, run.seed)
     optimiser = torch.optim.Adam(net.reconstruction.parameters(), lr=run.learning_rate)
-    weight = FidelityWeight(run.psnr_lost)
-    learning = [LearningReader(surrogates, index) for index in range(run.learning_readers)]
-    parts: dict[str, Any] = {"net": net, "optimiser": optimiser, "weight": weight}
-    parts |= {f"reader_{index}": reader for index, reader in enumerate(learning)}
-    with Training(run, parts, generator, out, report) as training:
+    weight = FidelityWeight(run.psnr_lost, device)
+    learning = LearningReaders(surrogates, run.learning_readers, run.kept_readers)
+    parts: dict[str, Any] = {"net": net, "optimiser": optimiser, "weight": weight, "learning": learning}
+    with Training(run, parts, generator, out, report, device) as training:
         while training.running:
             picture, label = batches.at(training.iteration)
             whole = padded(picture).contiguous(memory_format=torch.channels_last)
@@ -55,85 +55,123 @@ def train(run: EnsembleRun, data: SmallSet, device: Device, out: Path, report: R
                 plain = cropped(base.reconstruction(measurements).float(), picture)
             with device.precision():
                 veiled = cropped(net.reconstruction(measurements).float(), picture)
-            readers = surrogates | {f"learning_{index}": reader.net for index, reader in enumerate(learning)}
             lost = 1 - psnr(veiled.detach(), picture).mean() / psnr(plain, picture).mean()
             terms = {"reconstruction": weight.alpha * reconstruction_loss(veiled, picture)}
-            reading: dict[str, Tensor] = {}
             seen = padded(_on_the_way(veiled, generator) if run.purified else veiled)
+            readers = surrogates | learning.readers()
+            reading: dict[str, Tensor] = {}
             for name, reader in readers.items():
-                with torch.no_grad(), device.precision():
-                    original_middle, _ = reader.halfway(whole)
                 with device.precision():
                     middle, scores = (value.float() for value in reader.halfway(seen))
                 terms[name] = run.beta / len(readers) * _answer(run.target, scores, label)
                 if run.likeness:
+                    with torch.no_grad(), device.precision():
+                        original_middle, _ = reader.halfway(whole)
                     alike = likeness(middle, original_middle.float())
                     terms[f"{name}_likeness"] = run.likeness / len(readers) * alike
                 reading[f"{name}_recognition"] = (scores.argmax(1) == label).float().mean()
             rate = learning_rate(training.iteration, run)
             descend(optimiser, sum(terms.values(), torch.zeros((), device=device.torch)), rate)
-            alpha = weight.follow(float(lost))
-            for reader_that_learns in learning:
-                mirrored = moved(veiled.detach(), generator, mirror=run.data == "cifar10", by=2)
-                reader_that_learns.learn(padded(mirrored), label, device)
-            if learning and (training.iteration + 1) % run.restart == 0:
-                turn = training.iteration // run.restart
-                learning[turn % len(learning)].restart(turn)
-            training.advance(terms | reading | {"psnr_lost": lost, "alpha": alpha}, rate)
+            weight.follow(lost)
+            learning.learn(padded(moved(veiled.detach(), generator, mirror=run.data == "cifar10", by=2)), label, device)
+            if (training.iteration + 1) % run.restart == 0:
+                learning.restart_one()
+            training.advance(_lasting(terms | reading) | {"psnr_lost": lost, "alpha": weight.alpha}, rate)
     return training.finish(net)
 
 
 class FidelityWeight:
     """α of (4), moved so that the veil costs the share of PSNR that it may: up when it costs more, down when less."""
 
-    def __init__(self, allowed: float, alpha: float = 1.0) -> None:
-        self.alpha = alpha
+    def __init__(self, allowed: float, device: Device) -> None:
+        self.alpha = torch.ones((), device=device.torch)
         self._allowed = allowed
 
-    def follow(self, lost: float) -> float:
-        """Move by up to 5 % for a batch that lost some share of its PSNR; returns the new α."""
-        error = max(-1.0, min(1.0, (lost - self._allowed) / max(self._allowed, 1e-3)))
-        self.alpha = min(1e4, max(1e-3, self.alpha * (1 + 0.05 * error)))
-        return self.alpha
+    def follow(self, lost: Tensor) -> None:
+        """Move by up to 5 % for a batch that lost some share of its PSNR."""
+        error = ((lost - self._allowed) / max(self._allowed, 1e-3)).clamp(-1, 1)
+        self.alpha = (self.alpha * (1 + 0.05 * error)).clamp(1e-3, 1e4)
 
     def state_dict(self) -> dict[str, float]:
-        return {"alpha": self.alpha}
+        return {"alpha": float(self.alpha)}
 
     def load_state_dict(self, state: dict[str, float], /) -> None:
-        self.alpha = state["alpha"]
+        self.alpha = torch.full_like(self.alpha, state["alpha"])
 
 
-class LearningReader:
-    """A reader in the loop: starts as a surrogate, learns on what G makes of training pictures, starts anew in turn."""
+class LearningReaders:
+    """Readers in the loop, and the last of their forerunners.
 
-    def __init__(self, surrogates: dict[str, Classifier], place: int) -> None:
-        self._surrogates, self._place = list(surrogates.values()), place
-        self._begin(place)
+    Each starts as a surrogate and learns on what G makes of training pictures. In turn one of them starts anew, from
+    the next surrogate; what it had become is kept for a while, so that G doesn't forget it.
+
+    Args:
+        surrogates: to start from.
+        count: of readers that learn.
+        kept: of forerunners that stay.
+    """
+
+    def __init__(self, surrogates: Mapping[str, Classifier], count: int, kept: int) -> None:
+        self._surrogates = list(surrogates.values())
+        self._started = 0
+        self._learning: list[tuple[int, Classifier, torch.optim.Optimizer]] = []
+        self._kept: deque[tuple[int, Classifier]] = deque(maxlen=kept)
+        for _ in range(count):
+            self._learning.append(self._begin(self._started))
+            self._started += 1
+
+    def readers(self) -> dict[str, Classifier]:
+        """All of them by name, frozen."""
+        learning = {f"learning_{place}": net for place, (_, net, _) in enumerate(self._learning)}
+        return learning | {f"kept_{place}": net for place, (_, net) in enumerate(self._kept)}
 
     def learn(self, seen: Tensor, label: Tensor, device: Device) -> None:
-        """One step on veiled pictures with their labels; G looks at it frozen."""
-        self.net.train().requires_grad_(True)
-        with device.precision():
-            loss = functional.cross_entropy(self.net(seen).float(), label)
-        descend(self._optimiser, loss, _READER_RATE)
-        self.net.eval().requires_grad_(False)
+        """One step of each on veiled pictures with their labels."""
+        for _, net, optimiser in self._learning:
+            net.train().requires_grad_(True)
+            with device.precision():
+                loss = functional.cross_entropy(net(seen).float(), label)
+            descend(optimiser, loss, _READER_RATE)
+            net.eval().requires_grad_(False)
 
-    def restart(self, turn: int) -> None:
-        """Begin anew from the next surrogate."""
-        self._begin(self._place + 1 + turn)
-
-    def _begin(self, which: int) -> None:
-        self.which = which % len(self._surrogates)
-        self.net = copy.deepcopy(self._surrogates[self.which])
-        self._optimiser = torch.optim.SGD(self.net.parameters(), _READER_RATE, momentum=0.9, weight_decay=5e-4)
+    def restart_one(self) -> None:
+        """The one that has learned longest starts anew."""
+        if self._learning:
+            which, net, _ = self._learning.pop(0)
+            self._kept.append((which, net))
+            self._learning.append(self._begin(self._started))
+            self._started += 1
 
     def state_dict(self) -> dict[str, Any]:
-        return {"which": self.which, "net": self.net.state_dict(), "optimiser": self._optimiser.state_dict()}
+        return {
+            "started": self._started,
+            "learning": [(which, net.state_dict(), optimiser.state_dict()) for which, net, optimiser in self._learning],
+            "kept": [(which, net.state_dict()) for which, net in self._kept],
+        }
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
-        self._begin(state["which"])
-        self.net.load_state_dict(state["net"])
-        self._optimiser.load_state_dict(state["optimiser"])
+        self._started = state["started"]
+        self._learning.clear()
+        self._kept.clear()
+        for which, weights, optimiser_state in state["learning"]:
+            _, net, optimiser = self._begin(which)
+            net.load_state_dict(weights)
+            optimiser.load_state_dict(optimiser_state)
+            self._learning.append((which, net, optimiser))
+        for which, weights in state["kept"]:
+            _, net, _ = self._begin(which)
+            net.load_state_dict(weights)
+            self._kept.append((which, net))
+
+    def _begin(self, number: int) -> tuple[int, Classifier, torch.optim.Optimizer]:
+        which = number % len(self._surrogates)
+        net = copy.deepcopy(self._surrogates[which])
+        return which, net, torch.optim.SGD(net.parameters(), _READER_RATE, momentum=0.9, weight_decay=5e-4)
+
+
+def _lasting(terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Kept readers' terms come and go; a log has the same columns from its first row to its last."""
+    return {name: term for name, term in terms.items() if not name.startswith("kept_")}
 
 
 def _answer(target: str, scores: Tensor, label: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ import torch
 
 from train.data.small import Batches, SmallSet, cropped, padded
 from train.devices import Device
-from train.loops.csnet import csnet_of
 from train.loops.schedule import Report, Stateful, Training, descend, stepped_rate
+from train.models import csnet_of
 from train.networks.discriminator import Discriminator
 from train.objectives.paper import against_discriminator, discriminator_of_class, discriminator_of_real
 from train.objectives.reconstruction import psnr
@@ -24,7 +24,7 @@ def train(run: GenerativeRun, data: SmallSet, device: Device, out: Path, report:
     """Train by a run's settings, going on from ``out/last.pt`` if it is there; returns the path of ``out/final.pt``."""
     torch.manual_seed(run.seed)
     generator = torch.Generator().manual_seed(run.seed)
-    net, _ = csnet_of(out.parent / run.extends / "final.pt", device)
+    net = csnet_of(out.parent / run.extends / "final.pt", device)
     net.reconstruction.requires_grad_(True)
     judge = device.placed(Discriminator())
     batches = Batches(data.train.to(device.torch), run.batch, run.seed)
@@ -35,8 +35,8 @@ def train(run: GenerativeRun, data: SmallSet, device: Device, out: Path, report:
     )
     parts: dict[str, Stateful] = {"net": net, "discriminator": judge}
     parts |= {"optimiser": optimiser, "of_real": of_real, "of_class": of_class}
-    compiled, looks = device.compiled(net), device.compiled(judge)
-    with Training(run, parts, generator, out, report) as training:
+    compiled, looks = device.compiled(net, graph=False), device.compiled(judge, graph=False)
+    with Training(run, parts, generator, out, report, device) as training:
         while training.running:
             picture, label = batches.at(training.iteration)
             rate = stepped_rate(training.iteration, run)

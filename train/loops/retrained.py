@@ -1,29 +1,34 @@
 """Retrain a reader on a model's labelled pictures (tier T4), until it stops getting better.
 
-Whether it still gets better is seen on training pictures that it doesn't learn from; the test pictures are looked at
-once, at the end.
+Whether it still gets better is seen on the last tenth of the training pictures, which it doesn't learn from here (a
+reader that starts from its own weights has seen their originals before). The test pictures are looked at once, at the
+end, with the weights that were best.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.nn import functional
 
-from train.data.small import Batches, Pictures, SmallSet, moved, padded
+from train.data.small import Batches, SmallSet, moved, padded
 from train.devices import Device
-from train.loops.classifier import classifier_of, recognition
 from train.loops.schedule import Report, Training, descend
-from train.models import model_of, pictures_of
+from train.models import classifier_of, model_of, pictures_of, recognition
 from train.networks.classifiers import CLASSIFIERS
 from train.settings import RetrainedRun
 
 _HELD_BACK = 0.1
+_LATEST_DROP = 2 / 3
+"""Share of the iterations after which the learning rate is lower in any case: no result is taken from a high one."""
 
 
 def train(run: RetrainedRun, data: SmallSet, device: Device, out: Path, report: Report) -> Path:
     """Train by a run's settings, going on from ``out/last.pt`` if it is there; returns the path of ``out/final.pt``.
 
-    The final checkpoint tells ``recognition``, percent of the model's test pictures that the retrained reader reads.
+    The final checkpoint has the best of the weights, and tells ``recognition``, percent of the model's test pictures
+    that the retrained reader reads.
     """
     torch.manual_seed(run.seed)
     generator = torch.Generator().manual_seed(run.seed)
@@ -42,7 +47,7 @@ def train(run: RetrainedRun, data: SmallSet, device: Device, out: Path, report: 
     optimiser = torch.optim.SGD(net.parameters(), run.learning_rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
     rise = Rise(run.patience)
     compiled = device.compiled(net)
-    with Training(run, {"net": net, "optimiser": optimiser, "rise": rise}, generator, out, report) as training:
+    with Training(run, {"net": net, "optimiser": optimiser, "rise": rise}, generator, out, report, device) as training:
         while training.running and not rise.ended:
             picture, label = batches.at(training.iteration)
             seen = padded(moved(picture, generator, mirror=run.data == "cifar10"))
@@ -50,24 +55,27 @@ def train(run: RetrainedRun, data: SmallSet, device: Device, out: Path, report: 
             with device.precision():
                 scores = compiled(seen.contiguous(memory_format=torch.channels_last)).float()
             loss = functional.cross_entropy(scores, label)
-            rate = run.learning_rate * 0.1**rise.drops
+            if training.iteration >= run.iterations * _LATEST_DROP:
+                rise.lower()
+            rate = run.learning_rate * 0.1**rise.drops * min(1.0, (training.iteration + 1) / max(1, run.warm_up))
             descend(optimiser, loss, rate)
-            told: dict[str, torch.Tensor | float] = {"cross_entropy": loss}
+            told: dict[str, Tensor | float] = {"cross_entropy": loss}
             told |= {"recognition": (scores.argmax(1) == label).float().mean()}
-            if (training.iteration + 1) % run.check_every == 0:
-                rise.note(recognition(net.eval(), looked_at, device))
+            if (training.iteration + 1) % run.check_every == 0 or training.iteration + 1 == run.iterations:
+                rise.note(recognition(net.eval(), looked_at, device), net)
             training.advance(told | {"held_back": rise.latest}, rate)
-    seen_at_last: Pictures = pictures_of(model, data.test, device).to(device.torch)
-    return training.finish(
-        net, recognition=recognition(net.eval(), seen_at_last, device), iterations=training.iteration
-    )
+    net.load_state_dict(rise.weights)
+    at_last = recognition(net.eval(), pictures_of(model, data.test, device), device)
+    return training.finish(net, recognition=at_last, iterations=training.iteration)
 
 
 class Rise:
     """Whether accuracy still rises: when it no longer does, the learning rate drops once, and then the run ends."""
 
     def __init__(self, patience: int) -> None:
-        self.latest, self.best, self.since, self.drops = 0.0, 0.0, 0, 0
+        self.latest, self.best, self.since, self.drops = 0.0, -1.0, 0, 0
+        self.weights: dict[str, Tensor] = {}
+        """Those of the best accuracy so far."""
         self._patience = patience
 
     @property
@@ -75,17 +83,25 @@ class Rise:
         """It stopped rising at the lower learning rate too."""
         return self.drops > 1
 
-    def note(self, accuracy: float) -> None:
-        """Take in a new accuracy."""
+    def note(self, accuracy: float, net: nn.Module) -> None:
+        """Take in a new accuracy, and the weights if it is the best."""
         self.latest = accuracy
         self.since = 0 if accuracy > self.best else self.since + 1
-        self.best = max(self.best, accuracy)
+        if accuracy > self.best:
+            self.best = accuracy
+            self.weights = {name: value.detach().clone() for name, value in net.state_dict().items()}
         if self.since >= self._patience:
             self.drops, self.since = self.drops + 1, 0
 
-    def state_dict(self) -> dict[str, float]:
-        return {"latest": self.latest, "best": self.best, "since": self.since, "drops": self.drops}
+    def lower(self) -> None:
+        """Drop the learning rate now, if it hasn't dropped yet; whether accuracy rises is watched anew."""
+        if not self.drops:
+            self.drops, self.since = 1, 0
 
-    def load_state_dict(self, state: dict[str, float], /) -> None:
-        self.latest, self.best = state["latest"], state["best"]
+    def state_dict(self) -> dict[str, Any]:
+        told = {"latest": self.latest, "best": self.best, "since": self.since, "drops": self.drops}
+        return told | {"weights": self.weights}
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        self.latest, self.best, self.weights = state["latest"], state["best"], state["weights"]
         self.since, self.drops = int(state["since"]), int(state["drops"])

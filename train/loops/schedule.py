@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from train import checkpoint
-from train.settings import Run
+from train.devices import Device
+from train.settings import Run, SmallRun
 
 Report = Callable[[dict[str, Any]], None]
 """Called with each row of a log."""
 
 REPORT_EVERY = 50
-SAVE_EVERY = 250
-"""A multiple of ``REPORT_EVERY``, so that no term that was summed for a report is lost."""
+SAVE_AFTER_S = 30.0
+"""Saved with a report, so that no term that was summed for one is lost, and not more often than so."""
 
 
 class Stateful(Protocol):
@@ -75,6 +76,11 @@ def described(run: Run) -> dict[str, Any]:
     return {key: list(v) if isinstance(v, tuple) else v for key, v in {"kind": run.kind, **asdict(run)}.items()}
 
 
+def fingerprints(runs: Path, names: Iterable[str]) -> dict[str, str]:
+    """Finished runs of a folder, by name, as ``checkpoint.fingerprint`` knows them."""
+    return {name: checkpoint.fingerprint(runs / name / "final.pt") for name in names}
+
+
 class Training:
     """A run on its way: all that moves, random state and iteration, saved as one, and its log.
 
@@ -84,16 +90,25 @@ class Training:
         generator: what the loop draws from.
         out: where ``last.pt``, ``final.pt`` and ``log.csv`` go. A run that is there goes on.
         report: called with each row of the log.
+        device: that trains, for what is told of the result.
     """
 
     def __init__(
-        self, run: Run, parts: Mapping[str, Stateful], generator: torch.Generator, out: Path, report: Report
+        self,
+        run: Run,
+        parts: Mapping[str, Stateful],
+        generator: torch.Generator,
+        out: Path,
+        report: Report,
+        device: Device | None = None,
     ) -> None:
         self.run = run
         self.iteration = 0
         self._parts, self._generator, self._report = parts, generator, report
         # Of the code that this process runs, not of what is checked out when it ends.
         self._provenance = checkpoint.provenance()
+        if device is not None:
+            self._provenance["device"] = device.told
         self._path = out / "last.pt"
         out.mkdir(parents=True, exist_ok=True)
         if self._path.exists():
@@ -101,6 +116,7 @@ class Training:
         self._log = checkpoint.Log(out / "log.csv", keep_until=self.iteration)
         self._sums: dict[str, Tensor | float] = {}
         self._began, self._summed_from = time.monotonic(), self.iteration
+        self._saved = self._began
 
     def __enter__(self) -> "Training":
         return self
@@ -128,13 +144,16 @@ class Training:
             self._log.write(row)
             self._report(row)
             self._sums, self._summed_from = {}, self.iteration
-        if self.iteration % SAVE_EVERY == 0 or ended:
-            self._save()
+            if ended or time.monotonic() - self._saved >= SAVE_AFTER_S:
+                self._save()
+                self._saved = time.monotonic()
 
     def finish(self, net: nn.Module, **told: Any) -> Path:
         """Write a network's weights, with what they came from, to ``final.pt`` beside the checkpoint."""
         final = self._path.with_name("final.pt")
         state = {"net": net.state_dict(), "run": described(self.run), "provenance": self._provenance}
+        if isinstance(self.run, SmallRun):
+            state["needs"] = fingerprints(final.parent.parent, [name for name, _ in self.run.needs])
         checkpoint.save(final, state | told)
         return final
 
@@ -143,14 +162,22 @@ class Training:
         state |= {"generator": self._generator.get_state(), "torch": torch.get_rng_state()}
         if torch.cuda.is_available():
             state["cuda"] = torch.cuda.get_rng_state()
-        checkpoint.save(self._path, state | {"iteration": self.iteration, "run": described(self.run)})
+        state |= {"iteration": self.iteration, "run": described(self.run), "provenance": self._provenance}
+        checkpoint.save(self._path, state)
 
     def _resume(self) -> None:
         state = checkpoint.load(self._path)
         if state["run"] != described(self.run):
             raise checkpoint.CheckpointError(f"{self._path}: of a run with other settings; move it away to start anew")
-        for name, part in self._parts.items():
-            part.load_state_dict(state[name])
+        try:
+            for name, part in self._parts.items():
+                part.load_state_dict(state[name])
+        except (KeyError, ValueError, RuntimeError) as error:
+            problem = f"of another version of the program ({error}); move it away to start anew"
+            raise checkpoint.CheckpointError(f"{self._path}: {problem}") from None
+        begun_by = state.get("provenance", self._provenance)
+        if begun_by["commit"] != self._provenance["commit"]:
+            self._provenance["commit"] = f"{begun_by['commit']}, then {self._provenance['commit']}"
         self._generator.set_state(state["generator"])
         torch.set_rng_state(state["torch"])
         if "cuda" in state and torch.cuda.is_available():

@@ -1,7 +1,7 @@
 """The table of loops that learn from small labelled sets, one file each."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from train.data.small import open_set
@@ -31,11 +31,11 @@ LOOPS: Mapping[type[Run], Callable[..., Path]] = {
 }
 
 
-def start(run: SmallRun, folder: Path | None, cache: Path, out: Path, report: Report) -> Path:
+def start(run: SmallRun, folders: Sequence[Path], cache: Path, out: Path, report: Report) -> Path:
     """Train by the settings of a run on CIFAR-10 or MNIST; returns the path of ``out/final.pt``.
 
     Finished runs that this one names lie beside it, a folder each.
     """
-    data, device = open_set(run.data, folder, cache), find_device()
+    data, device = open_set(run.data, folders, cache), find_device()
     log.info("on %s", device.told)
     return LOOPS[type(run)](run, data, device, out, report)

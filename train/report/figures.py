@@ -1,6 +1,6 @@
 """The figures of docs/paper.md as PNG: pictures side by side, and accuracy against PSNR."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,21 +39,21 @@ _DPI = 150
 
 
 def draw_pictures(
-    schedule: str, runs: Path, sets: dict[str, SmallSet], device: Device, folder: Path
+    schedule: str, runs: Path, sets: Callable[[str], SmallSet], device: Device, folder: Path
 ) -> list[dict[str, str]]:
     """Figures 4 and 5 of a schedule, as far as its runs have finished; tells their titles and files."""
     drawn = []
     for name, (title, data, models) in _FIGURES.items():
         finished = {run: told for run, told in models.items() if (runs / run / "final.pt").exists()}
-        if not finished or data not in sets:
+        if not finished:
             continue
-        originals = sets[data].test[:SHOWN]
+        originals = sets(data).test[:SHOWN]
         rows = [("original", originals)]
         for run, told in finished.items():
             rows.append((told, pictures_of(model_of(runs / run / "final.pt", device), originals, device)))
         file = f"{name}-{schedule}.png"
         _grid(rows, title, folder / file)
-        drawn.append({"title": f"{title}, {schedule} schedule", "file": file})
+        drawn.append({"title": f"{title}, {schedule} schedule", "file": file, "schedule": schedule})
     return drawn
 
 
@@ -81,7 +81,8 @@ def draw_trade(schedule: str, told: dict[str, Any], folder: Path) -> list[dict[s
         return []
     file = f"trade-{schedule}.png"
     figure.savefig(folder / file, dpi=_DPI, metadata={"Software": None})
-    return [{"title": f"Recognition against PSNR, {schedule} schedule; the line is chance", "file": file}]
+    title = f"Recognition against PSNR, {schedule} schedule; the line is chance"
+    return [{"title": title, "file": file, "schedule": schedule}]
 
 
 def _grid(rows: Sequence[tuple[str, Pictures]], title: str, path: Path) -> None:
