@@ -257,7 +257,7 @@ def test_learning_readers_start_from_every_surrogate_in_turn_and_the_last_are_ke
     readers = LearningReaders(surrogates, count=2, kept=1)
 
     def started(name: str) -> float:
-        return float(readers.readers()[name].second.weight.detach())  # type: ignore[arg-type]
+        return float(readers.readers()[name].second.state_dict()["weight"])
 
     assert (started("learning_0"), started("learning_1")) == (0, 1)
     seen = []

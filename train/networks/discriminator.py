@@ -2,8 +2,9 @@
 
 from torch import Tensor, nn
 
+from train.networks.classifiers.classifier import CLASSES
+
 _WIDTHS = (64, 128, 256)
-_CLASSES = 10
 
 
 class Discriminator(nn.Module):
@@ -16,7 +17,7 @@ class Discriminator(nn.Module):
             layers += [nn.Conv2d(inputs, outputs, 5, stride=2, padding=2), nn.LeakyReLU(0.2, inplace=True)]
         self.trunk = nn.Sequential(*layers)
         self.real = nn.Conv2d(_WIDTHS[-1], 1, 5, padding=2)
-        self.recognised = nn.Conv2d(_WIDTHS[-1], _CLASSES, 5, padding=2)
+        self.recognised = nn.Conv2d(_WIDTHS[-1], CLASSES, 5, padding=2)
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         features = self.trunk(pictures * 2 - 1)

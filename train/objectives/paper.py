@@ -69,7 +69,7 @@ def beta_due(beta: float, beta_later: float, read_below: float, lowest: float) -
     """β of (4): the paper's MNIST runs start with 1 and go on with 0.1 once training accuracy fell under 0.1.
 
     Args:
-        lowest: the lowest accuracy so far, of a whole report of training; 1 at first.
+        lowest: the lowest accuracy so far, of a whole pass through the training pictures; 1 at first.
     """
     return beta_later if lowest < read_below else beta
 

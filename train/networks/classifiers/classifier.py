@@ -1,5 +1,6 @@
 """What every small classifier is: a normalisation and two halves, so that one can look at it halfway."""
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -46,6 +47,45 @@ class Pooled(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         scores: Tensor = self.linear(features.mean((2, 3)))
         return scores
+
+
+class NormedHead(nn.Module):
+    """Mean over places, layer normalisation, one linear layer: the head of classifiers without batch normalisation.
+
+    Args:
+        width: of the features.
+        places: dimensions to take the mean over, (2, 3) of (N, C, H, W) or (1,) of tokens (N, places, C).
+    """
+
+    def __init__(self, width: int, places: tuple[int, ...] = (1,)) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, CLASSES))
+        self.places = places
+
+    def forward(self, features: Tensor) -> Tensor:
+        return cast(Tensor, self.layers(features.mean(self.places)))
+
+
+class Patches(nn.Module):
+    """Patches of 4×4 pixels as tokens, (N, 1, 32, 32) → (N, 64, width), by a few small convolutions.
+
+    Convolutional (Xiao et al. 2021) so that they learn fast.
+
+    Args:
+        channels: of the 3×3 layers; the last has a stride of 2, as has the 2×2 layer that ends in tokens.
+        width: of the tokens.
+    """
+
+    def __init__(self, channels: Sequence[int], width: int) -> None:
+        super().__init__()
+        layers, before = [], 1
+        for place, after in enumerate(channels, 1):
+            layers.append(conv_bn_relu(before, after, stride=2 if place == len(channels) else 1))
+            before = after
+        self.layers = nn.Sequential(*layers, nn.Conv2d(before, width, 2, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.layers(x)).flatten(2).transpose(1, 2)
 
 
 def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Conv2d:

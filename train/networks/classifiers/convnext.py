@@ -5,7 +5,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from train.networks.classifiers.classifier import CLASSES, Classifier
+from train.networks.classifiers.classifier import Classifier, NormedHead
 
 _WIDTHS, _DEPTHS = (48, 96, 192), (2, 3, 2)
 
@@ -30,15 +30,6 @@ class _Block(nn.Module):
         return x + cast(Tensor, out * self.scale).permute(0, 3, 1, 2)
 
 
-class _Head(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, CLASSES))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.layers(x.mean((2, 3))))
-
-
 def convnext() -> Classifier:
     """A judge: 7×7 depthwise convolutions, layer normalisation, GELU."""
     stages, before = [], 1
@@ -47,4 +38,4 @@ def convnext() -> Classifier:
         down = [halve, _ChannelNorm(width)] if before == 1 else [_ChannelNorm(before), halve]
         stages.append(nn.Sequential(*down, *(_Block(width) for _ in range(depth))))
         before = width
-    return Classifier(nn.Sequential(*stages[:2]), nn.Sequential(stages[2], _Head(before)))
+    return Classifier(nn.Sequential(*stages[:2]), nn.Sequential(stages[2], NormedHead(before, (2, 3))))

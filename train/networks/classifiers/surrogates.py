@@ -5,7 +5,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from train.networks.classifiers.classifier import CLASSES, Classifier, Pooled, conv_bn_relu
+from train.networks.classifiers.classifier import Classifier, NormedHead, Patches, Pooled, conv_bn_relu
 
 
 def convnet8() -> Classifier:
@@ -54,28 +54,8 @@ class _Mixed(nn.Module):
         return x + cast(Tensor, self.channels(self.before_channels(x)))
 
 
-class _Tokens(nn.Module):
-    """Patches of 4×4 as tokens: (N, 1, 32, 32) → (N, 64, width)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.patches = nn.Sequential(conv_bn_relu(1, 64, stride=2), nn.Conv2d(64, width, 2, 2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.patches(x)).flatten(2).transpose(1, 2)
-
-
-class _Head(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, CLASSES))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return cast(Tensor, self.layers(tokens.mean(1)))
-
-
 def mixer() -> Classifier:
     """Patches and perceptrons, neither convolution nor attention (Tolstikhin et al. 2021)."""
     width, places = 160, 64
-    first = nn.Sequential(_Tokens(width), *(_Mixed(places, width) for _ in range(3)))
-    return Classifier(first, nn.Sequential(*(_Mixed(places, width) for _ in range(3)), _Head(width)))
+    first = nn.Sequential(Patches((64,), width), *(_Mixed(places, width) for _ in range(3)))
+    return Classifier(first, nn.Sequential(*(_Mixed(places, width) for _ in range(3)), NormedHead(width)))
