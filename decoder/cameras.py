@@ -62,7 +62,7 @@ class Stream:
         self.last_message = time.monotonic()
         check_frame(frame, self._received, self._limits)
         if frame.kind == pb.FRAME_KIND_DELTA and (self._levels is None or frame.base_sequence != self._received):
-            self._change(pb.CHANGE_SEND_KEY)
+            self.ask_key()
             return False
         self._levels = await asyncio.to_thread(self._unpack, frame)
         self._received = frame.sequence
@@ -128,6 +128,10 @@ class Stream:
         if lasting and now - self._asked_lower > _ASK_LOWER_EVERY_S:
             self._asked_lower = now
             self._change(pb.CHANGE_LOWER_RATE)
+
+    def ask_key(self) -> None:
+        """Ask the camera for a key frame."""
+        self._change(pb.CHANGE_SEND_KEY)
 
     def _change(self, change: "pb.Change.ValueType") -> None:
         self._changes.add(change)

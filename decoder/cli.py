@@ -43,6 +43,12 @@ def decode(
     save: Annotated[
         Path | None, typer.Option(help="save pictures as they are shown: DIR/CAMERA/CAPTURETIME-SEQUENCE.png")
     ] = None,
+    record: Annotated[
+        Path | None, typer.Option(help="record measurements as they come: DIR/CAMERA/CAPTURETIME.vcseg")
+    ] = None,
+    record_hours: Annotated[float, typer.Option(min=0, help="delete recordings that are older; 0 keeps them")] = 0,
+    record_megabytes: Annotated[int, typer.Option(min=0, help="keep so much of them at most; 0: no limit")] = 0,
+    record_free: Annotated[int, typer.Option(min=0, help="megabytes of the disk that recordings leave free")] = 1024,
     allow_plain: Annotated[
         bool, typer.Option("--allow-plain", help="let any viewer ask for plain pictures, which classifiers can read")
     ] = False,
@@ -61,16 +67,21 @@ def decode(
         from decoder.admission import Limits
         from decoder.catalogue import SHIPPED, CatalogueError, load_catalogue
         from decoder.engines import EngineError
+        from decoder.recordings.store import Retention
         from decoder.server import Server, ServerError, Settings
     except ModuleNotFoundError as error:
         log.error("%s is missing: pip install 'veilcam[decoder]'", error.name)
         sys.exit(UNUSABLE)
-    settings = Settings(host, port, http, allow_plain, save, Limits(cameras=max_cameras, pixels=max_pixels))
+    retention = Retention(record_hours, record_megabytes, record_free)
+    limits = Limits(cameras=max_cameras, pixels=max_pixels)
+    settings = Settings(host, port, http, allow_plain, save, record, retention, limits)
 
     async def serve() -> int:
         catalogue = load_catalogue(reconstructor or [SHIPPED], engine, threads)
         server = Server(catalogue, settings)
         await server.start()
+        if record:
+            log.info("recording measurements into %s", record)
         for each in catalogue.reconstructors:
             log.info(
                 "reconstructor %s (%s): id %s, operator %s, %d rows; engine %s on %s, %d threads",

@@ -18,6 +18,8 @@ from decoder.admission import Limits
 from decoder.cameras import Cameras
 from decoder.catalogue import Catalogue
 from decoder.reconstruction import Worker
+from decoder.recordings.recorder import Recorder
+from decoder.recordings.store import Retention, Store
 from decoder.service import CamerasService, ViewersService
 from decoder.viewers.folder import save_pictures
 from decoder.viewers.web import web_app
@@ -43,6 +45,8 @@ class Settings:
     http_port: int = 8080
     allow_plain: bool = False
     save: Path | None = None
+    record: Path | None = None
+    retention: Retention = field(default_factory=Retention)
     limits: Limits = field(default_factory=Limits)
 
 
@@ -56,6 +60,7 @@ class Server:
         self.http_port = 0
         renditions = ("veiled", "plain") if settings.allow_plain else ("veiled",)
         self._worker = Worker(self.cameras, catalogue, renditions)
+        self._recorder = _recorder(settings)
         self._health = health.aio.HealthServicer()
         self._grpc = self._grpc_server(catalogue, renditions)
         app = web_app(self.cameras, catalogue, renditions, settings.host)
@@ -72,7 +77,7 @@ class Server:
         """
         host, port, http_port = self.settings.host, self.settings.port, self.settings.http_port
         if self.settings.save:
-            _writable(self.settings.save)
+            _writable(self.settings.save, "--save")
         try:
             listener = socket.create_server(
                 (host, http_port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -111,8 +116,10 @@ class Server:
         for task in self._tasks:
             task.cancel()
         await asyncio.wait(self._tasks, timeout=grace)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.to_thread(self._worker.close), grace)
+        for part in (self._worker, self._recorder):
+            if part is not None:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(asyncio.to_thread(part.close), grace)
 
     def _grpc_server(self, catalogue: Catalogue, renditions: tuple[str, ...]) -> aio.Server:
         limits = self.settings.limits
@@ -124,7 +131,9 @@ class Server:
             ("grpc.so_reuseport", 0),
         ]
         server = aio.server(options=options, maximum_concurrent_rpcs=limits.connections)
-        add_CamerasServicer_to_server(CamerasService(self.cameras, catalogue, self._worker, limits), server)
+        add_CamerasServicer_to_server(
+            CamerasService(self.cameras, catalogue, self._worker, limits, self._recorder), server
+        )
         add_ViewersServicer_to_server(ViewersService(self.cameras, renditions), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = [service.full_name for service in pb.DESCRIPTOR.services_by_name.values()]
@@ -133,13 +142,20 @@ class Server:
         return server
 
 
-def _writable(folder: Path) -> None:
+def _recorder(settings: Settings) -> Recorder | None:
+    if settings.record is None:
+        return None
+    _writable(settings.record, "--record")
+    return Recorder(Store(settings.record, settings.retention))
+
+
+def _writable(folder: Path, option: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ServerError(f"--save {folder}: can't be written ({error.strerror})") from None
+        raise ServerError(f"{option} {folder}: can't be written ({error.strerror})") from None
 
 
 class _Web(uvicorn.Server):

@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any, NoReturn
 
 import grpc
@@ -14,6 +16,7 @@ from decoder.cameras import Camera, Cameras, Stream
 from decoder.catalogue import Catalogue
 from decoder.pictures import Picture
 from decoder.reconstruction import Worker
+from decoder.recordings.recorder import Recorder
 from protos.v1 import veilcam_pb2 as pb
 from protos.v1.veilcam_pb2_grpc import CamerasServicer, ViewersServicer
 
@@ -30,8 +33,11 @@ _ENCODINGS = (pb.ENCODING_UNSPECIFIED, pb.ENCODING_JPEG, pb.ENCODING_GRAY8)
 class CamerasService(CamerasServicer):
     """Takes cameras' streams."""
 
-    def __init__(self, cameras: Cameras, catalogue: Catalogue, worker: Worker, limits: Limits) -> None:
+    def __init__(
+        self, cameras: Cameras, catalogue: Catalogue, worker: Worker, limits: Limits, recorder: Recorder | None = None
+    ) -> None:
         self._cameras = cameras
+        self._recorder = recorder
         self._catalogue = catalogue
         self._worker = worker
         self._limits = limits
@@ -47,6 +53,9 @@ class CamerasService(CamerasServicer):
             stream = self._admit(await _first(request_iterator))
             camera = self._cameras.connect(stream)
             hello = stream.hello
+            if self._recorder is not None:
+                loop = asyncio.get_running_loop()
+                self._recorder.begin(hello, partial(loop.call_soon_threadsafe, stream.ask_key))
             log.info("camera %s connected from %s: %d×%d", camera.name, peer, hello.width, hello.height)
             yield pb.PublishResponse(accepted=pb.Accepted(max_payload_bytes=self._limits.payload_bytes))
             async for acknowledgement in self._frames(request_iterator, stream):
@@ -57,6 +66,8 @@ class CamerasService(CamerasServicer):
             await _abort(context, refusal)
         finally:
             if camera is not None and stream is not None:
+                if self._recorder is not None and camera.stream is stream:
+                    self._recorder.end(camera.name)
                 self._cameras.disconnect(camera, stream)
                 log.info("camera %s disconnected", camera.name)
 
@@ -100,6 +111,8 @@ class CamerasService(CamerasServicer):
                     raise invalid("message", "expected a frame after the hello")
                 if await stream.receive(request.frame):
                     self._cameras.pending.set()
+                    if self._recorder is not None and not stream.problem:
+                        self._recorder.offer(stream.hello.camera, request.frame, time.time_ns())
         except Refusal as refusal:
             stream.end(refusal)
         except Exception:  # the reader's task has no other listener: the camera is told, the log has it all

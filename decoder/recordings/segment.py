@@ -1,0 +1,213 @@
+"""A segment of a recording: one file, appended to and never changed, of one camera's frames as they came.
+
+All numbers little-endian.
+
+    head     magic "VCSEG" │ u8 version │ u32 length │ u32 CRC-32 │ veilcam.v1.Hello of that length
+    record   u32 length │ u32 CRC-32 │ i64 time received, ns since 1970 │ veilcam.v1.Frame of that length
+    …        the first frame is a key frame
+
+A record's CRC covers its length, its time and its frame. What follows the last whole record was being written when the
+writer was killed, and is left out. Where a record in the middle is damaged, a reader goes on at the next key frame that
+the index knows. The index lies beside the segment, a row of 16 bytes a frame; rows that it lacks are found in the
+segment, and one that doesn't fit is left aside.
+"""
+
+import errno
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import BinaryIO
+
+from google.protobuf.message import DecodeError
+
+from protos.v1 import veilcam_pb2 as pb
+
+VERSION = 1
+SUFFIX, INDEX_SUFFIX = ".vcseg", ".index"
+
+_MAGIC = b"VCSEG"
+_HEAD = struct.Struct("<5sBII")
+_RECORD = struct.Struct("<IIq")
+_COVERED = struct.Struct("<Iq")
+_ROW = struct.Struct("<qQ")
+_MAX_HELLO = 1 << 12
+_MAX_FRAME = 64 << 20
+"""Bytes; a length above it is damage, and nothing is allocated for it."""
+
+
+class SegmentError(ValueError):
+    """A file that is no segment; the message names it and what was expected."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a frame of a segment is.
+
+    Attributes:
+        capture_time_ns: since 1970, by the camera's clock.
+        offset: of its record, in bytes from the start of the file.
+        key: it needs no other frame.
+    """
+
+    capture_time_ns: int
+    offset: int
+    key: bool
+
+
+class SegmentWriter:
+    """Appends frames to a segment of its own. Each record goes out in one write.
+
+    Raises:
+        OSError: the file can't be made; then none is left.
+    """
+
+    def __init__(self, path: Path, hello: pb.Hello) -> None:
+        self.path = path
+        self.frames = 0
+        self._file: BinaryIO = os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb", buffering=0)
+        self._index: BinaryIO = os.fdopen(
+            os.open(index_of(path), os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb", buffering=0
+        )
+        told = hello.SerializeToString()
+        try:
+            self.size = self._put(self._file, _HEAD.pack(_MAGIC, VERSION, len(told), zlib.crc32(told)) + told)
+        except OSError:
+            self.close()
+            path.unlink()
+            index_of(path).unlink()
+            raise
+
+    def append(self, frame: pb.Frame, received_ns: int) -> None:
+        """Write one frame.
+
+        Raises:
+            OSError: the disk is full or gone; what was written of the record before is cut off by the next reader.
+        """
+        told = frame.SerializeToString()
+        covered = _COVERED.pack(len(told), received_ns)
+        record = _RECORD.pack(len(told), zlib.crc32(told, zlib.crc32(covered)), received_ns) + told
+        offset = self.size
+        self.size += self._put(self._file, record)
+        self.frames += 1
+        key = frame.kind == pb.FRAME_KIND_KEY
+        self._put(self._index, _ROW.pack(frame.capture_time_ns, offset << 1 | key))
+
+    def flush(self) -> None:
+        """Bring what was written onto the disk itself."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close both files."""
+        self._file.close()
+        self._index.close()
+
+    @staticmethod
+    def _put(file: BinaryIO, data: bytes) -> int:
+        written = file.write(data)
+        if written != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return len(data)
+
+
+class Segment:
+    """A segment to read, also one that is being written or whose writer was killed.
+
+    Raises:
+        SegmentError: not a segment, or its head is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with path.open("rb") as file:
+                self.hello, self._first = _read_head(path, file)
+        except OSError as error:
+            raise SegmentError(f"{path}: {error.strerror}") from None
+
+    def entries(self) -> list[Entry]:
+        """Every frame, in order, from the index where it fits and for the rest from the segment itself."""
+        size = self.path.stat().st_size
+        entries = _read_index(index_of(self.path))
+        if not entries or entries[0].offset != self._first or entries[-1].offset >= size:
+            entries = []
+        with self.path.open("rb") as file:
+            # The index's last row may be of a record that was never finished, or miss records: the file decides.
+            start = entries.pop().offset if entries else self._first
+            entries += [entry for entry, _, _ in _records(file, start)]
+        return entries
+
+    def frames(self, start: int | None = None) -> Iterator[tuple[pb.Frame, int]]:
+        """Whole frames from a record's offset on, with the times they were received.
+
+        After damage the next one is a key frame.
+        """
+        offset = self._first if start is None else start
+        with self.path.open("rb") as file:
+            while True:
+                for _, frame, received_ns in _records(file, offset):
+                    yield frame, received_ns
+                stopped, end = file.tell(), self.path.stat().st_size
+                known = _read_index(index_of(self.path))
+                later = [entry.offset for entry in known if entry.key and stopped < entry.offset < end]
+                if not later:
+                    return
+                offset = later[0]
+
+
+def index_of(path: Path) -> Path:
+    """Where the index of a segment is."""
+    return path.with_suffix(INDEX_SUFFIX)
+
+
+def _read_head(path: Path, file: BinaryIO) -> tuple[pb.Hello, int]:
+    head = file.read(_HEAD.size)
+    if len(head) < _HEAD.size:
+        raise SegmentError(f"{path}: {len(head)} bytes are too few for a segment")
+    magic, version, length, crc = _HEAD.unpack(head)
+    if magic != _MAGIC:
+        raise SegmentError(f"{path}: begins with {magic!r}, a segment with {_MAGIC!r}")
+    if version != VERSION:
+        raise SegmentError(f"{path}: version {version}, this program reads {VERSION}")
+    told = file.read(length) if length <= _MAX_HELLO else b""
+    if len(told) != length or zlib.crc32(told) != crc:
+        raise SegmentError(f"{path}: its head is damaged")
+    try:
+        return pb.Hello.FromString(told), _HEAD.size + length
+    except DecodeError:
+        raise SegmentError(f"{path}: its head is no veilcam.v1.Hello") from None
+
+
+def _records(file: BinaryIO, start: int) -> Iterator[tuple[Entry, pb.Frame, int]]:
+    """Whole records from an offset on; the file then stands where the first that isn't whole begins."""
+    offset = start
+    while True:
+        file.seek(offset)
+        head = file.read(_RECORD.size)
+        length, crc, received_ns = _RECORD.unpack(head) if len(head) == _RECORD.size else (0, 0, 0)
+        told = file.read(length) if 0 < length <= _MAX_FRAME else b""
+        whole = told and len(told) == length
+        if not whole or zlib.crc32(told, zlib.crc32(_COVERED.pack(length, received_ns))) != crc:
+            break
+        try:
+            frame = pb.Frame.FromString(told)
+        except DecodeError:
+            break
+        yield Entry(frame.capture_time_ns, offset, frame.kind == pb.FRAME_KIND_KEY), frame, received_ns
+        offset += _RECORD.size + length
+    file.seek(offset)
+
+
+def _read_index(path: Path) -> list[Entry]:
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return []
+    whole = data[: len(data) // _ROW.size * _ROW.size]
+    entries = [Entry(time_ns, place >> 1, bool(place & 1)) for time_ns, place in _ROW.iter_unpack(whole)]
+    if any(later.offset <= earlier.offset for earlier, later in pairwise(entries)):
+        return []
+    return entries

@@ -1,0 +1,109 @@
+"""Where recordings lie, FOLDER/CAMERA/START.vcseg, and how much of them is kept."""
+
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from decoder.recordings.segment import SUFFIX, index_of
+
+_ROOM = 64 << 20
+"""Bytes made free on a full disk before recording goes on, or a tenth of a smaller one."""
+
+log = logging.getLogger("veilcam.decode")
+
+
+@dataclass(frozen=True)
+class Retention:
+    """How much is kept; 0 sets no limit.
+
+    Attributes:
+        hours: older segments go.
+        megabytes: of all recordings together.
+        free_megabytes: left free on the disk.
+    """
+
+    hours: float = 0.0
+    megabytes: int = 0
+    free_megabytes: int = 1024
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A segment on disk; ``start_ns`` is when its first frame was captured."""
+
+    path: Path
+    camera: str
+    start_ns: int
+    size: int
+
+
+class Store:
+    """The segments of all cameras in one folder.
+
+    Args:
+        folder: made, for its owner alone, if it isn't there.
+        retention: how much is kept.
+    """
+
+    def __init__(self, folder: Path, retention: Retention) -> None:
+        self.folder, self._retention = folder, retention
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def segments(self, camera: str | None = None) -> list[Kept]:
+        """Segments of one camera or of all, oldest first."""
+        return sorted(self._found(camera), key=lambda kept: (kept.start_ns, kept.camera))
+
+    def place(self, camera: str, start_ns: int) -> Path:
+        """A new segment's path."""
+        folder = self.folder / camera
+        folder.mkdir(mode=0o700, exist_ok=True)
+        path = folder / f"{start_ns:020d}{SUFFIX}"
+        while path.exists():
+            start_ns += 1
+            path = folder / f"{start_ns:020d}{SUFFIX}"
+        return path
+
+    def tidy(self, writing: set[Path], full: bool = False) -> None:
+        """Delete the oldest segments that are beyond what is kept, and say so.
+
+        Args:
+            writing: segments that are still being written.
+            full: the disk is full, whatever is to be left free: make some room.
+        """
+        room = self._retention.free_megabytes << 20
+        if full:
+            room = max(room, min(_ROOM, shutil.disk_usage(self.folder).total // 10))
+        segments = [kept for kept in self.segments() if kept.path not in writing]
+        total = sum(kept.size for kept in self._found(None))
+        limit = self._retention.megabytes << 20
+        too_old = time.time_ns() - int(self._retention.hours * 3600e9)
+        for kept in segments:
+            free = shutil.disk_usage(self.folder).free
+            if self._retention.hours and kept.start_ns < too_old:
+                reason = f"older than {self._retention.hours:g} h"
+            elif limit and total > limit:
+                reason = f"recordings take more than {self._retention.megabytes} MiB"
+            elif free < room:
+                reason = f"only {free >> 20} MiB of the disk are free"
+            else:
+                return
+            self.delete(kept, reason)
+            total -= kept.size
+
+    def delete(self, kept: Kept, reason: str) -> None:
+        """Delete one segment with its index."""
+        kept.path.unlink(missing_ok=True)
+        index_of(kept.path).unlink(missing_ok=True)
+        log.warning("recording %s of camera %s deleted: %s", kept.path.name, kept.camera, reason)
+
+    def _found(self, camera: str | None) -> Iterator[Kept]:
+        folders = [self.folder / camera] if camera is not None else [p for p in self.folder.iterdir() if p.is_dir()]
+        for folder in folders:
+            for path in folder.glob(f"*{SUFFIX}"):
+                try:
+                    yield Kept(path, folder.name, int(path.stem), path.stat().st_size)
+                except (ValueError, FileNotFoundError):
+                    continue

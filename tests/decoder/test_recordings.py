@@ -1,0 +1,288 @@
+"""Recordings: what a kill at any byte leaves, retention, a slow or full disk, and a real service that records."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from decoder.recordings.recorder import Recorder, SegmentLimits
+from decoder.recordings.segment import Entry, Segment, SegmentError, SegmentWriter, index_of
+from decoder.recordings.store import Retention, Store
+from decoder.server import Settings
+from encoder.packing import Packer
+from encoder.sampling import Operator
+from protos.v1 import veilcam_pb2 as pb
+from tests.conftest import StartService, frame_of, hello_of
+from tests.decoder.test_service import Camera
+
+HELLO = pb.Hello(camera="porch", operator_id="0" * 16, width=64, height=48, frame_rate=10)
+
+
+def frames(count: int, size: int = 60, every: int = 4) -> list[pb.Frame]:
+    """Frames of random bytes, every so many a key frame."""
+    draw = random.Random(count)
+    made = []
+    for number in range(1, count + 1):
+        key = (number - 1) % every == 0
+        kind = pb.FRAME_KIND_KEY if key else pb.FRAME_KIND_DELTA
+        base = 0 if key else number - 1
+        payload = draw.randbytes(draw.randint(1, size))
+        made.append(
+            pb.Frame(sequence=number, capture_time_ns=number * 1000, kind=kind, base_sequence=base, payload=payload)
+        )
+    return made
+
+
+def written(path: Path, told: list[pb.Frame]) -> Path:
+    writer = SegmentWriter(path, HELLO)
+    for frame in told:
+        writer.append(frame, frame.capture_time_ns + 7)
+    writer.close()
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(tmp_path_factory.mktemp("whole") / "1.vcseg", frames(20))
+
+
+def read(path: Path) -> list[pb.Frame]:
+    return [frame for frame, _ in Segment(path).frames()]
+
+
+def test_what_was_written_reads_back(whole: Path) -> None:
+    segment = Segment(whole)
+    assert segment.hello == HELLO
+    assert [(frame, received) for frame, received in segment.frames()] == [
+        (frame, frame.capture_time_ns + 7) for frame in frames(20)
+    ]
+    entries = segment.entries()
+    assert [(entry.capture_time_ns, entry.key) for entry in entries] == [
+        (frame.capture_time_ns, frame.kind == pb.FRAME_KIND_KEY) for frame in frames(20)
+    ]
+    assert next(segment.frames(entries[8].offset))[0] == frames(20)[8]
+    assert whole.stat().st_mode & 0o077 == 0
+
+
+@given(data=st.data())
+def test_a_kill_at_any_byte_loses_nothing_but_the_tail(
+    whole: Path, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Cut the segment, and its index, at any two bytes: every record that is whole is read, and nothing else."""
+    content, index = whole.read_bytes(), index_of(whole).read_bytes()
+    entries = Segment(whole).entries()
+    cut = data.draw(st.integers(entries[0].offset, len(content)))
+    path = tmp_path_factory.mktemp("cut") / "1.vcseg"
+    path.write_bytes(content[:cut])
+    index_of(path).write_bytes(index[: data.draw(st.integers(0, len(index)))])
+    ends = [entry.offset for entry in entries[1:]] + [len(content)]
+    expected = sum(end <= cut for end in ends)
+    assert read(path) == frames(20)[:expected]
+    assert Segment(path).entries() == entries[:expected]
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_a_damaged_byte_costs_no_more_than_the_frames_up_to_the_next_key_frame(
+    whole: Path, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    content = bytearray(whole.read_bytes())
+    entries = Segment(whole).entries()
+    place = data.draw(st.integers(entries[0].offset, len(content) - 1))
+    content[place] ^= data.draw(st.integers(1, 255))
+    path = tmp_path_factory.mktemp("damaged") / "1.vcseg"
+    path.write_bytes(content)
+    index_of(path).write_bytes(index_of(whole).read_bytes())
+    hit = max(number for number, entry in enumerate(entries) if entry.offset <= place)
+    following = next((n for n in range(hit + 1, 20) if entries[n].key), 20)
+    assert read(path) == frames(20)[:hit] + frames(20)[following:]
+
+
+@given(content=st.binary(max_size=100))
+def test_any_bytes_are_a_segment_or_told(content: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("any") / "1.vcseg"
+    path.write_bytes(content)
+    with pytest.raises(SegmentError, match=r"1\.vcseg: "):
+        Segment(path)
+
+
+@given(rows=st.binary(max_size=200))
+def test_an_index_that_does_not_fit_is_left_aside(
+    whole: Path, rows: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("index") / "1.vcseg"
+    path.write_bytes(whole.read_bytes())
+    index_of(path).write_bytes(rows)
+    entries: list[Entry] = Segment(path).entries()
+    assert entries == Segment(whole).entries()
+    assert read(path) == frames(20)
+
+
+_WRITER = """
+import sys
+from pathlib import Path
+from decoder.recordings.segment import SegmentWriter
+from tests.decoder.test_recordings import HELLO, frames
+writer = SegmentWriter(Path(sys.argv[1]), HELLO)
+for frame in frames(100_000, size=4000):
+    writer.append(frame, 1)
+    print(frame.sequence, flush=True)
+"""
+
+
+def test_what_a_killed_writer_had_written_is_there(tmp_path: Path) -> None:
+    """SIGKILL at random moments, many times: every frame whose writing had returned is read."""
+    draw = random.Random(1)
+    for attempt in range(8):
+        path = tmp_path / f"{attempt}.vcseg"
+        process = subprocess.Popen([sys.executable, "-c", _WRITER, str(path)], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "1\n"
+        time.sleep(draw.uniform(0, 0.2))
+        process.send_signal(signal.SIGKILL)
+        told = [1, *(int(line) for line in process.stdout.read().splitlines(keepends=True) if line.endswith("\n"))]
+        process.wait(10)
+        process.stdout.close()
+        kept = read(path)
+        assert len(kept) in (told[-1], told[-1] + 1)
+        assert [frame.sequence for frame in kept] == list(range(1, len(kept) + 1))
+        assert len(Segment(path).entries()) == len(kept)
+
+
+def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_segments_end_at_a_key_frame_once_they_are_long_enough(tmp_path: Path) -> None:
+    asked: list[None] = []
+    recorder = Recorder(Store(tmp_path, Retention()), SegmentLimits(megabytes=0.001))
+    recorder.begin(HELLO, lambda: asked.append(None))
+    for frame in frames(60, size=200):
+        assert recorder.offer("porch", frame, 1)
+    recorder.close()
+    segments = Store(tmp_path, Retention()).segments("porch")
+    assert len(segments) > 3
+    assert asked
+    parts = [read(kept.path) for kept in segments]
+    assert [frame for part in parts for frame in part] == frames(60, size=200)
+    assert all(part[0].kind == pb.FRAME_KIND_KEY for part in parts)
+    assert recorder.told()["porch"].frames == 60
+
+
+def test_a_disk_that_is_too_slow_drops_counts_and_goes_on_with_a_key_frame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = SegmentWriter.append
+
+    def slowly(self: SegmentWriter, frame: pb.Frame, received_ns: int) -> None:
+        time.sleep(0.05)
+        append(self, frame, received_ns)
+
+    monkeypatch.setattr(SegmentWriter, "append", slowly)
+    asked: list[None] = []
+    recorder = Recorder(Store(tmp_path, Retention()), waiting=200)
+    recorder.begin(HELLO, lambda: asked.append(None))
+    taken = []
+    for frame in frames(40):
+        if recorder.offer("porch", frame, 1):
+            taken.append(frame)
+        time.sleep(0.01)
+    recorder.close()
+    told = recorder.told()["porch"]
+    assert told.dropped > 0
+    assert told.frames + told.dropped == 40
+    assert asked
+    (kept,) = Store(tmp_path, Retention()).segments()
+    recorded = read(kept.path)
+    assert recorded == taken
+    for before, frame in zip([None, *recorded], recorded, strict=False):
+        assert frame.kind == pb.FRAME_KIND_KEY or (before is not None and frame.base_sequence == before.sequence)
+
+
+def test_a_full_disk_deletes_the_oldest_and_recording_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A real file system of one megabyte."""
+    small = tmp_path / "small"
+    small.mkdir()
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", small]).returncode:
+        pytest.skip("a small file system can't be mounted here")
+    try:
+        recorder = Recorder(Store(small, Retention(free_megabytes=0)), SegmentLimits(megabytes=0.2))
+        recorder.begin(HELLO, lambda: None)
+        for number, frame in enumerate(frames(1500, size=4000, every=2)):
+            recorder.offer("porch", frame, 1)
+            if number % 100 == 0:
+                time.sleep(0.02)
+        recorder.close()
+        kept = [frame for each in Store(small, Retention()).segments() for frame in read(each.path)]
+    finally:
+        subprocess.run(["umount", small], check=True)
+    told = recorder.told()["porch"]
+    assert told.frames + told.dropped == 1500
+    assert told.frames > 1000
+    assert kept[-1].sequence > 1400
+    assert "No space left on device; live pictures go on" in caplog.text
+    assert "MiB of the disk are free" in caplog.text
+    assert "recording goes on" in caplog.text or told.dropped < 1500
+
+
+@pytest.mark.parametrize(
+    ("retention", "left", "reason"),
+    [
+        (Retention(hours=1.0, free_megabytes=0), [3, 4], "older than 1 h"),
+        (Retention(megabytes=2, free_megabytes=0), [3, 4], "recordings take more than 2 MiB"),
+        (Retention(free_megabytes=1 << 40), [2, 4], "of the disk are free"),
+        (Retention(free_megabytes=0), [1, 2, 3, 4], ""),
+    ],
+)
+def test_retention_deletes_the_oldest_and_says_why(
+    retention: Retention, left: list[int], reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Four segments of a megabyte, two older than an hour; 2 and 4 are being written in the third case."""
+    store, now = Store(tmp_path, retention), time.time_ns()
+    ages = {1: 3.0, 2: 2.0, 3: 0.5, 4: 0.1}
+    paths = {}
+    for number, hours in ages.items():
+        paths[number] = store.place("porch" if number % 2 else "yard", now - int(hours * 3600e9))
+        paths[number].write_bytes(b"\0" * ((1 << 20) - 10))
+        index_of(paths[number]).write_bytes(b"")
+    writing = {paths[2], paths[4]} if left == [2, 4] else set()
+    store.tidy(writing)
+    assert [number for number, path in paths.items() if path.exists()] == left
+    assert [number for number, path in paths.items() if index_of(path).exists()] == left
+    assert reason in caplog.text
+
+
+def test_a_service_records_what_it_shows(
+    tmp_path: Path, start_service: StartService, operator: Operator, photographs: list[NDArray[np.uint8]]
+) -> None:
+    """The frames on disk are those that were sent, to the byte; a second stream is a segment of its own."""
+    service = start_service(Settings(port=0, http_port=0, record=tmp_path / "recordings"))
+    sent = []
+    for start in (0, 100):
+        camera, packer = Camera(service.channel()), Packer(operator, 0.1)
+        camera.say(hello=hello_of(operator, photographs[0]))
+        for number, picture in enumerate(photographs[:4], 1):
+            frame = packer.pack(frame_of(picture, start + number), number)[0]
+            sent.append(frame)
+            camera.say(frame=frame)
+            camera.shown(number)
+        camera.bye()
+        until(lambda: service.server.cameras.all()[0].stream is None)
+    service.stop()
+    segments = Store(tmp_path / "recordings", Retention()).segments("camera")
+    assert len(segments) == 2
+    assert [frame for kept in segments for frame in read(kept.path)] == sent
+    assert Segment(segments[0].path).hello == hello_of(operator, photographs[0])
