@@ -9,8 +9,7 @@ import numpy as np
 
 from benchmarks.fidelity import psnr, ssim
 from decoder.admission import checked_levels, unpack
-from decoder.catalogue import Catalogue, Reconstructor
-from decoder.reconstruction import fit_rows
+from decoder.catalogue import Catalogue, Reconstructor, fit_rows
 from encoder.packing import Packer
 from encoder.sampling import Operator
 from encoder.sources import Frame

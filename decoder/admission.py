@@ -96,6 +96,24 @@ def unpack(frame: pb.Frame, hello: pb.Hello, block: int) -> NDArray[np.int16]:
     return np.clip(plane.values.astype(np.int32) * plane.quantiser, -(2**15), 2**15 - 1).astype(np.int16)
 
 
+def next_levels(frame: pb.Frame, hello: pb.Hello, block: int, before: NDArray[np.int8] | None) -> NDArray[np.int8]:
+    """A frame's quantised measurements, int8 (rows, H/B, W/B), of a delta those of the frame before plus its own.
+
+    Args:
+        before: what the frame before it had; the base of a delta.
+
+    Raises:
+        Refusal: a payload that is damaged, too large, or not what hello and frame announced.
+    """
+    values = unpack(frame, hello, block)
+    if frame.kind == pb.FRAME_KIND_DELTA:
+        if before is None or values.shape != before.shape:
+            raise invalid("frame.payload", "a delta of another shape than its base")
+        # In 32 bits: a hostile difference must not wrap around into something that looks sound.
+        values = np.clip(values.astype(np.int32) + before, -(2**15), 2**15 - 1).astype(np.int16)
+    return checked_levels(values)
+
+
 def _check_announced(
     announced: Announcement, frame: pb.Frame, hello: pb.Hello, block: int, grid: tuple[int, int]
 ) -> None:

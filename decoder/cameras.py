@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from decoder.admission import Limits, Refusal, check_frame, checked_levels, unpack
+from decoder.admission import Limits, Refusal, check_frame, next_levels
 from decoder.catalogue import RENDITIONS
 from decoder.pictures import Picture, Relay, Times
 from protos.v1 import veilcam_pb2 as pb
@@ -64,7 +64,7 @@ class Stream:
         if frame.kind == pb.FRAME_KIND_DELTA and (self._levels is None or frame.base_sequence != self._received):
             self.ask_key()
             return False
-        self._levels = await asyncio.to_thread(self._unpack, frame)
+        self._levels = await asyncio.to_thread(next_levels, frame, self.hello, self.block, self._levels)
         self._received = frame.sequence
         if self.pending is not None:
             self._dropped += 1
@@ -107,18 +107,6 @@ class Stream:
             dropped=self._dropped,
             changes=sorted(changes),
         )
-
-    def _unpack(self, frame: pb.Frame) -> NDArray[np.int8]:
-        values = unpack(frame, self.hello, self.block)
-        if frame.kind == pb.FRAME_KIND_DELTA:
-            assert self._levels is not None
-            if values.shape != self._levels.shape:
-                raise Refusal(
-                    grpc.StatusCode.INVALID_ARGUMENT, "frame.payload", "a delta of another shape than its base"
-                )
-            # In 32 bits: a hostile difference must not wrap around into something that looks sound.
-            values = np.clip(values.astype(np.int32) + self._levels, -(2**15), 2**15 - 1).astype(np.int16)
-        return checked_levels(values)
 
     def _note_drop(self) -> None:
         """Ask for a lower rate when drops go on: a single one is no overload."""

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from decoder.engines import Engine, EngineError, open_engine
 
 SHIPPED = Path(__file__).parent / "reconstructors"
@@ -101,3 +104,10 @@ def _open(path: Path, engine: str, threads: int) -> Reconstructor:
     except json.JSONDecodeError as error:
         raise CatalogueError(f"{path}: metadata veilcam.measured is not JSON ({error})") from None
     return Reconstructor(digest, path.stem, fields["rendition"], fields["operator_id"], opened, measured)
+
+
+def fit_rows(levels: NDArray[np.int8], rows: int) -> NDArray[np.int8]:
+    """As many rows as a reconstructor takes: rows not sent are zero, rows it doesn't know are left out."""
+    if len(levels) >= rows:
+        return levels[:rows]
+    return np.concatenate([levels, np.zeros((rows - len(levels), *levels.shape[1:]), np.int8)])

@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +22,10 @@ BROKE = 1
 UNUSABLE = 2
 """Exit code: what was asked for can't be done (a missing file, a taken port, a bad option)."""
 
+_CORES = os.cpu_count() or 1
+_TIMES = ["%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y-%m-%d"]
+_RENDITION = {False: "veiled", True: "plain"}
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -29,17 +34,23 @@ def main() -> None:
     app()
 
 
-@app.command()
+Reconstructors = Annotated[
+    list[Path] | None,
+    typer.Option(help="reconstructor file, or a folder of them; may be repeated [the shipped ones]"),
+]
+EngineName = Annotated[str, typer.Option(help="runtime: onnxruntime")]
+Threads = Annotated[int, typer.Option(min=1, help="threads of the engine [all cores]")]
+
+
+@app.callback(invoke_without_command=True)
 def decode(
+    context: typer.Context,
     port: Annotated[int, typer.Option(min=0, max=65535, help="gRPC port; 0 takes a free one")] = 50051,
     http: Annotated[int, typer.Option(min=0, max=65535, help="port of the web page; 0 takes a free one")] = 8080,
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
-    reconstructor: Annotated[
-        list[Path] | None,
-        typer.Option(help="reconstructor file, or a folder of them; may be repeated [the shipped ones]"),
-    ] = None,
-    engine: Annotated[str, typer.Option(help="runtime: onnxruntime")] = "onnxruntime",
-    threads: Annotated[int, typer.Option(min=1, help="threads of the engine [all cores]")] = os.cpu_count() or 1,
+    reconstructor: Reconstructors = None,
+    engine: EngineName = "onnxruntime",
+    threads: Threads = _CORES,
     save: Annotated[
         Path | None, typer.Option(help="save pictures as they are shown: DIR/CAMERA/CAPTURETIME-SEQUENCE.png")
     ] = None,
@@ -61,6 +72,8 @@ def decode(
     Exit codes: 0 stopped; 1 the service broke while it ran; 2 what was asked for can't be done.
     """
     _start_logging(log_json)
+    if context.invoked_subcommand is not None:
+        return
     # gRPC's core writes lines of its own beside ours; it reads this when it is imported.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
@@ -103,6 +116,53 @@ def decode(
     except (CatalogueError, EngineError, ServerError) as error:
         log.error("%s", error)
         sys.exit(UNUSABLE)
+
+
+@app.command()
+def export(
+    recording: Annotated[Path, typer.Argument(help="a segment (.vcseg), or a camera's folder of them")],
+    film: Annotated[Path, typer.Argument(help="film to write, .mp4 (H.264)")],
+    begin: Annotated[datetime | None, typer.Option("--from", help="capture time, UTC", formats=_TIMES)] = None,
+    end: Annotated[datetime | None, typer.Option("--to", help="capture time, UTC; left out", formats=_TIMES)] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="faithful pictures, which classifiers can read")] = False,
+    reconstructor: Reconstructors = None,
+    engine: EngineName = "onnxruntime",
+    threads: Threads = _CORES,
+) -> None:
+    """Write a recording as a film. A long one can be written in parts, by ranges of time."""
+    try:
+        from rich.progress import Progress
+
+        from decoder.catalogue import SHIPPED, CatalogueError, load_catalogue
+        from decoder.engines import EngineError
+        from decoder.recordings.film import write_film
+        from decoder.recordings.playback import Recording, RecordingError
+    except ModuleNotFoundError as error:
+        log.error("%s is missing: pip install 'veilcam[decoder]'", error.name)
+        sys.exit(UNUSABLE)
+    start_ns, end_ns = _ns(begin, 0), _ns(end, 2**63 - 1)
+    if film.suffix != ".mp4":
+        log.error("%s: expected a name that ends in .mp4", film)
+        sys.exit(UNUSABLE)
+    try:
+        played = Recording(recording, load_catalogue(reconstructor or [SHIPPED], engine, threads), _RENDITION[plain])
+        with Progress() as bar:
+            task = bar.add_task(film.name, total=len(played.times(start_ns, end_ns)))
+            count = write_film(played.shots(start_ns, end_ns), film, lambda: bar.advance(task))
+    except (CatalogueError, EngineError, RecordingError) as error:
+        log.error("%s", error)
+        sys.exit(UNUSABLE)
+    except OSError as error:
+        log.error("%s: %s", error.filename or film, error.strerror)
+        sys.exit(BROKE)
+    except KeyboardInterrupt:
+        log.error("interrupted; nothing was written")
+        sys.exit(BROKE)
+    log.info("%s: %d %s pictures", film, count, _RENDITION[plain])
+
+
+def _ns(time: datetime | None, otherwise: int) -> int:
+    return otherwise if time is None else int(time.replace(tzinfo=UTC).timestamp()) * 1_000_000_000
 
 
 async def _until_stopped(server: "Server") -> int:

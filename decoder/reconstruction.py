@@ -7,12 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import grpc
-import numpy as np
-from numpy.typing import NDArray
 
 from decoder.admission import Refusal
 from decoder.cameras import Camera, Cameras, Measurement, Stream
-from decoder.catalogue import Catalogue, Reconstructor
+from decoder.catalogue import Catalogue, Reconstructor, fit_rows
 from decoder.pictures import Picture, Times
 
 log = logging.getLogger("veilcam.decode")
@@ -111,10 +109,3 @@ class Worker:
             reconstructor.id,
             times,
         )
-
-
-def fit_rows(levels: NDArray[np.int8], rows: int) -> NDArray[np.int8]:
-    """As many rows as a reconstructor takes: rows not sent are zero, rows it doesn't know are left out."""
-    if len(levels) >= rows:
-        return levels[:rows]
-    return np.concatenate([levels, np.zeros((rows - len(levels), *levels.shape[1:]), np.int8)])

@@ -9,12 +9,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from benchmarks.fidelity import psnr
+from decoder.catalogue import Catalogue
+from decoder.recordings.playback import Recording
 from decoder.recordings.recorder import Recorder, SegmentLimits
 from decoder.recordings.segment import Entry, Segment, SegmentError, SegmentWriter, index_of
 from decoder.recordings.store import Retention, Store
@@ -286,3 +290,80 @@ def test_a_service_records_what_it_shows(
     assert len(segments) == 2
     assert [frame for kept in segments for frame in read(kept.path)] == sent
     assert Segment(segments[0].path).hello == hello_of(operator, photographs[0])
+
+
+# Back into pictures
+
+
+@pytest.fixture(scope="module")
+def recorded(
+    tmp_path_factory: pytest.TempPathFactory, operator: Operator, photographs: list[NDArray[np.uint8]]
+) -> Path:
+    """Eight pictures of one camera, one a second from 1970-01-01T00:00:01 on, in two segments."""
+    folder = tmp_path_factory.mktemp("recorded") / "camera"
+    folder.mkdir()
+    for part, start in ((photographs[:4], 1), (photographs[4:], 5)):
+        packer, writer = Packer(operator, 0.1), SegmentWriter(folder / f"{start}.vcseg", hello_of(operator, part[0]))
+        for number, picture in enumerate(part):
+            time_ns = (start + number) * 1_000_000_000
+            writer.append(packer.pack(frame_of(picture, time_ns), number + 1)[0], time_ns)
+        writer.close()
+    return folder
+
+
+def test_a_recording_plays_the_pictures_that_were_live(
+    recorded: Path, catalogue: Catalogue, operator: Operator, photographs: list[NDArray[np.uint8]]
+) -> None:
+    shots = list(Recording(recorded, catalogue, "plain").shots())
+    assert [shot.capture_time_ns // 1_000_000_000 for shot in shots] == list(range(1, 9))
+    for shot, picture in zip(shots, photographs, strict=True):
+        assert shot.pixels.shape == picture.shape
+        assert psnr(shot.pixels, picture) > 25
+    part = list(Recording(recorded, catalogue, "plain").shots(3_000_000_000, 6_000_000_000))
+    assert [shot.capture_time_ns for shot in part] == [shot.capture_time_ns for shot in shots[2:5]]
+    assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(part, shots[2:5], strict=True))
+    assert not np.array_equal(next(Recording(recorded, catalogue, "veiled").shots()).pixels, shots[0].pixels)
+
+
+def told(*arguments: object) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "decoder", *map(str, arguments)], capture_output=True, text=True, timeout=60
+    )
+    return done.returncode, done.stderr
+
+
+def test_a_film_has_every_picture_at_its_time(recorded: Path, tmp_path: Path, catalogue: Catalogue) -> None:
+    code, output = told("export", recorded, tmp_path / "film.mp4", "--from", "1970-01-01T00:00:02")
+    assert code == 0, output
+    assert "7 veiled pictures" in output
+    with av.open(str(tmp_path / "film.mp4")) as container:
+        (stream,) = container.streams.video
+        assert stream.codec_context.name == "h264"
+        film = [(float(frame.time or 0), frame.to_ndarray(format="gray")) for frame in container.decode(stream)]
+    assert [time for time, _ in film] == pytest.approx(range(7), abs=0.01)
+    shots = list(Recording(recorded, catalogue, "veiled").shots(2_000_000_000))
+    assert all(psnr(np.asarray(seen, np.uint8), shot.pixels) > 33 for (_, seen), shot in zip(film, shots, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["nowhere.vcseg", "film.mp4"], "nowhere.vcseg: No such file"),
+        (["RECORDED", "film.avi"], "film.avi: expected a name that ends in .mp4"),
+        (["RECORDED", "film.mp4", "--from", "1980-01-01"], "no pictures in that range of time"),
+        (["EMPTY", "film.mp4"], "no segments (*.vcseg) there"),
+        (["RECORDED", "film.mp4", "--reconstructor", "EMPTY"], "no reconstructor (*.onnx) there"),
+    ],
+)
+def test_an_export_that_cannot_be_is_one_line(
+    arguments: list[str], problem: str, recorded: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    places = {"RECORDED": recorded, "EMPTY": tmp_path / "empty", "film.mp4": tmp_path / "film.mp4"}
+    code, output = told("export", *(places.get(argument, argument) for argument in arguments))
+    assert code == 2
+    lines = [line for line in output.splitlines() if "ERROR" in line]
+    assert len(lines) == 1
+    assert problem in lines[0]
+    assert "Traceback" not in output
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
