@@ -24,7 +24,7 @@ from train import checkpoint
 from train.data.small import SmallSet
 from train.devices import Device
 from train.evaluation.small import EVALUATION, Reader, measure_model, passes
-from train.loops.schedule import described, fingerprints
+from train.loops.schedule import fingerprints, same_settings
 from train.loops.small import LOOPS
 from train.models import classifier_of, csnet_of, model_of, recognition
 from train.settings import (
@@ -271,7 +271,7 @@ def finished(runs: Path, name: str, run: SmallRun) -> dict[str, Any] | None:
     if not path.exists():
         return None
     state = checkpoint.load(path)
-    if state["run"] != described(run):
+    if not same_settings(state["run"], run):
         raise checkpoint.CheckpointError(f"{path}: of a run with other settings; move {path.parent} away to start anew")
     if state.get("needs", {}) != fingerprints(runs, _names(run)):
         problem = f"made from other runs of {', '.join(_names(run))} than are there now"

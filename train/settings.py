@@ -157,6 +157,9 @@ class AdversarialRun(SteppedRun):
     beta_later: float = bounded(1.0, 0.0, 1e6)
     """β once the classifier reads less than ``read_below`` of a pass through the training pictures; MNIST: 0.1."""
     read_below: float = bounded(0.0, 0.0, 1.0)
+    answers: str = chosen("logits", "softmax")
+    """What the cross-entropy of L_C, which has a softmax of its own, is given: the classifier's logits; or, as where a
+    network ends in a softmax already, their softmax. Then L_C can't exceed log(e + K − 1), 2.46 for ten classes."""
 
     @property
     def needs(self) -> tuple[tuple[str, str], ...]:

@@ -1,5 +1,6 @@
 """The loops of the paper and of the ensemble, on bars, for seconds: resume is exact, what is frozen stays."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -266,6 +267,24 @@ def test_learning_readers_start_from_every_surrogate_in_turn_and_the_last_are_ke
         seen.append((started("learning_1"), started("kept_0")))
     assert seen == [(2, 0), (0, 1), (1, 2), (2, 0)]
     assert len(readers.readers()) == 3
+
+
+def test_a_checkpoint_older_than_a_setting_has_its_default() -> None:
+    run = AdversarialRun(extends="csnet", classifier="reader")
+    told = schedule.described(run)
+    del told["answers"]
+    assert schedule.same_settings(told, run)
+    assert not schedule.same_settings(told, replace(run, answers="softmax"))
+    assert not schedule.same_settings(told | {"beta": 2.0}, run)
+
+
+def test_answers_through_a_second_softmax_bound_the_adversarial_term(data: SmallSet, runs: Path) -> None:
+    """Between log(e + 9) − 1 and log(e + 9): the log of the run shows the term, for β = 1."""
+    run = changed("adversarial", answers="softmax", read_below=0.0, batch=10, iterations=30)
+    train("adversarial", data, runs, runs / "softmax", run)
+    rows = (runs / "softmax" / "log.csv").read_text().splitlines()
+    term = float(rows[-1].split(",")[rows[0].split(",").index("classifier")])
+    assert -math.log(math.e + 9) <= term <= 1 - math.log(math.e + 9)
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,8 @@ def train(run: AdversarialRun, data: SmallSet, device: Device, out: Path, report
                 reconstruction = cropped(compiled(whole).float(), picture)
                 scores = seen_by(padded(reconstruction)).float()
             beta = beta_due(run.beta, run.beta_later, run.read_below, reading.lowest)
-            terms = against_classifier(reconstruction, picture, scores, label, run.alpha, beta)
+            answers = scores.softmax(1) if run.answers == "softmax" else scores
+            terms = against_classifier(reconstruction, picture, answers, label, run.alpha, beta)
             rate = stepped_rate(training.iteration, run)
             descend(optimiser, sum(terms.values(), torch.zeros((), device=device.torch)), rate)
             read = (scores.argmax(1) == label).float().mean()

@@ -81,6 +81,11 @@ def fingerprints(runs: Path, names: Iterable[str]) -> dict[str, str]:
     return {name: checkpoint.fingerprint(runs / name / "final.pt") for name in names}
 
 
+def same_settings(told: Mapping[str, Any], run: Run) -> bool:
+    """Whether a checkpoint is of a run's settings. One that is older than a setting has that setting's default."""
+    return {**described(type(run)()), **told} == described(run)
+
+
 class Training:
     """A run on its way: all that moves, random state and iteration, saved as one, and its log.
 
@@ -167,7 +172,7 @@ class Training:
 
     def _resume(self) -> None:
         state = checkpoint.load(self._path)
-        if state["run"] != described(self.run):
+        if not same_settings(state["run"], self.run):
             raise checkpoint.CheckpointError(f"{self._path}: of a run with other settings; move it away to start anew")
         try:
             for name, part in self._parts.items():

@@ -20,7 +20,7 @@ def against_classifier(
     Args:
         reconstruction: x' = G(s), (N, 1, H, W).
         picture: x.
-        scores: C(x'), logits (N, K).
+        scores: C(x'), (N, K): logits, or what the cross-entropy is to take for them.
         label: Y, (N,).
     """
     return {

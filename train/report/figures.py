@@ -61,7 +61,8 @@ def draw_trade(schedule: str, told: dict[str, Any], folder: Path) -> list[dict[s
     """Recognition against PSNR of all models of a schedule, beside what the paper printed."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
-    colours = {title: f"C{k}" for k, title in enumerate(dict.fromkeys(title for title, _ in MODELS.values()))}
+    colours = {row: f"C{k}" for k, row in enumerate((*printed.PSNR, None))}
+    markers: dict[str | None, int] = {}
     some = False
     for key, (title, printed_as) in MODELS.items():
         models = [told["models"].get(f"{key}-r{ratio}") for ratio in RATIOS]
@@ -69,10 +70,12 @@ def draw_trade(schedule: str, told: dict[str, Any], folder: Path) -> list[dict[s
         points = [(x, y) for x, y in points if y is not None]
         if points:
             some = True
-            axes.plot(*zip(*points, strict=True), "o-", color=colours[title], label=title)
-        if printed_as and key != "adv-csnet-gamma0":
-            theirs = printed.PSNR[printed_as], printed.RECOGNITION[printed_as]
-            axes.plot(*theirs, "x:", color=colours[title], alpha=0.6, label=f"{printed_as}, printed")
+            marker = "os^"[markers.setdefault(printed_as, 0)]
+            markers[printed_as] += 1
+            axes.plot(*zip(*points, strict=True), f"{marker}-", color=colours[printed_as], label=title)
+    for row, fidelity in printed.PSNR.items():
+        told_row = printed.RECOGNITION[row]
+        axes.plot(fidelity, told_row, "x:", color=colours[row], alpha=0.6, label=f"{row}, printed")
     axes.axhline(10, color="gray", linewidth=0.8)
     axes.set_xlabel("PSNR, dB")
     axes.set_ylabel("recognition, mean of VGG-16 and ResNet-110, %")

@@ -35,8 +35,10 @@ PSNR: Mapping[str, Row] = {
 
 MODELS: Mapping[str, tuple[str, str | None]] = {
     "csnet": ("CSNet", "CSNet"),
-    "adv-csnet-vgg": ("Adv-CSNet-VGG", "Adv-CSNet-VGG"),
-    "adv-csnet-resnet": ("Adv-CSNet-ResNet", "Adv-CSNet-ResNet"),
+    "adv-csnet-vgg": ("Adv-CSNet-VGG, L_C of logits", "Adv-CSNet-VGG"),
+    "adv-csnet-vgg-softmax": ("Adv-CSNet-VGG, L_C of a softmax", "Adv-CSNet-VGG"),
+    "adv-csnet-resnet": ("Adv-CSNet-ResNet, L_C of logits", "Adv-CSNet-ResNet"),
+    "adv-csnet-resnet-softmax": ("Adv-CSNet-ResNet, L_C of a softmax", "Adv-CSNet-ResNet"),
     "adv-csnet-gamma0": ("Adv-CSNet, γ_D = 0 as printed", "Adv-CSNet"),
     "adv-csnet-gamma1": ("Adv-CSNet, γ_D = 1", "Adv-CSNet"),
     "adv-csnet-e": ("Adv-CSNet-E, ours", None),
