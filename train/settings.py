@@ -202,6 +202,8 @@ class EnsembleRun(SmallRun):
     extends: str = ""
     surrogates: tuple[str, ...] = several(str)
     """Finished classifier runs that G is trained against."""
+    at_once: int = bounded(3, 1, 64)
+    """Readers that look at a batch, drawn anew for each."""
     target: str = chosen("uniform", "unreadable", "ascent")
     """What a surrogate's answer should become: equally likely for all classes; not the label, −log(1 − p); or, as in
     (4), whatever makes the label's cross-entropy large."""

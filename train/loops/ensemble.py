@@ -1,7 +1,7 @@
 """Adv-CSNet-E: the G of a CSNet against a set of readers, through purifiers, for a given share of PSNR.
 
 picture ─▶ S, frozen ─▶ s ─┬─▶ G ─▶ x' ─┬─▶ distance to the picture, its weight follows the PSNR that may be lost
-                           │            └─▶ half of them purified ─▶ each reader ─▶ answer, features halfway
+                           │            └─▶ half of them purified ─▶ some readers ─▶ answer, features halfway
                            └─▶ G of the CSNet, frozen ─▶ the PSNR to lose from
 
 Readers are frozen surrogates, and some that learn on the veiled pictures, with their labels, beside G.
@@ -58,25 +58,28 @@ def train(run: EnsembleRun, data: SmallSet, device: Device, out: Path, report: R
             lost = 1 - psnr(veiled.detach(), picture).mean() / psnr(plain, picture).mean()
             terms = {"reconstruction": weight.alpha * reconstruction_loss(veiled, picture)}
             seen = padded(_on_the_way(veiled, generator) if run.purified else veiled)
-            readers = surrogates | learning.readers()
-            reading: dict[str, Tensor] = {}
-            for name, reader in readers.items():
+            readers = list((surrogates | learning.readers()).values())
+            drawn = torch.randperm(len(readers), generator=generator)[: run.at_once].tolist()
+            answers, alike, read = (torch.zeros((), device=device.torch) for _ in range(3))
+            for reader in (readers[place] for place in drawn):
                 with device.precision():
                     middle, scores = (value.float() for value in reader.halfway(seen))
-                terms[name] = run.beta / len(readers) * _answer(run.target, scores, label)
+                answers = answers + _answer(run.target, scores, label) / len(drawn)
+                read = read + (scores.argmax(1) == label).float().mean() / len(drawn)
                 if run.likeness:
                     with torch.no_grad(), device.precision():
-                        original_middle, _ = reader.halfway(whole)
-                    alike = likeness(middle, original_middle.float())
-                    terms[f"{name}_likeness"] = run.likeness / len(readers) * alike
-                reading[f"{name}_recognition"] = (scores.argmax(1) == label).float().mean()
+                        original = reader.middle(whole).float()
+                    alike = alike + likeness(middle, original) / len(drawn)
+            terms |= {"answers": run.beta * answers, "likeness": run.likeness * alike}
             rate = learning_rate(training.iteration, run)
             descend(optimiser, sum(terms.values(), torch.zeros((), device=device.torch)), rate)
             weight.follow(lost)
-            learning.learn(padded(moved(veiled.detach(), generator, mirror=run.data == "cifar10", by=2)), label, device)
+            learned_from = padded(moved(veiled.detach(), generator, mirror=run.data == "cifar10", by=2))
+            learning_read = learning.learn(learned_from, label, device)
             if (training.iteration + 1) % run.restart == 0:
                 learning.restart_one()
-            training.advance(_lasting(terms | reading) | {"psnr_lost": lost, "alpha": weight.alpha}, rate)
+            told = {"recognition": read, "learning_recognition": learning_read}
+            training.advance(terms | told | {"psnr_lost": lost, "alpha": weight.alpha}, rate)
     return training.finish(net)
 
 
@@ -125,14 +128,17 @@ class LearningReaders:
         learning = {f"learning_{place}": net for place, (_, net, _) in enumerate(self._learning)}
         return learning | {f"kept_{place}": net for place, (_, net) in enumerate(self._kept)}
 
-    def learn(self, seen: Tensor, label: Tensor, device: Device) -> None:
-        """One step of each on veiled pictures with their labels."""
+    def learn(self, seen: Tensor, label: Tensor, device: Device) -> Tensor:
+        """One step of each on veiled pictures with their labels; returns the share that they read."""
+        read = torch.zeros((), device=device.torch)
         for _, net, optimiser in self._learning:
             net.train().requires_grad_(True)
             with device.precision():
-                loss = functional.cross_entropy(net(seen).float(), label)
-            descend(optimiser, loss, _READER_RATE)
+                scores = net(seen).float()
+            descend(optimiser, functional.cross_entropy(scores, label), _READER_RATE)
             net.eval().requires_grad_(False)
+            read = read + (scores.argmax(1) == label).float().mean() / len(self._learning)
+        return read
 
     def restart_one(self) -> None:
         """The one that has learned longest starts anew."""
@@ -167,11 +173,6 @@ class LearningReaders:
         which = number % len(self._surrogates)
         net = copy.deepcopy(self._surrogates[which])
         return which, net, torch.optim.SGD(net.parameters(), _READER_RATE, momentum=0.9, weight_decay=5e-4)
-
-
-def _lasting(terms: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Kept readers' terms come and go; a log has the same columns from its first row to its last."""
-    return {name: term for name, term in terms.items() if not name.startswith("kept_")}
 
 
 def _answer(target: str, scores: Tensor, label: Tensor) -> Tensor:

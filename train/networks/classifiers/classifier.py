@@ -28,9 +28,13 @@ class Classifier(nn.Module):
         self.register_buffer("mean", torch.tensor(mean))
         self.register_buffer("deviation", torch.tensor(deviation))
 
+    def middle(self, pictures: Tensor) -> Tensor:
+        """Features halfway."""
+        return cast(Tensor, self.first((pictures - self.mean) / self.deviation))
+
     def halfway(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """Features halfway, and logits."""
-        middle: Tensor = self.first((pictures - self.mean) / self.deviation)
+        middle = self.middle(pictures)
         return middle, cast(Tensor, self.second(middle))
 
     def forward(self, pictures: Tensor) -> Tensor:
