@@ -84,9 +84,13 @@ def mean_recognition(
     """Mean over readers, if all were measured."""
     if model is None:
         return None
-    found = [recognition(model, reader, rendition, way) for reader in readers]
-    known = [value for value in found if value is not None]
-    return mean(known) if known and len(known) == len(found) else None
+    return _mean_of_all([recognition(model, reader, rendition, way) for reader in readers])
+
+
+def _mean_of_all(values: Sequence[float | None]) -> float | None:
+    """Their mean, if none of them is missing."""
+    known = [value for value in values if value is not None]
+    return mean(known) if known and len(known) == len(values) else None
 
 
 def _rows_with_mean(
@@ -100,9 +104,7 @@ def _rows_with_mean(
         ours = [value(model, ratio) if model else None for model, ratio in zip(models, RATIOS, strict=True)]
         row = theirs(printed_as) if printed_as else None
         cells = [_beside(o, row[k] if row else None) for k, o in enumerate(ours)]
-        known = [o for o in ours if o is not None]
-        whole = mean(known) if len(known) == len(RATIOS) else None
-        rows.append([title, *cells, _beside(whole, mean(row) if row else None)])
+        rows.append([title, *cells, _beside(_mean_of_all(ours), mean(row) if row else None)])
     return rows
 
 
@@ -289,9 +291,7 @@ def targets(told: Told) -> list[Target]:
     judges = _present(told, JUDGES) if len(_present(told, JUDGES)) == len(JUDGES) else ()
 
     def over_ratios(readers: Sequence[str], way: str = AS_IS) -> float | None:
-        found = [mean_recognition(model, readers, ITSELF, way) for model in models]
-        known = [value for value in found if value is not None]
-        return mean(known) if len(known) == len(RATIOS) else None
+        return _mean_of_all([mean_recognition(model, readers, ITSELF, way) for model in models])
 
     plain = [_model(told, "csnet", ratio) for ratio in RATIOS]
     fidelity = [float(model["psnr"][ITSELF]) if model else None for model in plain]
