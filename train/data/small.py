@@ -80,14 +80,13 @@ _SOURCES: Mapping[str, _Source] = {
         mnist.read, mnist.fetch, (60_000, 10_000), slice(5_000, None), "all but the first 5,000: the usual 55,000"
     ),
 }
-SETS = tuple(_SOURCES)
 
 
 def open_set(name: str, folders: Sequence[Path], cache: Path) -> SmallSet:
     """Open a set and say aloud where it came from: the first of the folders that has it, the cache, its public address.
 
     Args:
-        name: one of ``SETS``.
+        name: cifar10 or mnist.
         folders: where the set's files may lie, or lie in a folder of the set's name.
         cache: where public originals are kept, a folder per set.
 

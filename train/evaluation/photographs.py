@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
 from train.data.labelled import Labelled
 from train.data.photographs import read_gray
+from train.evaluation.small import jpeg_75
 from train.networks.quarter import QuarterCSNet, Reconstructor
 from train.objectives.reconstruction import psnr
 from train.purifiers import blur, notch
@@ -118,6 +118,4 @@ def _on_the_way(picture: Tensor, way: str, block: int) -> Tensor:
     if way == "notch":
         return _seen(notch(picture, block))
     pixels = (picture[0, 0] * 255).round().to(torch.uint8).numpy()
-    _, data = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 75])
-    decoded = cv2.imdecode(np.asarray(data), cv2.IMREAD_GRAYSCALE)
-    return torch.from_numpy(np.asarray(decoded))[None, None].float() / 255
+    return torch.from_numpy(np.asarray(jpeg_75(pixels)))[None, None].float() / 255

@@ -32,13 +32,14 @@ _C1, _C2 = 0.01**2, 0.03**2
 _HALVINGS = 12
 
 
-def _jpeg(picture: "np.ndarray[Any, np.dtype[np.uint8]]") -> "cv2.typing.MatLike":
+def jpeg_75(picture: "np.ndarray[Any, np.dtype[np.uint8]]") -> "cv2.typing.MatLike":
+    """A gray picture as OpenCV's JPEG of quality 75 leaves it."""
     _, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 75])
     return np.asarray(cv2.imdecode(np.asarray(data), cv2.IMREAD_GRAYSCALE))
 
 
 PURIFIERS: Mapping[str, Callable[["np.ndarray[Any, np.dtype[np.uint8]]"], "cv2.typing.MatLike"]] = {
-    "JPEG 75": _jpeg,
+    "JPEG 75": jpeg_75,
     "blur 0.7": lambda picture: cv2.GaussianBlur(picture, (0, 0), 0.7),
     "median 3": lambda picture: cv2.medianBlur(picture, 3),
 }
