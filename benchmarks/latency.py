@@ -39,6 +39,7 @@ STAGES = (
 )
 """``send`` ends when the server has the message, ``shown`` is from the JPEG's being ready to the viewer's having it."""
 _WARM_UP_FRAMES = 5
+_VIEWERS = 2
 
 
 class LatencyError(Exception):
@@ -107,10 +108,13 @@ async def _measure(source: str, operator_path: Path, ratio: float, catalogue: Ca
     viewed: dict[int, int] = {}
     pictures: dict[int, Picture] = {}
     watching = asyncio.create_task(_watch(server, viewed, pictures))
+    both = asyncio.create_task(_wait_for_viewers(server))
+    both.add_done_callback(lambda task: None if task.cancelled() else ours.send("go"))
     try:
         answer = await asyncio.to_thread(_received, ours, process)
         await asyncio.sleep(0.5)
     finally:
+        both.cancel()
         watching.cancel()
         await server.stop(1.0)
         process.join(5)
@@ -130,6 +134,7 @@ def film(source: str, operator_path: Path, ratio: float, address: str, lossless:
         height, width = first.luma.shape
         hello = pb.Hello(camera=CAMERA, operator_id=packer.operator.id, width=width, height=height)
         sink = ServerSink(address, hello, lossless)
+        answer.recv()
     except Exception as error:  # noqa: BLE001 - whatever it is, the other process must hear of it
         answer.send(str(error) or type(error).__name__)
         return
@@ -156,6 +161,13 @@ def film(source: str, operator_path: Path, ratio: float, address: str, lossless:
         answer.send(str(error) or type(error).__name__)
         return
     answer.send((records, account.captured, time.monotonic() - began))
+
+
+async def _wait_for_viewers(server: Server) -> None:
+    """Wait until both viewers are there, so that no frame passes by unwatched."""
+    await server.cameras.connected.wait()
+    while (camera := server.cameras.get(CAMERA)) is None or camera.relays["veiled"].viewers < _VIEWERS:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
 
 
 async def _watch(server: Server, viewed: dict[int, int], pictures: dict[int, Picture]) -> None:

@@ -31,6 +31,8 @@ class Limits:
     payload_bytes: int = 8 << 20
     connections: int = 512
     """Calls, and requests of the page, at one time."""
+    batch: int = 16
+    """Frames in an engine at once."""
 
 
 def invalid(field: str, problem: str) -> Refusal:

@@ -21,7 +21,7 @@ class CatalogueError(Exception):
     """Reconstructors that can't be served; the message names the file and what was expected."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Reconstructor:
     """One reconstructor file, open in an engine.
 
@@ -29,6 +29,7 @@ class Reconstructor:
         id: 16 hexadecimal digits of the SHA-256 of the file.
         rendition: ``veiled`` or ``plain``.
         operator_id: of the Φ that it was trained for.
+        engine: it may be rebuilt.
         measured: what was measured of it when it was exported.
     """
 

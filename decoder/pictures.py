@@ -1,6 +1,7 @@
 """Pictures on their way to viewers: one picture, and the relay that gives the newest to any number of them."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import cv2
@@ -54,14 +55,17 @@ class Picture:
 class Relay:
     """One rendition of one camera. Viewers that are slow miss pictures; they never hold any back.
 
-    A rendition that is computed on demand keeps no picture once its last viewer has left: the next one must not be
-    shown something of hours ago.
+    Pictures are made while there is a viewer. One who comes when there was none isn't shown what was made long ago, but
+    waits for the newest.
+
+    Args:
+        joined: called with each viewer who comes or goes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, joined: Callable[[], None] = lambda: None) -> None:
         self.latest: Picture | None = None
         self.viewers = 0
-        self.on_demand = False
+        self._joined = joined
         self._serial = 0
         self._closed = False
         self._changed = asyncio.Event()
@@ -77,11 +81,9 @@ class Relay:
         self._closed = True
         self._wake()
 
-    def leave(self) -> None:
-        """One viewer fewer."""
-        self.viewers -= 1
-        if self.on_demand and not self.viewers:
-            self.latest = None
+    def forget(self) -> None:
+        """The picture is no longer what the camera sees."""
+        self.latest = None
 
     def watch(self) -> "Watch":
         """A viewer's place. Use it as a context."""
@@ -89,7 +91,7 @@ class Relay:
 
     async def next(self, after: int) -> tuple[int, Picture] | None:
         """The newest picture after serial number ``after``, or None once closed."""
-        while self._serial == after and not self._closed:
+        while (self._serial == after or self.latest is None) and not self._closed:
             await self._changed.wait()
         if self._serial == after or self.latest is None:
             return None
@@ -99,6 +101,16 @@ class Relay:
     def serial(self) -> int:
         """How many pictures were published."""
         return self._serial
+
+    def enter(self) -> None:
+        """One viewer more."""
+        self.viewers += 1
+        self._joined()
+
+    def leave(self) -> None:
+        """One viewer fewer."""
+        self.viewers -= 1
+        self._joined()
 
     def _wake(self) -> None:
         self._changed.set()
@@ -110,10 +122,10 @@ class Watch:
 
     def __init__(self, relay: Relay) -> None:
         self._relay = relay
-        self._seen = 0 if relay.latest else relay.serial
+        self._seen = 0
 
     def __enter__(self) -> "Watch":
-        self._relay.viewers += 1
+        self._relay.enter()
         return self
 
     def __exit__(self, *_: object) -> None:

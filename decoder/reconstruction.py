@@ -1,111 +1,204 @@
-"""The worker between cameras and viewers: runs reconstructors on each camera's newest measurement in turn."""
+"""The worker between cameras and viewers: what is watched, in batches, through the engines.
+
+Each camera's newest measurement is reconstructed once for each rendition that someone watches. Whoever has waited
+longest since it was served is next, and others of the same reconstructor and size go with it.
+"""
 
 import asyncio
+import contextlib
 import logging
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import grpc
+import numpy as np
 
 from decoder.admission import Refusal
-from decoder.cameras import Camera, Cameras, Measurement, Stream
+from decoder.batching import Batching, measure
+from decoder.cameras import Camera, Cameras
 from decoder.catalogue import Catalogue, Reconstructor, fit_rows
-from decoder.pictures import Picture, Times
+from decoder.engines import EngineError
+from decoder.metrics import Metrics
+from decoder.pictures import Picture
+from decoder.stream import Measurement
 
 log = logging.getLogger("veilcam.decode")
 
+_T = TypeVar("_T")
+
+Group = tuple[str, tuple[int, ...]]
+"""Frames that can go through an engine together: id of the reconstructor, blocks of a picture down and across."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """One rendition of what a camera sees now."""
+
+    camera: Camera
+    measurement: Measurement
+    rendition: str
+    reconstructor: Reconstructor
+
+    @property
+    def group(self) -> Group:
+        return self.reconstructor.id, self.measurement.levels.shape[1:]
+
 
 class Worker:
-    """Runs reconstructors, one measurement at a time, fair between cameras.
+    """Runs reconstructors, fair between cameras.
+
+    An engine that fails loses its batch and is rebuilt. If it then fails again, its cameras' streams end.
 
     Args:
-        renditions: what may be shown, the one that everyone gets first. The others are computed for their viewers
-            only.
+        renditions: what may be shown, the one that everyone gets first.
+        most: frames at once, however cheap more would be.
     """
 
-    def __init__(self, cameras: Cameras, catalogue: Catalogue, renditions: tuple[str, ...]) -> None:
+    def __init__(
+        self, cameras: Cameras, catalogue: Catalogue, renditions: tuple[str, ...], metrics: Metrics, most: int
+    ) -> None:
         self._cameras = cameras
         self._catalogue = catalogue
         self._renditions = renditions
+        self._metrics = metrics
+        self._most = most
+        self._batching: dict[Group, Batching] = {}
+        self._rebuilt: set[str] = set()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="engine")
-        self._last = ""
 
     async def run(self) -> None:
         """Work until cancelled."""
         while True:
-            camera = self._next()
-            if camera is None:
-                self._cameras.pending.clear()
-                if self._next() is None:
-                    await self._cameras.pending.wait()
-                continue
-            self._last = camera.name
-            stream = camera.stream
-            assert stream is not None
-            shown = None
-            try:
-                shown = await self._show(camera, stream, stream.take())
-            finally:
-                stream.done(shown)
+            self._cameras.work.clear()
+            jobs = self._jobs()
+            if not jobs:
+                await self._cameras.work.wait()
+            elif batch := await self._gathered(jobs):
+                await self._do(batch)
 
-    def rendition_for(self, operator_id: str) -> str | None:
-        """The rendition that this server shows of an operator's measurements when nobody asks for another."""
-        for rendition in self._renditions:
-            if self._catalogue.choose(operator_id, rendition, 1):
-                return rendition
-        return None
+    def renditions_for(self, operator_id: str) -> tuple[str, ...]:
+        """What this server can show of an operator's measurements, first what it shows when nobody asks."""
+        return tuple(name for name in self._renditions if self._catalogue.choose(operator_id, name, 1))
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _next(self) -> Camera | None:
-        waiting = [c for c in self._cameras.all() if c.stream is not None and c.stream.pending is not None]
-        after = [camera for camera in waiting if camera.name > self._last]
-        return next(iter(after or waiting), None)
+    def _jobs(self) -> list[_Job]:
+        """All there is to do, the one that has waited longest since it was served first."""
+        found: list[tuple[float, _Job]] = []
+        for camera in self._cameras.all():
+            for served, rendition in camera.wanted():
+                measurement = camera.newest
+                assert measurement is not None
+                operator_id = measurement.stream.hello.operator_id
+                reconstructor = self._catalogue.choose(operator_id, rendition, len(measurement.levels))
+                if reconstructor is not None:
+                    found.append((served, _Job(camera, measurement, rendition, reconstructor)))
+        return [job for _, job in sorted(found, key=lambda item: item[0])]
 
-    async def _show(self, camera: Camera, stream: Stream, measurement: Measurement) -> Picture | None:
-        """Reconstruct what is wanted of a measurement; returns the picture of the stream's own rendition."""
-        operator_id, main = stream.hello.operator_id, None
-        queue_ns = time.time_ns() - measurement.times.received_ns
-        times = replace(measurement.times, queue=queue_ns / 1e6 - measurement.times.unpack)
-        for rendition in self._renditions:
-            if rendition != stream.rendition and not camera.relays[rendition].viewers:
-                continue
-            reconstructor = self._catalogue.choose(operator_id, rendition, len(measurement.levels))
-            if reconstructor is None:
-                continue
-            try:
-                picture = await self._reconstruct(stream, measurement, replace(times), rendition, reconstructor)
-            except Exception as error:
-                log.exception("camera %s: reconstructor %s failed", camera.name, reconstructor.name)
-                kind = type(error).__name__
-                stream.end(
-                    Refusal(grpc.StatusCode.INTERNAL, "frame", f"the reconstructor failed ({kind}), see the log")
-                )
-                return None
-            camera.relays[rendition].publish(picture)
-            if rendition == stream.rendition:
-                camera.note_shown(picture)
-                main = picture
-            self._cameras.published()
-        return main
+    async def _gathered(self, jobs: list[_Job]) -> list[_Job]:
+        """The jobs that go with the first one. Others that may soon be there are waited for while that pays."""
+        group = jobs[0].group
+        try:
+            batching = await self._batching_of(jobs[0])
+        except Exception as error:  # noqa: BLE001 - an engine's own; whatever it is, this frame is lost
+            jobs[0].camera.lose(jobs[0].measurement)
+            await self._failed(jobs[0].reconstructor, jobs[:1], error)
+            return []
+        while True:
+            batch = [job for job in jobs if job.group == group][: batching.most]
+            if len(batch) in (0, batching.most) or len(jobs) > len(batch) or not self._more_may_come(batch):
+                return batch
+            left = min(job.measurement.ready_s for job in batch) + batching.wait_s - time.monotonic()
+            if left <= 0:
+                return batch
+            self._cameras.work.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._cameras.work.wait(), left)
+            jobs = self._jobs()
 
-    async def _reconstruct(
-        self, stream: Stream, measurement: Measurement, times: Times, rendition: str, reconstructor: Reconstructor
-    ) -> Picture:
-        levels = fit_rows(measurement.levels, reconstructor.engine.rows)
-        began = time.perf_counter()
-        loop = asyncio.get_running_loop()
-        pixels = await loop.run_in_executor(self._pool, reconstructor.engine.reconstruct, levels[None])
-        times.reconstruct = (time.perf_counter() - began) * 1e3
-        return Picture(
-            stream.hello.camera,
-            measurement.sequence,
-            measurement.capture_time_ns,
-            time.time_ns(),
-            pixels[0, : stream.hello.height, : stream.hello.width],
-            rendition,
-            reconstructor.id,
-            times,
+    def _more_may_come(self, batch: list[_Job]) -> bool:
+        """Whether another camera that is watched sends frames of this batch's kind."""
+        there, (first, *_) = {job.camera for job in batch}, batch
+        kind = first.measurement.stream.hello.operator_id, first.measurement.levels.shape
+        return any(
+            (camera.newest.stream.hello.operator_id, camera.newest.levels.shape) == kind
+            for camera in self._cameras.all()
+            if camera.newest is not None and camera.watched and camera.state == "live" and camera not in there
         )
+
+    async def _batching_of(self, job: _Job) -> Batching:
+        known = self._batching.get(job.group)
+        if known is None:
+            _, grid = job.group
+            engine, most = job.reconstructor.engine, self._most
+            known = await self._in_engine_thread(lambda: measure(engine, (grid[0], grid[1]), most))
+            self._batching[job.group] = known
+            width, height = (blocks * engine.block for blocks in reversed(grid))
+            log.info("reconstructor %s at %d×%d: %s", job.reconstructor.name, width, height, known)
+        return known
+
+    async def _do(self, batch: list[_Job]) -> None:
+        """Reconstruct a batch and give its pictures to their viewers."""
+        reconstructor = batch[0].reconstructor
+        taken = [job.camera.begin(job.rendition) for job in batch]
+        pictures: Sequence[Picture | None] = [None] * len(batch)
+        try:
+            pictures = await self._reconstructed(reconstructor, taken)
+            self._rebuilt.discard(reconstructor.id)
+        except Exception as error:  # noqa: BLE001 - an engine's own; whatever it is, this batch is lost
+            await self._failed(reconstructor, batch, error)
+        finally:
+            for job, measurement, picture in zip(batch, taken, pictures, strict=True):
+                job.camera.end(measurement, picture)
+                if picture is not None:
+                    self._metrics.shown(reconstructor, picture)
+            self._cameras.tell()
+
+    async def _reconstructed(self, reconstructor: Reconstructor, taken: Sequence[Measurement]) -> list[Picture]:
+        engine = reconstructor.engine
+        levels = np.stack([fit_rows(measurement.levels, engine.rows) for measurement in taken])
+        began_ns, began = time.time_ns(), time.perf_counter()
+        pixels = await self._in_engine_thread(lambda: engine.reconstruct(levels))
+        took = (time.perf_counter() - began) * 1e3
+        self._metrics.batch(reconstructor, len(taken), took)
+        pictures = []
+        for measurement, each in zip(taken, pixels, strict=True):
+            hello, times = measurement.stream.hello, measurement.times
+            queue = (began_ns - times.received_ns) / 1e6 - times.unpack
+            # A copy of its own: a picture must not keep its whole batch in memory.
+            whole = each[: hello.height, : hello.width]
+            pictures.append(
+                Picture(
+                    *(hello.camera, measurement.sequence, measurement.capture_time_ns, time.time_ns()),
+                    whole if len(taken) == 1 else whole.copy(),
+                    *(reconstructor.rendition, reconstructor.id),
+                    replace(times, queue=queue, reconstruct=took),
+                )
+            )
+        return pictures
+
+    async def _failed(self, reconstructor: Reconstructor, batch: Sequence[_Job], error: Exception) -> None:
+        """Rebuild the engine; end the cameras' streams if that doesn't help."""
+        names = ", ".join(job.camera.name for job in batch)
+        log.error("reconstructor %s failed on frames of %s", reconstructor.name, names, exc_info=error)
+        self._metrics.failed(reconstructor)
+        if reconstructor.id not in self._rebuilt:
+            try:
+                reconstructor.engine = await self._in_engine_thread(reconstructor.engine.reopened)
+            except EngineError as rebuilding:
+                log.error("reconstructor %s can't be rebuilt: %s", reconstructor.name, rebuilding)
+            else:
+                self._rebuilt.add(reconstructor.id)
+                log.warning("reconstructor %s: its engine was rebuilt", reconstructor.name)
+                return
+        self._rebuilt.discard(reconstructor.id)
+        problem = f"the reconstructor failed ({type(error).__name__}), see the server's log"
+        for job in batch:
+            job.measurement.stream.end(Refusal(grpc.StatusCode.INTERNAL, "frame", problem))
+
+    async def _in_engine_thread(self, work: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)

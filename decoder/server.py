@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection
 from decoder.admission import Limits
 from decoder.cameras import Cameras
 from decoder.catalogue import Catalogue
+from decoder.metrics import Metrics
 from decoder.reconstruction import Worker
 from decoder.recordings.recorder import Recorder
 from decoder.recordings.store import Retention, Store
@@ -59,11 +60,15 @@ class Server:
         self.port = 0
         self.http_port = 0
         renditions = ("veiled", "plain") if settings.allow_plain else ("veiled",)
-        self._worker = Worker(self.cameras, catalogue, renditions)
         self._recorder = _recorder(settings)
+        if self._recorder is not None:
+            self.cameras.forgotten.append(self._recorder.forget)
+        self.metrics = Metrics(self.cameras, self._recorder.told if self._recorder else dict)
+        self._worker = Worker(self.cameras, catalogue, renditions, self.metrics, settings.limits.batch)
         self._health = health.aio.HealthServicer()
         self._grpc = self._grpc_server(catalogue, renditions)
-        app = web_app(self.cameras, catalogue, renditions, settings.host)
+        self._ready = False
+        app = web_app(self.cameras, catalogue, renditions, self.metrics.registry, lambda: self._ready, settings.host)
         config = uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
         config.limit_concurrency = settings.limits.connections
         self._web = _Web(config)
@@ -97,6 +102,7 @@ class Server:
             self._tasks.append(asyncio.create_task(save_pictures(self.cameras, self.settings.save), name="save"))
         for service in ("", "veilcam.v1.Cameras", "veilcam.v1.Viewers"):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        self._ready = True
 
     async def failed(self) -> None:
         """Wait until a part ends that should not have; raises what ended it."""
@@ -107,6 +113,7 @@ class Server:
 
     async def stop(self, grace: float = GRACE_S) -> None:
         """Refuse what is new, let viewers and cameras go, and end; at most ``grace`` seconds and a little."""
+        self._ready = False
         await self._health.enter_graceful_shutdown()
         self._web.should_exit = True
         self.cameras.close()

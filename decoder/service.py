@@ -12,11 +12,12 @@ from google.protobuf.message import DecodeError
 from grpc import aio
 
 from decoder.admission import Limits, Refusal, check_hello, check_size, invalid
-from decoder.cameras import Camera, Cameras, Stream
+from decoder.cameras import Camera, Cameras
 from decoder.catalogue import Catalogue
 from decoder.pictures import Picture
 from decoder.reconstruction import Worker
 from decoder.recordings.recorder import Recorder
+from decoder.stream import Stream
 from protos.v1 import veilcam_pb2 as pb
 from protos.v1.veilcam_pb2_grpc import CamerasServicer, ViewersServicer
 
@@ -58,7 +59,7 @@ class CamerasService(CamerasServicer):
                 self._recorder.begin(hello, partial(loop.call_soon_threadsafe, stream.ask_key))
             log.info("camera %s connected from %s: %d×%d", camera.name, peer, hello.width, hello.height)
             yield pb.PublishResponse(accepted=pb.Accepted(max_payload_bytes=self._limits.payload_bytes))
-            async for acknowledgement in self._frames(request_iterator, stream):
+            async for acknowledgement in self._frames(request_iterator, camera, stream):
                 yield pb.PublishResponse(acknowledgement=acknowledgement)
         except Refusal as refusal:
             if refusal.status is not grpc.StatusCode.UNAVAILABLE:
@@ -82,16 +83,16 @@ class CamerasService(CamerasServicer):
             raise Refusal(grpc.StatusCode.NOT_FOUND, "hello.operator_id", problem)
         block = self._catalogue.block(operator_id)
         check_size(first.hello, block, self._limits)
-        rendition = self._worker.rendition_for(operator_id)
-        if rendition is None:
+        renditions = self._worker.renditions_for(operator_id)
+        if not renditions:
             problem = f"{operator_id!r} has only plain reconstructors here, and this server gives only veiled pictures"
             raise Refusal(grpc.StatusCode.NOT_FOUND, "hello.operator_id", problem)
-        return Stream(first.hello, block, rendition, self._limits)
+        return Stream(first.hello, block, renditions, self._limits)
 
     async def _frames(
-        self, requests: AsyncIterator[pb.PublishRequest], stream: Stream
+        self, requests: AsyncIterator[pb.PublishRequest], camera: Camera, stream: Stream
     ) -> AsyncIterator[pb.Acknowledgement]:
-        reader = asyncio.create_task(self._read(requests, stream))
+        reader = asyncio.create_task(self._read(requests, camera, stream))
         try:
             while True:
                 await stream.news.wait()
@@ -104,15 +105,18 @@ class CamerasService(CamerasServicer):
         finally:
             reader.cancel()
 
-    async def _read(self, requests: AsyncIterator[pb.PublishRequest], stream: Stream) -> None:
+    async def _read(self, requests: AsyncIterator[pb.PublishRequest], camera: Camera, stream: Stream) -> None:
         try:
             while (request := await _next(requests)) is not None:
                 if not request.HasField("frame"):
                     raise invalid("message", "expected a frame after the hello")
-                if await stream.receive(request.frame):
-                    self._cameras.pending.set()
-                    if self._recorder is not None and not stream.problem:
-                        self._recorder.offer(stream.hello.camera, request.frame, time.time_ns())
+                measurement = await stream.receive(request.frame)
+                if measurement is None:
+                    camera.tally.no_base += 1
+                elif camera.stream is stream and not stream.problem:
+                    camera.see(measurement, len(request.frame.payload))
+                    if self._recorder is not None:
+                        self._recorder.offer(camera.name, request.frame, time.time_ns())
         except Refusal as refusal:
             stream.end(refusal)
         except Exception:  # the reader's task has no other listener: the camera is told, the log has it all
@@ -156,6 +160,9 @@ class ViewersService(ViewersServicer):
             raise Refusal(
                 grpc.StatusCode.NOT_FOUND, "watch.camera", f"{request.camera[:80]!r} isn't here (here: {known})"
             )
+        if rendition and rendition not in camera.renditions:
+            problem = f"no {rendition} reconstructor for the operator of {camera.name!r} here"
+            raise Refusal(grpc.StatusCode.NOT_FOUND, "watch.rendition", problem)
         return camera, rendition or camera.rendition
 
 

@@ -166,14 +166,15 @@ def _line(account: Account, sink: Sink) -> str:
     return (
         f"{rate:.1f} fps · {kbit_s:.0f} kbit/s · ms: capture {mean.capture:.1f}, sample {mean.sample:.1f}, "
         f"quantise {mean.quantise:.1f}, pack {mean.pack:.1f} · sent {account.sent}, received {told.received}, "
-        f"shown {told.shown}, dropped here {account.dropped.total()}, at the server {told.dropped}"
+        f"shown {told.shown}, unwatched {told.unwatched}, dropped here {account.dropped.total()}, "
+        f"at the server {told.dropped}"
     )
 
 
 def _summary(account: Account, sink: Sink, seconds: float) -> str:
     reasons = ", ".join(f"{count} {reason}" for reason, count in account.dropped.items() if count) or "none"
     told = sink.progress
-    answered = f"shown up to {told.shown}, dropped at the server {told.dropped}"
+    answered = f"shown up to {told.shown}, unwatched {told.unwatched}, dropped at the server {told.dropped}"
     return (
         f"{seconds:.1f} s: captured {account.captured}, sent {account.sent} ({account.keys} key), "
         f"{account.bytes_sent * 8 / 1000 / max(seconds, 1e-3):.0f} kbit/s; dropped here: {reasons}; "

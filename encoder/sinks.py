@@ -30,6 +30,9 @@ class Progress:
     received: int = 0
     shown: int = 0
     dropped: int = 0
+    settled: int = 0
+    """Sequence up to which every frame was shown, dropped, or passed by since nobody watched."""
+    unwatched: int = 0
 
 
 class Sink(Protocol):
@@ -55,7 +58,7 @@ class ServerSink:
     Args:
         address: ``HOST:PORT``.
         hello: sent first.
-        lossless: send a frame once the one before it was shown, so that every one is.
+        lossless: send a frame once the one before it is settled, so that every one is shown to whoever watches.
 
     Raises:
         SinkError: no service answers there, or it refuses the hello.
@@ -116,16 +119,16 @@ class ServerSink:
         self._requests.put(message)
 
     def close(self) -> None:
-        """Say that no more frames come, and wait until the last one is shown, within a limit."""
+        """Say that no more frames come, and wait until the last one is settled, within a limit."""
         with self._news:
-            self._news.wait_for(lambda: self._over or self._progress.shown >= self._sent, CLOSE_TIMEOUT_S)
+            self._news.wait_for(lambda: self._over or self._progress.settled >= self._sent, CLOSE_TIMEOUT_S)
         self._requests.put(None)
         self._reader.join(CLOSE_TIMEOUT_S)
         self._channel.close()
 
     def _room(self) -> bool:
         if self._lossless:
-            return self._sent <= self._progress.shown
+            return self._sent <= self._progress.settled
         return self._sent < self._progress.received + UNACKNOWLEDGED_FRAMES
 
     def _read(self) -> None:
@@ -136,7 +139,7 @@ class ServerSink:
                     self._accepted = True
                     if response.HasField("acknowledgement"):
                         told = response.acknowledgement
-                        self._progress = Progress(told.received, told.shown, told.dropped)
+                        self._progress = Progress(told.received, told.shown, told.dropped, told.settled, told.unwatched)
                         self._changes.update(told.changes)
                     self._news.notify_all()
         except grpc.RpcError as error:

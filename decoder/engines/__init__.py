@@ -22,10 +22,17 @@ class EngineError(Exception):
 class Engine(ABC):
     """A reconstructor, ready to run.
 
+    Args:
+        path: of its ONNX file.
+        threads: that it may use.
+
+    Raises:
+        EngineError: a file that the runtime can't run.
+
     Attributes:
         name: of the runtime, as in ``ENGINES``.
         device: what it really runs on, as the runtime says.
-        threads: how many it uses.
+        path, threads: as given.
         metadata: of the ONNX file.
         rows: measurements a block that the file takes.
         block: side of a block in pixels.
@@ -33,10 +40,12 @@ class Engine(ABC):
 
     name: str
     device: str
-    threads: int
     metadata: dict[str, str]
     rows: int
     block: int
+
+    def __init__(self, path: Path, threads: int) -> None:
+        self.path, self.threads = path, threads
 
     def reconstruct(self, measurements: NDArray[np.int8]) -> NDArray[np.uint8]:
         """Pictures (N, H, W) uint8 from quantised measurements (N, m, H/B, W/B) int8.
@@ -54,6 +63,14 @@ class Engine(ABC):
         if pictures.dtype != np.uint8 or pictures.shape != expected:
             raise ValueError(f"{self.name} gave {pictures.dtype} {pictures.shape}, expected uint8 {expected}")
         return pictures
+
+    def reopened(self) -> "Engine":
+        """The same file in the same runtime, built anew.
+
+        Raises:
+            EngineError: that doesn't work.
+        """
+        return type(self)(self.path, self.threads)
 
     @abstractmethod
     def _run(self, measurements: NDArray[np.int8]) -> NDArray[np.uint8]: ...

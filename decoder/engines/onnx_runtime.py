@@ -15,6 +15,7 @@ class OnnxRuntimeEngine(Engine):
     name = "onnxruntime"
 
     def __init__(self, path: Path, threads: int) -> None:
+        super().__init__(path, threads)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
@@ -28,7 +29,6 @@ class OnnxRuntimeEngine(Engine):
         if len(inputs) != 1 or len(outputs) != 1 or inputs[0].type != "tensor(int8)" or len(inputs[0].shape) != 4:
             raise EngineError(f"{path}: not a reconstructor (one int8 input of 4 dimensions and one output expected)")
         self.device = ", ".join(self._session.get_providers())
-        self.threads = threads
         self.metadata = dict(self._session.get_modelmeta().custom_metadata_map)
         self.rows = int(inputs[0].shape[1]) if isinstance(inputs[0].shape[1], int) else 0
         block = self.metadata.get("veilcam.block", "")

@@ -87,6 +87,11 @@ class Recorder:
         if camera in self._tracks:
             self._queue.put((self._tracks[camera], None, 0))
 
+    def forget(self, camera: str) -> None:
+        """The server no longer knows the camera; what was recorded of it stays."""
+        self.end(camera)
+        self._tracks.pop(camera, None)
+
     def offer(self, camera: str, frame: pb.Frame, received_ns: int) -> bool:
         """Record a frame, unless the disk is too far behind. Returns whether it is on its way."""
         track, size = self._tracks[camera], len(frame.payload)

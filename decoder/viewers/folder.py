@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 
 from decoder.cameras import Cameras
-from decoder.pictures import Picture
+from decoder.pictures import Picture, Relay
 
 log = logging.getLogger("veilcam.decode")
 
@@ -18,25 +18,32 @@ async def save_pictures(cameras: Cameras, folder: Path) -> None:
 
     One thread writes: a disk that hangs holds up nothing but this.
     """
-    seen: dict[str, int] = {}
+    seen: dict[Relay, int] = {}
     saved = missed = 0
     with ThreadPoolExecutor(1, thread_name_prefix="save") as pool:
         try:
             while True:
                 changed = asyncio.ensure_future(cameras.changed())
-                for camera in cameras.all():
-                    relay = camera.relays[camera.rendition]
-                    if relay.latest is None or relay.serial == seen.get(camera.name):
+                shown = {camera.relays[camera.rendition]: camera.name for camera in cameras.all()}
+                for relay in shown.keys() - seen.keys():
+                    seen[relay] = relay.serial
+                    relay.enter()
+                for relay in seen.keys() - shown.keys():
+                    del seen[relay]
+                    relay.leave()
+                for relay, name in shown.items():
+                    if relay.latest is None or relay.serial == seen[relay]:
                         continue
-                    missed += relay.serial - seen.get(camera.name, relay.serial - 1) - 1
-                    seen[camera.name] = relay.serial
-                    await asyncio.get_running_loop().run_in_executor(pool, _write, relay.latest, folder / camera.name)
+                    missed += relay.serial - seen[relay] - 1
+                    seen[relay] = relay.serial
+                    await asyncio.get_running_loop().run_in_executor(pool, _write, relay.latest, folder / name)
                     saved += 1
-                seen = {camera.name: seen[camera.name] for camera in cameras.all() if camera.name in seen}
                 await changed
         except (OSError, ValueError, cv2.error) as error:
             log.error("--save: %s; no more pictures are saved", error)
         finally:
+            for relay in seen:
+                relay.leave()
             log.info("--save: %d pictures saved, %d passed by while the disk was busy", saved, missed)
 
 

@@ -1,13 +1,15 @@
-"""The web page for people: all cameras, a still and an MJPEG stream of each, and what the page tells as JSON."""
+"""The web page for people, and the same by URL for other tools: JSON, stills, MJPEG, metrics, health."""
 
 import asyncio
 import json
 import struct
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -16,7 +18,7 @@ from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from decoder.cameras import Camera, Cameras
-from decoder.catalogue import RENDITIONS, Catalogue
+from decoder.catalogue import RENDITIONS, Catalogue, Reconstructor
 from decoder.pictures import Relay
 
 LOOPBACK = ("127.0.0.1", "localhost")
@@ -27,23 +29,38 @@ _NEVER_STORED = {"Cache-Control": "no-store"}
 _LENGTHS = struct.Struct("<II")
 
 
-def web_app(cameras: Cameras, catalogue: Catalogue, renditions: tuple[str, ...], host: str) -> Starlette:
+def web_app(
+    cameras: Cameras,
+    catalogue: Catalogue,
+    renditions: tuple[str, ...],
+    registry: CollectorRegistry,
+    ready: Callable[[], bool],
+    host: str,
+) -> Starlette:
     """The page and what it is made of. ``?rendition=plain`` works where plain pictures are allowed.
 
     Bound to loopback, it answers to loopback's names alone: no foreign page that a browser shows can read it by
     pointing a name of its own here.
+
+    Args:
+        renditions: that this server gives.
+        registry: what ``/metrics`` tells.
+        ready: whether cameras and viewers are served, for ``/readyz``.
+        host: that it is bound to.
     """
     names = {each.id: each for each in catalogue.reconstructors}
 
     def found(request: Request) -> tuple[Camera, Relay] | Response:
         camera = cameras.get(request.path_params["name"])
         if camera is None:
-            return PlainTextResponse(f"no camera {request.path_params['name']!r} here\n", 404)
+            return _text(404, f"no camera {request.path_params['name']!r} here")
         rendition = request.query_params.get("rendition", camera.rendition)
         if rendition not in RENDITIONS:
-            return PlainTextResponse(f"rendition: expected one of {', '.join(RENDITIONS)}\n", 400)
+            return _text(400, f"rendition: expected one of {', '.join(RENDITIONS)}")
         if rendition not in renditions:
-            return PlainTextResponse(f"rendition: this server gives only {', '.join(renditions)} pictures\n", 403)
+            return _text(403, f"rendition: this server gives only {', '.join(renditions)} pictures")
+        if rendition not in camera.renditions:
+            return _text(404, f"rendition: no {rendition} reconstructor for this camera here")
         return camera, camera.relays[rendition]
 
     async def page(request: Request) -> Response:
@@ -52,25 +69,26 @@ def web_app(cameras: Cameras, catalogue: Catalogue, renditions: tuple[str, ...],
     async def listing(request: Request) -> Response:
         return JSONResponse([_told(camera, names) for camera in cameras.all()], headers=_NEVER_STORED)
 
+    async def reconstructors(request: Request) -> Response:
+        return JSONResponse([_measured(each) for each in catalogue.reconstructors], headers=_NEVER_STORED)
+
     async def pictures(request: Request) -> Response:
         try:
             seen = json.loads(request.query_params.get("seen", "{}"))
             seen = {str(name): int(serial) for name, serial in seen.items()}
         except (ValueError, TypeError, AttributeError):
-            return PlainTextResponse('seen: expected JSON as in {"NAME": 7}\n', 400)
-        return await _newer(cameras, seen)
+            return _text(400, 'seen: expected JSON as in {"NAME": 7}')
+        return await _newer(cameras, seen, request.query_params.getlist("camera"))
 
     async def still(request: Request) -> Response:
         match = found(request)
         if isinstance(match, Response):
             return match
         camera, relay = match
-        picture = relay.latest
-        if relay.on_demand:
-            with relay.watch() as watch:
-                picture = await _before_long(anext(watch))
+        with relay.watch() as watch:
+            picture = await _before_long(anext(watch))
         if picture is None:
-            return PlainTextResponse(f"camera {camera.name!r} has shown no such picture yet\n", 404)
+            return _text(404, f"camera {camera.name!r} has shown no such picture yet")
         headers = _NEVER_STORED | {"X-Sequence": str(picture.sequence)}
         return Response(await picture.jpeg(), media_type="image/jpeg", headers=headers)
 
@@ -81,42 +99,61 @@ def web_app(cameras: Cameras, catalogue: Catalogue, renditions: tuple[str, ...],
         media_type = f"multipart/x-mixed-replace; boundary={_BOUNDARY}"
         return StreamingResponse(_parts(match[1]), media_type=media_type, headers=_NEVER_STORED)
 
+    async def metrics(request: Request) -> Response:
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST, headers=_NEVER_STORED)
+
+    async def healthz(request: Request) -> Response:
+        return _text(200, "alive")
+
+    async def readyz(request: Request) -> Response:
+        return _text(200, "ready") if ready() else _text(503, "starting or stopping")
+
     return Starlette(
         routes=[
             Route("/", page),
             Route("/cameras.json", listing),
+            Route("/reconstructors.json", reconstructors),
             Route("/pictures", pictures),
             Route("/cameras/{name}.jpg", still),
             Route("/cameras/{name}.mjpeg", stream),
+            Route("/metrics", metrics),
+            Route("/healthz", healthz),
+            Route("/readyz", readyz),
         ],
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=LOOPBACK)] if host in LOOPBACK else [],
     )
 
 
-async def _newer(cameras: Cameras, seen: dict[str, int]) -> Response:
-    """Every camera's newest picture that isn't ``seen`` by its serial number, as soon as there is one; else 204.
+async def _newer(cameras: Cameras, seen: dict[str, int], names: list[str]) -> Response:
+    """The newest picture of every camera, or of those named, unless it is ``seen`` by its serial number; else 204.
 
     What the page asks for, again and again, with one request for all cameras, since a browser opens few connections
-    to a server: a slow browser asks less often and never gets a backlog, and a hidden one doesn't ask.
+    to a server: a slow browser asks less often and never gets a backlog, and a hidden one doesn't ask. While it asks it
+    counts as a viewer.
 
     The body holds for each picture: u32 length of its JSON, u32 length of its JPEG, JSON (name, serial), JPEG.
     """
     deadline = time.monotonic() + _LONGEST_WAIT_S
-    while True:
-        changed = asyncio.ensure_future(cameras.changed())
-        fresh = [
-            (camera.name, relay.serial, relay.latest)
-            for camera in cameras.all()
-            if (relay := camera.relays[camera.rendition]).latest and relay.serial != seen.get(camera.name)
-        ]
-        if fresh:
-            changed.cancel()
-            break
-        if await _before_long(changed, deadline - time.monotonic()) is None and time.monotonic() >= deadline:
-            return Response(status_code=204, headers=_NEVER_STORED)
+    with ExitStack() as watching:
+        watched: set[Relay] = set()
+        while True:
+            changed = asyncio.ensure_future(cameras.changed())
+            asked = {c.name: c.relays[c.rendition] for c in cameras.all() if not names or c.name in names}
+            for relay in set(asked.values()) - watched:
+                watched.add(relay)
+                watching.enter_context(relay.watch())
+            fresh = [
+                (name, relay.serial, relay.latest)
+                for name, relay in asked.items()
+                if relay.latest is not None and relay.serial != seen.get(name)
+            ]
+            if fresh:
+                changed.cancel()
+                break
+            if await _before_long(changed, deadline - time.monotonic()) is None and time.monotonic() >= deadline:
+                return Response(status_code=204, headers=_NEVER_STORED)
     parts: list[bytes] = []
     for name, serial, picture in fresh:
-        assert picture is not None
         told, data = json.dumps({"name": name, "serial": serial}).encode(), await picture.jpeg()
         parts += [_LENGTHS.pack(len(told), len(data)), told, data]
     return Response(b"".join(parts), media_type="application/octet-stream", headers=_NEVER_STORED)
@@ -141,16 +178,36 @@ async def _parts(relay: Relay) -> AsyncIterator[bytes]:
             yield head + data + b"\r\n" + boundary
 
 
-def _told(camera: Camera, names: dict[str, Any]) -> dict[str, Any]:
+def _text(status: int, line: str) -> Response:
+    return PlainTextResponse(line + "\n", status, headers=_NEVER_STORED)
+
+
+def _told(camera: Camera, names: dict[str, Reconstructor]) -> dict[str, Any]:
     latest = camera.latest
     reconstructor = names.get(latest.reconstructor_id) if latest else None
+    fps, kbit_s = camera.lately()
     return {
         "name": camera.name,
         "state": camera.state,
         "silent_s": round(time.monotonic() - camera.last_seen, 1),
-        "fps": round(camera.frame_rate(), 1),
+        "fps": round(fps, 1),
+        "kbit_s": round(kbit_s),
         "latency_ms": round((latest.shown_time_ns - latest.capture_time_ns) / 1e6, 1) if latest else None,
         "sequence": latest.sequence if latest else 0,
         "size": [latest.pixels.shape[1], latest.pixels.shape[0]] if latest else None,
-        "reconstructor": f"{reconstructor.name} ({reconstructor.rendition})" if reconstructor else None,
+        "reconstructor": reconstructor.id if reconstructor else None,
+    }
+
+
+def _measured(each: Reconstructor) -> dict[str, Any]:
+    """What is known of a reconstructor, for the page and for programs."""
+    return {
+        "id": each.id,
+        "name": each.name,
+        "rendition": each.rendition,
+        "operator_id": each.operator_id,
+        "rows": each.engine.rows,
+        "engine": each.engine.name,
+        "device": each.engine.device,
+        "measured": each.measured,
     }

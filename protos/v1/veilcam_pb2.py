@@ -24,23 +24,23 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17protos/v1/veilcam.proto\x12\nveilcam.v1\"c\n\x0ePublishRequest\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x11.veilcam.v1.HelloH\x00\x12\"\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x11.veilcam.v1.FrameH\x00\x42\t\n\x07message\"_\n\x05Hello\x12\x0e\n\x06\x63\x61mera\x18\x01 \x01(\t\x12\x13\n\x0boperator_id\x18\x02 \x01(\t\x12\r\n\x05width\x18\x03 \x01(\r\x12\x0e\n\x06height\x18\x04 \x01(\r\x12\x12\n\nframe_rate\x18\x05 \x01(\x02\"\xa6\x01\n\x05\x46rame\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x17\n\x0f\x63\x61pture_time_ns\x18\x02 \x01(\x03\x12%\n\x06planes\x18\x03 \x03(\x0e\x32\x15.veilcam.v1.PlaneKind\x12#\n\x04kind\x18\x04 \x01(\x0e\x32\x15.veilcam.v1.FrameKind\x12\x15\n\rbase_sequence\x18\x05 \x01(\x04\x12\x0f\n\x07payload\x18\x06 \x01(\x0c\"~\n\x0fPublishResponse\x12(\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x14.veilcam.v1.AcceptedH\x00\x12\x36\n\x0f\x61\x63knowledgement\x18\x02 \x01(\x0b\x32\x1b.veilcam.v1.AcknowledgementH\x00\x42\t\n\x07message\"%\n\x08\x41\x63\x63\x65pted\x12\x19\n\x11max_payload_bytes\x18\x01 \x01(\r\"\x7f\n\x0f\x41\x63knowledgement\x12\x10\n\x08received\x18\x01 \x01(\x04\x12\r\n\x05shown\x18\x02 \x01(\x04\x12\x15\n\rshown_time_ns\x18\x03 \x01(\x03\x12\x0f\n\x07\x64ropped\x18\x04 \x01(\x04\x12#\n\x07\x63hanges\x18\x05 \x03(\x0e\x32\x12.veilcam.v1.Change\"p\n\x0cWatchRequest\x12\x0e\n\x06\x63\x61mera\x18\x01 \x01(\t\x12(\n\trendition\x18\x02 \x01(\x0e\x32\x15.veilcam.v1.Rendition\x12&\n\x08\x65ncoding\x18\x03 \x01(\x0e\x32\x14.veilcam.v1.Encoding\"\xf4\x01\n\x07Picture\x12\x0e\n\x06\x63\x61mera\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x17\n\x0f\x63\x61pture_time_ns\x18\x03 \x01(\x03\x12\x15\n\rshown_time_ns\x18\x04 \x01(\x03\x12\r\n\x05width\x18\x05 \x01(\r\x12\x0e\n\x06height\x18\x06 \x01(\r\x12&\n\x08\x65ncoding\x18\x07 \x01(\x0e\x32\x14.veilcam.v1.Encoding\x12\x0c\n\x04\x64\x61ta\x18\x08 \x01(\x0c\x12(\n\trendition\x18\t \x01(\x0e\x32\x15.veilcam.v1.Rendition\x12\x18\n\x10reconstructor_id\x18\n \x01(\t*Q\n\tFrameKind\x12\x1a\n\x16\x46RAME_KIND_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x46RAME_KIND_KEY\x10\x01\x12\x14\n\x10\x46RAME_KIND_DELTA\x10\x02*b\n\tPlaneKind\x12\x1a\n\x16PLANE_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fPLANE_KIND_LUMA\x10\x01\x12\x11\n\rPLANE_KIND_CB\x10\x02\x12\x11\n\rPLANE_KIND_CR\x10\x03*L\n\x06\x43hange\x12\x16\n\x12\x43HANGE_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x43HANGE_SEND_KEY\x10\x01\x12\x15\n\x11\x43HANGE_LOWER_RATE\x10\x02*Q\n\tRendition\x12\x19\n\x15RENDITION_UNSPECIFIED\x10\x00\x12\x14\n\x10RENDITION_VEILED\x10\x01\x12\x13\n\x0fRENDITION_PLAIN\x10\x02*K\n\x08\x45ncoding\x12\x18\n\x14\x45NCODING_UNSPECIFIED\x10\x00\x12\x11\n\rENCODING_JPEG\x10\x01\x12\x12\n\x0e\x45NCODING_GRAY8\x10\x02\x32Q\n\x07\x43\x61meras\x12\x46\n\x07Publish\x12\x1a.veilcam.v1.PublishRequest\x1a\x1b.veilcam.v1.PublishResponse(\x01\x30\x01\x32\x43\n\x07Viewers\x12\x38\n\x05Watch\x12\x18.veilcam.v1.WatchRequest\x1a\x13.veilcam.v1.Picture0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17protos/v1/veilcam.proto\x12\nveilcam.v1\"c\n\x0ePublishRequest\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x11.veilcam.v1.HelloH\x00\x12\"\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x11.veilcam.v1.FrameH\x00\x42\t\n\x07message\"_\n\x05Hello\x12\x0e\n\x06\x63\x61mera\x18\x01 \x01(\t\x12\x13\n\x0boperator_id\x18\x02 \x01(\t\x12\r\n\x05width\x18\x03 \x01(\r\x12\x0e\n\x06height\x18\x04 \x01(\r\x12\x12\n\nframe_rate\x18\x05 \x01(\x02\"\xa6\x01\n\x05\x46rame\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x17\n\x0f\x63\x61pture_time_ns\x18\x02 \x01(\x03\x12%\n\x06planes\x18\x03 \x03(\x0e\x32\x15.veilcam.v1.PlaneKind\x12#\n\x04kind\x18\x04 \x01(\x0e\x32\x15.veilcam.v1.FrameKind\x12\x15\n\rbase_sequence\x18\x05 \x01(\x04\x12\x0f\n\x07payload\x18\x06 \x01(\x0c\"~\n\x0fPublishResponse\x12(\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x14.veilcam.v1.AcceptedH\x00\x12\x36\n\x0f\x61\x63knowledgement\x18\x02 \x01(\x0b\x32\x1b.veilcam.v1.AcknowledgementH\x00\x42\t\n\x07message\"%\n\x08\x41\x63\x63\x65pted\x12\x19\n\x11max_payload_bytes\x18\x01 \x01(\r\"\xa3\x01\n\x0f\x41\x63knowledgement\x12\x10\n\x08received\x18\x01 \x01(\x04\x12\r\n\x05shown\x18\x02 \x01(\x04\x12\x15\n\rshown_time_ns\x18\x03 \x01(\x03\x12\x0f\n\x07\x64ropped\x18\x04 \x01(\x04\x12#\n\x07\x63hanges\x18\x05 \x03(\x0e\x32\x12.veilcam.v1.Change\x12\x0f\n\x07settled\x18\x06 \x01(\x04\x12\x11\n\tunwatched\x18\x07 \x01(\x04\"p\n\x0cWatchRequest\x12\x0e\n\x06\x63\x61mera\x18\x01 \x01(\t\x12(\n\trendition\x18\x02 \x01(\x0e\x32\x15.veilcam.v1.Rendition\x12&\n\x08\x65ncoding\x18\x03 \x01(\x0e\x32\x14.veilcam.v1.Encoding\"\xf4\x01\n\x07Picture\x12\x0e\n\x06\x63\x61mera\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x17\n\x0f\x63\x61pture_time_ns\x18\x03 \x01(\x03\x12\x15\n\rshown_time_ns\x18\x04 \x01(\x03\x12\r\n\x05width\x18\x05 \x01(\r\x12\x0e\n\x06height\x18\x06 \x01(\r\x12&\n\x08\x65ncoding\x18\x07 \x01(\x0e\x32\x14.veilcam.v1.Encoding\x12\x0c\n\x04\x64\x61ta\x18\x08 \x01(\x0c\x12(\n\trendition\x18\t \x01(\x0e\x32\x15.veilcam.v1.Rendition\x12\x18\n\x10reconstructor_id\x18\n \x01(\t*Q\n\tFrameKind\x12\x1a\n\x16\x46RAME_KIND_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x46RAME_KIND_KEY\x10\x01\x12\x14\n\x10\x46RAME_KIND_DELTA\x10\x02*b\n\tPlaneKind\x12\x1a\n\x16PLANE_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fPLANE_KIND_LUMA\x10\x01\x12\x11\n\rPLANE_KIND_CB\x10\x02\x12\x11\n\rPLANE_KIND_CR\x10\x03*L\n\x06\x43hange\x12\x16\n\x12\x43HANGE_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x43HANGE_SEND_KEY\x10\x01\x12\x15\n\x11\x43HANGE_LOWER_RATE\x10\x02*Q\n\tRendition\x12\x19\n\x15RENDITION_UNSPECIFIED\x10\x00\x12\x14\n\x10RENDITION_VEILED\x10\x01\x12\x13\n\x0fRENDITION_PLAIN\x10\x02*K\n\x08\x45ncoding\x12\x18\n\x14\x45NCODING_UNSPECIFIED\x10\x00\x12\x11\n\rENCODING_JPEG\x10\x01\x12\x12\n\x0e\x45NCODING_GRAY8\x10\x02\x32Q\n\x07\x43\x61meras\x12\x46\n\x07Publish\x12\x1a.veilcam.v1.PublishRequest\x1a\x1b.veilcam.v1.PublishResponse(\x01\x30\x01\x32\x43\n\x07Viewers\x12\x38\n\x05Watch\x12\x18.veilcam.v1.WatchRequest\x1a\x13.veilcam.v1.Picture0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.v1.veilcam_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FRAMEKIND']._serialized_start=1063
-  _globals['_FRAMEKIND']._serialized_end=1144
-  _globals['_PLANEKIND']._serialized_start=1146
-  _globals['_PLANEKIND']._serialized_end=1244
-  _globals['_CHANGE']._serialized_start=1246
-  _globals['_CHANGE']._serialized_end=1322
-  _globals['_RENDITION']._serialized_start=1324
-  _globals['_RENDITION']._serialized_end=1405
-  _globals['_ENCODING']._serialized_start=1407
-  _globals['_ENCODING']._serialized_end=1482
+  _globals['_FRAMEKIND']._serialized_start=1100
+  _globals['_FRAMEKIND']._serialized_end=1181
+  _globals['_PLANEKIND']._serialized_start=1183
+  _globals['_PLANEKIND']._serialized_end=1281
+  _globals['_CHANGE']._serialized_start=1283
+  _globals['_CHANGE']._serialized_end=1359
+  _globals['_RENDITION']._serialized_start=1361
+  _globals['_RENDITION']._serialized_end=1442
+  _globals['_ENCODING']._serialized_start=1444
+  _globals['_ENCODING']._serialized_end=1519
   _globals['_PUBLISHREQUEST']._serialized_start=39
   _globals['_PUBLISHREQUEST']._serialized_end=138
   _globals['_HELLO']._serialized_start=140
@@ -51,14 +51,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PUBLISHRESPONSE']._serialized_end=532
   _globals['_ACCEPTED']._serialized_start=534
   _globals['_ACCEPTED']._serialized_end=571
-  _globals['_ACKNOWLEDGEMENT']._serialized_start=573
-  _globals['_ACKNOWLEDGEMENT']._serialized_end=700
-  _globals['_WATCHREQUEST']._serialized_start=702
-  _globals['_WATCHREQUEST']._serialized_end=814
-  _globals['_PICTURE']._serialized_start=817
-  _globals['_PICTURE']._serialized_end=1061
-  _globals['_CAMERAS']._serialized_start=1484
-  _globals['_CAMERAS']._serialized_end=1565
-  _globals['_VIEWERS']._serialized_start=1567
-  _globals['_VIEWERS']._serialized_end=1634
+  _globals['_ACKNOWLEDGEMENT']._serialized_start=574
+  _globals['_ACKNOWLEDGEMENT']._serialized_end=737
+  _globals['_WATCHREQUEST']._serialized_start=739
+  _globals['_WATCHREQUEST']._serialized_end=851
+  _globals['_PICTURE']._serialized_start=854
+  _globals['_PICTURE']._serialized_end=1098
+  _globals['_CAMERAS']._serialized_start=1521
+  _globals['_CAMERAS']._serialized_end=1602
+  _globals['_VIEWERS']._serialized_start=1604
+  _globals['_VIEWERS']._serialized_end=1671
 # @@protoc_insertion_point(module_scope)

@@ -337,6 +337,8 @@ class Acknowledgement(_message.Message):
     SHOWN_TIME_NS_FIELD_NUMBER: _builtins.int
     DROPPED_FIELD_NUMBER: _builtins.int
     CHANGES_FIELD_NUMBER: _builtins.int
+    SETTLED_FIELD_NUMBER: _builtins.int
+    UNWATCHED_FIELD_NUMBER: _builtins.int
     received: _builtins.int
     """Sequence of the newest frame received whole and sound."""
     shown: _builtins.int
@@ -344,7 +346,11 @@ class Acknowledgement(_message.Message):
     shown_time_ns: _builtins.int
     """When that picture was ready for viewers, in nanoseconds since 1970 by the server's clock."""
     dropped: _builtins.int
-    """Frames of this stream received and never shown because a newer one came."""
+    """Frames of this stream received and never shown to those who watch, because a newer one came."""
+    settled: _builtins.int
+    """Nothing more happens with the frames up to this sequence: each was shown, dropped, or passed by unwatched."""
+    unwatched: _builtins.int
+    """Frames of this stream received while nobody watched the camera, and so not reconstructed."""
     @_builtins.property
     def changes(self) -> _containers.RepeatedScalarFieldContainer[Global___Change.ValueType]:
         """What to change, if anything."""
@@ -357,10 +363,12 @@ class Acknowledgement(_message.Message):
         shown_time_ns: _builtins.int = ...,
         dropped: _builtins.int = ...,
         changes: _abc.Iterable[Global___Change.ValueType] | None = ...,
+        settled: _builtins.int = ...,
+        unwatched: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "dropped", b"dropped", "received", b"received", "shown", b"shown", "shown_time_ns", b"shown_time_ns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "dropped", b"dropped", "received", b"received", "settled", b"settled", "shown", b"shown", "shown_time_ns", b"shown_time_ns", "unwatched", b"unwatched"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -51,7 +51,7 @@ class Film:
         self._sequence += 1
         frame = frame_of(self._photographs[index], time.time_ns())
         self.camera.say(frame=self._packer.pack(frame, self._sequence)[0])
-        self.camera.shown(self._sequence)
+        self.camera.settled(self._sequence)
 
 
 def pixels(page: Page) -> NDArray[np.float64]:

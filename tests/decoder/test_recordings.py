@@ -282,7 +282,7 @@ def test_a_service_records_what_it_shows(
             frame = packer.pack(frame_of(picture, start + number), number)[0]
             sent.append(frame)
             camera.say(frame=frame)
-            camera.shown(number)
+            camera.settled(number)
         camera.bye()
         until(lambda: service.server.cameras.all()[0].stream is None)
     service.stop()

@@ -1,7 +1,7 @@
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
@@ -12,7 +12,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from numpy.typing import NDArray
 
 from decoder.admission import Limits
-from decoder.catalogue import Catalogue
+from decoder.catalogue import SHIPPED, Catalogue, load_catalogue
 from decoder.server import ServerError, Settings
 from encoder.packing import Packer
 from encoder.sampling import Operator
@@ -22,6 +22,13 @@ from protos.v1.veilcam_pb2_grpc import CamerasStub, ViewersStub
 from tests.conftest import Service, StartService, frame_of, hello_of
 
 TIMEOUT = 20
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + TIMEOUT
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 class Camera:
@@ -43,6 +50,11 @@ class Camera:
 
     def shown(self, sequence: int) -> pb.Acknowledgement:
         while (told := self.answer().acknowledgement).shown < sequence:
+            pass
+        return told
+
+    def settled(self, sequence: int) -> pb.Acknowledgement:
+        while (told := self.answer().acknowledgement).settled < sequence:
             pass
         return told
 
@@ -107,7 +119,7 @@ def test_a_viewer_gets_jpeg_and_veiled_when_it_does_not_say(
     camera = Camera(channel)
     camera.say(hello=hello_of(operator, photographs[0]))
     camera.say(frame=messages[0])
-    camera.shown(1)
+    camera.settled(1)
     seen = next(ViewersStub(channel).Watch(pb.WatchRequest(camera="camera"), timeout=TIMEOUT))
     assert (seen.encoding, seen.rendition) == (pb.ENCODING_JPEG, pb.RENDITION_VEILED)
     assert seen.data.startswith(b"\xff\xd8")
@@ -175,7 +187,7 @@ def test_a_fault_of_the_server_ends_the_stream_with_a_status(
     def broken(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("decoder.cameras.check_frame", broken)
+    monkeypatch.setattr("decoder.stream.check_frame", broken)
     camera = Camera(channel)
     camera.say(hello=hello_of(operator, photographs[0]))
     camera.say(frame=messages[0])
@@ -190,7 +202,8 @@ def test_the_last_frame_is_acknowledged_to_a_camera_that_has_said_goodbye(
     for message in messages[:3]:
         camera.say(frame=message)
     camera.bye()
-    assert [response.acknowledgement.shown for response in camera.call][-1] == 3
+    last = [response.acknowledgement for response in camera.call][-1]
+    assert (last.settled, last.shown, last.unwatched) == (3, 0, 2)
 
 
 def test_a_camera_that_never_says_who_it_is(channel: grpc.Channel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,13 +261,13 @@ def test_a_frame_that_is_refused_and_other_cameras_go_on(
     good.say(hello=hello_of(operator, photographs[0], "good"))
     bad.say(hello=hello_of(operator, photographs[0], "bad"))
     good.say(frame=messages[0])
-    good.shown(1)
+    good.settled(1)
     bad.say(frame=altered(messages[0], **changes))
     code, details = bad.refusal()
     assert code.name == status
     assert details.startswith(told)
     good.say(frame=messages[1])
-    assert good.shown(2).received == 2
+    assert good.settled(2).received == 2
     good.bye()
 
 
@@ -299,7 +312,7 @@ def test_a_coarser_quantiser_and_fewer_rows_are_understood(
     coarse = Payload(operator.id, 16, (Plane(np.rint(levels / 2).astype(np.int16), quantiser=2),)).pack()
     kind = pb.FRAME_KIND_KEY
     camera.say(frame=pb.Frame(sequence=1, capture_time_ns=1, planes=[pb.PLANE_KIND_LUMA], kind=kind, payload=coarse))
-    camera.shown(1)
+    camera.settled(1)
     request = pb.WatchRequest(camera="camera", rendition=pb.RENDITION_VEILED, encoding=pb.ENCODING_GRAY8)
     seen = next(ViewersStub(channel).Watch(request, timeout=TIMEOUT))
     error = np.frombuffer(seen.data, np.uint8).reshape(336, 448) - photographs[0].astype(float)
@@ -319,9 +332,9 @@ def test_a_delta_without_its_base_asks_for_a_key(
     told = camera.answer().acknowledgement
     assert (told.received, list(told.changes)) == (0, [pb.CHANGE_SEND_KEY])
     camera.say(frame=altered(messages[0], sequence=5))
-    camera.shown(5)
+    camera.settled(5)
     camera.say(frame=altered(delta, sequence=6, base_sequence=5))
-    assert camera.shown(6).received == 6
+    assert camera.settled(6).received == 6
     camera.bye()
 
 
@@ -345,7 +358,7 @@ def test_a_name_is_taken_while_it_publishes_and_free_when_its_camera_is_gone(
         except grpc.RpcError:
             assert time.monotonic() < deadline
     again.say(frame=messages[0])
-    again.shown(1)
+    again.settled(1)
     again.bye()
 
 
@@ -393,30 +406,78 @@ def test_plain_pictures_are_refused_unless_allowed(start_service: StartService) 
     assert error.value.code() is grpc.StatusCode.PERMISSION_DENIED
 
 
-def test_an_engine_that_raises_ends_its_camera_with_a_status(
-    service: Service, channel: grpc.Channel, operator: Operator, photographs: list[NDArray[np.uint8]],
-    messages: list[pb.Frame], catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch,
+def test_an_engine_that_raises_is_rebuilt_and_if_that_does_not_help_its_cameras_are_told(
+    start_service: StartService, operator: Operator, photographs: list[NDArray[np.uint8]], messages: list[pb.Frame],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    veiled = catalogue.choose(operator.id, "veiled", 26)
-    assert veiled is not None
+    service = start_service(catalogue=load_catalogue([SHIPPED], "onnxruntime", 1))
+    failures = 0
 
-    def broken(_: object) -> None:
+    def broken(*_: object) -> None:
+        nonlocal failures
+        failures += 1
         raise RuntimeError("out of memory")
 
+    with service.channel() as channel:
+        camera = Camera(channel)
+        camera.say(hello=hello_of(operator, photographs[0]))
+        camera.answer()
+        watching = ViewersStub(channel).Watch(pb.WatchRequest(camera="camera"), timeout=TIMEOUT)
+        wait_until(lambda: bool((known := service.server.cameras.get("camera")) and known.watched))
+        with monkeypatch.context() as patch:
+            patch.setattr("decoder.engines.onnx_runtime.OnnxRuntimeEngine._run", broken)
+            camera.say(frame=messages[0])
+            assert camera.settled(1).shown == 0
+            assert failures == 1
+            camera.say(frame=messages[1])
+            code, details = camera.refusal()
+        assert code is grpc.StatusCode.INTERNAL
+        assert "RuntimeError" in details
+        assert "out of memory" not in details
+        again = Camera(channel)
+        again.say(hello=hello_of(operator, photographs[0]))
+        again.say(frame=messages[0])
+        assert again.shown(1).shown == 1
+        assert next(watching).sequence == 1
+        again.bye()
+
+
+def test_a_camera_that_nobody_watches_is_not_reconstructed(
+    service: Service, channel: grpc.Channel, operator: Operator, photographs: list[NDArray[np.uint8]],
+    messages: list[pb.Frame],
+) -> None:  # fmt: skip
     camera = Camera(channel)
     camera.say(hello=hello_of(operator, photographs[0]))
-    with monkeypatch.context() as patch:
-        patch.setattr(veiled.engine, "_run", broken)
-        camera.say(frame=messages[0])
-        code, details = camera.refusal()
-    assert code is grpc.StatusCode.INTERNAL
-    assert "RuntimeError" in details
-    assert "out of memory" not in details
-    again = Camera(channel)
-    again.say(hello=hello_of(operator, photographs[0], "another"))
-    again.say(frame=messages[0])
-    assert again.shown(1).shown == 1
-    again.bye()
+    for message in messages[:3]:
+        camera.say(frame=message)
+    told = camera.settled(3)
+    assert (told.received, told.shown, told.unwatched, told.dropped) == (3, 0, 2, 0)
+    known = service.server.cameras.get("camera")
+    assert known is not None
+    assert (known.tally.received, known.tally.shown, known.tally.unwatched) == (3, {}, 2)
+    seen = next(ViewersStub(channel).Watch(pb.WatchRequest(camera="camera"), timeout=TIMEOUT))
+    assert seen.sequence == 3, "one who comes later is shown what the camera sees now"
+    assert known.tally.shown == {"veiled": 1}
+    camera.bye()
+
+
+def test_one_reconstruction_serves_every_viewer_of_a_rendition(
+    service: Service, channel: grpc.Channel, operator: Operator, photographs: list[NDArray[np.uint8]],
+    messages: list[pb.Frame],
+) -> None:  # fmt: skip
+    camera = Camera(channel)
+    camera.say(hello=hello_of(operator, photographs[0]))
+    camera.answer()
+    watching = [ViewersStub(channel).Watch(pb.WatchRequest(camera="camera"), timeout=TIMEOUT) for _ in range(5)]
+    known = service.server.cameras.get("camera")
+    assert known is not None
+    wait_until(lambda: known.relays["veiled"].viewers == 5)
+    for message in messages[:3]:
+        camera.say(frame=message)
+        camera.shown(message.sequence)
+        assert {next(call).sequence for call in watching} == {message.sequence}
+    assert known.tally.shown == {"veiled": 3}
+    camera.bye()
 
 
 def test_health_and_reflection(channel: grpc.Channel) -> None:
@@ -438,7 +499,7 @@ def test_shutdown_lets_viewers_and_cameras_go_within_its_limit(
         camera = Camera(channel)
         camera.say(hello=hello_of(operator, photographs[0]))
         camera.say(frame=messages[0])
-        camera.shown(1)
+        camera.settled(1)
         watching = ViewersStub(channel).Watch(pb.WatchRequest(camera="camera"), timeout=60)
         next(watching)
         stopping = threading.Thread(target=service.stop)

@@ -3,18 +3,19 @@ import queue
 import struct
 import time
 import urllib.error
-import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import cv2
 import grpc
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from prometheus_client.parser import text_string_to_metric_families
 
 from decoder.cameras import Camera as Known
 from decoder.catalogue import Catalogue
@@ -36,22 +37,30 @@ def get(url: str) -> tuple[int, bytes, Any]:
 
 @pytest.fixture
 def shown(service: Service, operator: Operator, photographs: list[NDArray[np.uint8]]) -> Camera:
-    """A camera named porch that has shown its first picture and is still there."""
+    """A camera named porch that has sent its first frame and is still there."""
     camera = Camera(service.channel())
     camera.say(hello=hello_of(operator, photographs[0], "porch"))
     camera.say(frame=Packer(operator, 0.1).pack(frame_of(photographs[0], time.time_ns()), 1)[0])
-    camera.shown(1)
+    camera.settled(1)
     return camera
 
 
 @pytest.mark.usefixtures("shown")
-def test_the_list_tells_what_the_page_shows(service: Service) -> None:
+def test_the_list_tells_what_the_page_shows(service: Service, catalogue: Catalogue, operator: Operator) -> None:
     status, body, _ = get(f"{service.page}/cameras.json")
     (told,) = json.loads(body)
     assert status == 200
+    assert (told["name"], told["state"], told["size"]) == ("porch", "live", None), "nobody has watched yet"
+    get(f"{service.page}/cameras/porch.jpg")
+    (told,) = json.loads(get(f"{service.page}/cameras.json")[1])
     assert (told["name"], told["state"], told["sequence"], told["size"]) == ("porch", "live", 1, [448, 336])
     assert told["latency_ms"] > 0
-    assert told["reconstructor"].endswith("(veiled)")
+    veil = catalogue.choose(operator.id, "veiled", 26)
+    assert veil is not None
+    assert told["reconstructor"] == veil.id
+    models = {each["id"]: each for each in json.loads(get(f"{service.page}/reconstructors.json")[1])}
+    assert models[veil.id]["measured"]["recognition"]
+    assert (models[veil.id]["name"], models[veil.id]["rendition"]) == (veil.name, "veiled")
 
 
 @pytest.mark.usefixtures("shown")
@@ -67,18 +76,50 @@ def test_a_still_is_a_jpeg_of_the_picture(service: Service, photographs: list[ND
 def test_a_plain_still_is_made_when_it_is_asked_for(
     service: Service, shown: Camera, operator: Operator, photographs: list[NDArray[np.uint8]]
 ) -> None:
-    """Nobody watches plain pictures, so none is there: the still is of the next frame, never of one long ago."""
-    with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(get, f"{service.page}/cameras/porch.jpg?rendition=plain")
-        relay = known(service).relays["plain"]
-        wait_until(lambda: relay.viewers == 1)
-        shown.say(frame=Packer(operator, 0.1).pack(frame_of(photographs[1], time.time_ns()), 5)[0])
-        status, _, headers = asked.result(20)
-    assert (status, headers["X-Sequence"]) == (200, "5")
+    """Of what the camera sees now, never of what it saw when somebody last asked."""
+    still = f"{service.page}/cameras/porch.jpg?rendition=plain"
+    status, _, headers = get(still)
+    assert (status, headers["X-Sequence"]) == (200, "1")
+    relay = known(service).relays["plain"]
     wait_until(lambda: relay.viewers == 0)
+    shown.say(frame=Packer(operator, 0.1).pack(frame_of(photographs[1], time.time_ns()), 5)[0])
+    shown.settled(5)
     assert relay.latest is None
+    assert get(still)[2]["X-Sequence"] == "5"
     assert get(f"{service.page}/cameras/porch.jpg?rendition=sharp")[0] == 400
     shown.bye()
+
+
+def test_metrics_tell_how_frames_fare(
+    service: Service, shown: Camera, operator: Operator, photographs: list[NDArray[np.uint8]]
+) -> None:
+    packer = Packer(operator, 0.1)
+    for sequence in (2, 3):
+        shown.say(frame=packer.pack(frame_of(photographs[sequence], time.time_ns()), sequence, key=True)[0])
+    shown.settled(3)
+    get(f"{service.page}/cameras/porch.jpg")
+    status, body, headers = get(f"{service.page}/metrics")
+    assert status == 200
+    told = {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(body.decode())
+        for sample in family.samples
+    }
+    assert "version=1.0.0" in headers["Content-Type"]
+    assert told["veilcam_frames_received_total", "porch"] == 3
+    assert told["veilcam_frames_dropped_total", "porch", "unwatched"] == 2
+    assert told["veilcam_frames_dropped_total", "porch", "newer"] == 0
+    assert told["veilcam_pictures_shown_total", "porch", "veiled"] == 1
+    assert told["veilcam_latency_seconds_count", "porch"] == 1
+    assert told["veilcam_camera_state", "porch", "live"] == 1
+    assert told["veilcam_received_bytes_total", "porch"] > 1000
+    assert told["process_resident_memory_bytes",] > 1e6
+    shown.bye()
+
+
+def test_health_by_url(service: Service) -> None:
+    assert get(f"{service.page}/healthz")[:2] == (200, b"alive\n")
+    assert get(f"{service.page}/readyz")[:2] == (200, b"ready\n")
 
 
 def known(service: Service) -> Known:
@@ -110,10 +151,15 @@ def test_the_newest_pictures_of_all_cameras_in_one_answer(
     second = Camera(service.channel())
     second.say(hello=hello_of(operator, photographs[0], "yard"))
     second.say(frame=Packer(operator, 0.1).pack(frame_of(photographs[4]), 1)[0])
-    second.shown(1)
-    both = pictures_of(get(f"{service.page}/pictures")[1])
-    assert [(name, serial) for name, serial, _ in both] == [("porch", 1), ("yard", 1)]
-    assert all(jpeg.startswith(b"\xff\xd8") for *_, jpeg in both)
+    second.settled(1)
+    seen: dict[str, int] = {}
+    while len(seen) < 2:
+        for name, serial, jpeg in pictures_of(get(f"{service.page}/pictures?seen={quote(json.dumps(seen))}")[1]):
+            assert jpeg.startswith(b"\xff\xd8")
+            seen[name] = serial
+    assert seen == {"porch": 1, "yard": 1}
+    only = pictures_of(get(f"{service.page}/pictures?camera=yard")[1])
+    assert [(name, serial) for name, serial, _ in only] == [("yard", 1)]
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(get, service.page + '/pictures?seen={"porch":1,"yard":1}')
         time.sleep(0.3)
@@ -126,7 +172,7 @@ def test_the_newest_pictures_of_all_cameras_in_one_answer(
 
 @pytest.mark.parametrize("seen", ["[]", "{", "7", '{"porch":"x"}', '{"porch":[]}'])
 def test_a_list_of_seen_pictures_that_is_malformed(service: Service, seen: str) -> None:
-    status, body, _ = get(f"{service.page}/pictures?seen={urllib.parse.quote(seen)}")
+    status, body, _ = get(f"{service.page}/pictures?seen={quote(seen)}")
     assert (status, body.startswith(b"seen: expected JSON")) == (400, True)
 
 
@@ -146,7 +192,7 @@ def test_plain_alone_is_shown_where_there_is_no_veil_and_it_is_allowed(
     camera = Camera(service.channel())
     camera.say(hello=hello_of(operator, photographs[0], "porch"))
     camera.say(frame=Packer(operator, 0.1).pack(frame_of(photographs[0]), 1)[0])
-    camera.shown(1)
+    camera.settled(1)
     assert get(f"{service.page}/cameras/porch.jpg")[0] == 200
     assert len(pictures_of(get(f"{service.page}/pictures")[1])) == 1
     refusing = start_service(Settings(port=0, http_port=0), plain)
@@ -207,7 +253,7 @@ def test_pictures_are_saved_as_they_were_shown(
     camera = Camera(service.channel())
     camera.say(hello=hello_of(operator, photographs[0], "porch"))
     camera.say(frame=Packer(operator, 0.1).pack(frame_of(photographs[0]), 7)[0])
-    camera.shown(7)
+    camera.settled(7)
     wait_until(lambda: bool(list(tmp_path.glob("porch/1-00000007.png"))))
     latest = known(service).latest
     assert latest is not None
@@ -237,7 +283,7 @@ def test_a_disk_that_fails_later_does_not_stop_the_pictures(
     camera.say(hello=hello_of(operator, photographs[0], "porch"))
     for sequence in (1, 2):
         camera.say(frame=packer.pack(frame_of(photographs[0]), sequence)[0])
-        camera.shown(sequence)
+        camera.settled(sequence)
         time.sleep(0.3)
     camera.bye()
 
@@ -251,6 +297,8 @@ def test_a_slow_viewer_gets_the_newest_picture_and_never_a_backlog(
     known = service.server.cameras.get("porch")
     assert known is not None
     relay, seen = known.relays["veiled"], queue.SimpleQueue[int]()
+    get(f"{service.page}/cameras/porch.jpg")
+    wait_until(lambda: relay.viewers == 0)
     assert relay.latest is not None
 
     async def slow() -> None:

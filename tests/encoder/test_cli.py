@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from decoder.server import Settings
 from encoder.sinks import read_messages
 from tests.conftest import Service, StartService
 from tests.encoder.test_sources import FRAMES, drawn, write_pictures, write_video
@@ -27,11 +28,23 @@ def test_into_a_file_with_a_summary(tmp_path: Path) -> None:
     assert "captured 5, sent 5 (1 key)" in done.stderr
 
 
+@pytest.fixture
+def service(start_service: StartService, tmp_path: Path) -> Service:
+    """One that saves pictures, and so watches every camera."""
+    return start_service(Settings(port=0, http_port=0, save=tmp_path / "saved"))
+
+
 def test_to_a_server_every_frame_when_as_fast_as_possible(service: Service) -> None:
     done = encode("pattern:64x48@50#20", "--server", service.address, "--as-fast-as-possible")
     assert done.returncode == 0, done.stderr
     assert "captured 20, sent 20" in done.stderr
-    assert "shown up to 20, dropped at the server 0" in done.stderr
+    assert "shown up to 20, unwatched 0, dropped at the server 0" in done.stderr
+
+
+def test_to_a_server_where_nobody_watches(start_service: StartService) -> None:
+    done = encode("pattern:64x48@50#20", "--server", start_service().address, "--as-fast-as-possible")
+    assert done.returncode == 0, done.stderr
+    assert "acknowledged up to 20, shown up to 0, unwatched 19, dropped at the server 0" in done.stderr
 
 
 @pytest.fixture(params=["file", "folder", "pattern", "rtsp"])
@@ -58,7 +71,7 @@ def test_every_kind_of_source_goes_through_encoder_and_decoder(source: str, serv
         assert known.latest.pixels.shape == (240, 320)
     else:
         assert f"sent {FRAMES}" in told
-        assert f"shown up to {FRAMES}, dropped at the server 0" in told
+        assert f"shown up to {FRAMES}, unwatched 0, dropped at the server 0" in told
         assert known.latest.pixels.shape == (48, 64)
 
 
@@ -115,8 +128,7 @@ def test_ctrl_c_ends_cleanly_with_a_summary(service: Service) -> None:
     assert "captured" in told.splitlines()[-1]
 
 
-def test_a_server_that_goes_away_is_one_line(start_service: StartService) -> None:
-    service = start_service()
+def test_a_server_that_goes_away_is_one_line(service: Service) -> None:
     with subprocess.Popen(
         [*ENCODE, "pattern:64x48@30", "--server", service.address], stderr=subprocess.PIPE, text=True
     ) as camera:

@@ -1,0 +1,158 @@
+"""One connection of a camera: the delta state, the newest measurement, how its frames fare, what to acknowledge."""
+
+import asyncio
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from decoder.admission import Limits, Refusal, check_frame, next_levels
+from decoder.pictures import Picture, Times
+from protos.v1 import veilcam_pb2 as pb
+
+_ASK_LOWER_EVERY_S = 1.0
+_LASTING_DROPS, _LASTING_DROPS_S = 5, 2.0
+
+
+@dataclass(eq=False)
+class Measurement:
+    """One frame's measurements, ready for a reconstructor: int8 (rows, H/B, W/B).
+
+    Attributes:
+        stream: that it came on.
+        ready_s: when it was unpacked, by the monotonic clock.
+        taken: whether an engine has it, or had it.
+        failed: whether an engine failed on it.
+    """
+
+    stream: "Stream"
+    sequence: int
+    capture_time_ns: int
+    levels: NDArray[np.int8]
+    times: Times
+    ready_s: float = field(default_factory=time.monotonic)
+    taken: bool = False
+    failed: bool = False
+
+
+@dataclass
+class Tally:
+    """How the frames of a camera fared, over all of its streams."""
+
+    received: int = 0
+    bytes: int = 0
+    shown: dict[str, int] = field(default_factory=dict)
+    """By rendition."""
+    newer: int = 0
+    """Received and watched, and never shown because a newer one came."""
+    unwatched: int = 0
+    """Received while nobody watched, and so not reconstructed."""
+    no_base: int = 0
+    """Differences whose base isn't here."""
+    failed: int = 0
+    """Lost with an engine that failed."""
+
+
+class Stream:
+    """One connection of a camera.
+
+    Args:
+        hello: what it said, checked.
+        block: side of its operator's blocks.
+        renditions: that viewers can be given, first the one for those who don't ask.
+        limits: of the server.
+    """
+
+    def __init__(self, hello: pb.Hello, block: int, renditions: tuple[str, ...], limits: Limits) -> None:
+        self.hello = hello
+        self.block = block
+        self.renditions = renditions
+        self.last_message = time.monotonic()
+        self.problem: Refusal | None = None
+        self.news = asyncio.Event()
+        self._limits = limits
+        self._levels: NDArray[np.int8] | None = None
+        self._received = 0
+        self._shown = (0, 0)
+        self._settled = 0
+        self._dropped = 0
+        self._unwatched = 0
+        self._drops: deque[float] = deque(maxlen=_LASTING_DROPS)
+        self._changes: set[pb.Change.ValueType] = set()
+        self._asked_lower = 0.0
+
+    async def receive(self, frame: pb.Frame) -> Measurement | None:
+        """Check and unpack a frame. None for a delta whose base isn't here; the camera is asked for a key frame.
+
+        Raises:
+            Refusal: a frame that is malformed.
+        """
+        received_ns, began = time.time_ns(), time.perf_counter()
+        self.last_message = time.monotonic()
+        check_frame(frame, self._received, self._limits)
+        if frame.kind == pb.FRAME_KIND_DELTA and (self._levels is None or frame.base_sequence != self._received):
+            self.ask_key()
+            return None
+        self._levels = await asyncio.to_thread(next_levels, frame, self.hello, self.block, self._levels)
+        self._received = frame.sequence
+        times = Times(received_ns, (time.perf_counter() - began) * 1e3)
+        return Measurement(self, frame.sequence, frame.capture_time_ns, self._levels, times)
+
+    def drop(self) -> None:
+        """A frame was never shown to those who watch, because a newer one came."""
+        self._dropped += 1
+        now = time.monotonic()
+        self._drops.append(now)
+        # A single one is no overload.
+        lasting = len(self._drops) == _LASTING_DROPS and now - self._drops[0] < _LASTING_DROPS_S
+        if lasting and now - self._asked_lower > _ASK_LOWER_EVERY_S:
+            self._asked_lower = now
+            self._change(pb.CHANGE_LOWER_RATE)
+
+    def pass_by(self) -> None:
+        """A frame passed by while nobody watched."""
+        self._unwatched += 1
+
+    def show(self, picture: Picture) -> None:
+        """A picture is ready for those who watch."""
+        if picture.sequence > self._shown[0]:
+            self._shown = (picture.sequence, picture.shown_time_ns)
+
+    def settle(self, sequence: int) -> None:
+        """Nothing more happens with the frames up to this one."""
+        if sequence > self._settled:
+            self._settled = sequence
+        self.news.set()
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing more happens with any frame received."""
+        return self._settled >= self._received
+
+    def end(self, problem: Refusal) -> None:
+        """End the stream with a status, from outside of it."""
+        self.problem = problem
+        self.news.set()
+
+    def ask_key(self) -> None:
+        """Ask the camera for a key frame."""
+        self._change(pb.CHANGE_SEND_KEY)
+
+    def acknowledgement(self) -> pb.Acknowledgement:
+        """The newest state; what to change is said once."""
+        changes, self._changes = self._changes, set()
+        return pb.Acknowledgement(
+            received=self._received,
+            shown=self._shown[0],
+            shown_time_ns=self._shown[1],
+            dropped=self._dropped,
+            changes=sorted(changes),
+            settled=self._settled,
+            unwatched=self._unwatched,
+        )
+
+    def _change(self, change: "pb.Change.ValueType") -> None:
+        self._changes.add(change)
+        self.news.set()
