@@ -204,8 +204,8 @@ class EnsembleRun(SmallRun):
     """Finished classifier runs that G is trained against."""
     at_once: int = bounded(3, 1, 64)
     """Readers that look at a batch, drawn anew for each."""
-    target: str = chosen("uniform", "unreadable", "ascent")
-    """What a surrogate's answer should become: equally likely for all classes; not the label, −log(1 − p); or, as in
+    target: str = chosen("unreadable", "uniform", "ascent")
+    """What a surrogate's answer should become: not the label, −log(1 − p); equally likely for all classes; or, as in
     (4), whatever makes the label's cross-entropy large."""
     beta: float = bounded(1.0, 0.0, 1e6)
     """Weight of the surrogates' answers."""
