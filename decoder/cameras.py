@@ -189,9 +189,12 @@ class Cameras:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def changed(self) -> None:
-        """Wait until any camera has shown a picture, or a new one is there."""
-        await self._changed.wait()
+    def changed(self) -> asyncio.Event:
+        """Set at the next picture of any camera, or when a camera comes.
+
+        Taken before one looks, nothing is missed between the look and the wait.
+        """
+        return self._changed
 
     def close(self) -> None:
         """Let every viewer and every camera go."""

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import grpc
 import numpy as np
+from numpy.typing import NDArray
 
 from decoder.admission import Refusal
 from decoder.batching import Batching, measure
@@ -24,6 +25,7 @@ from decoder.engines import EngineError
 from decoder.metrics import Metrics
 from decoder.pictures import Picture
 from decoder.stream import Measurement
+from protos.v1 import veilcam_pb2 as pb
 
 log = logging.getLogger("veilcam.decode")
 
@@ -82,6 +84,20 @@ class Worker:
     def renditions_for(self, operator_id: str) -> tuple[str, ...]:
         """What this server can show of an operator's measurements, first what it shows when nobody asks."""
         return tuple(name for name in self._renditions if self._catalogue.choose(operator_id, name, 1))
+
+    async def reconstruct(self, hello: pb.Hello, levels: NDArray[np.int8], rendition: str) -> NDArray[np.uint8]:
+        """A picture (H, W) that isn't live, in turn with those that are.
+
+        Args:
+            levels: quantised measurements (rows, H/B, W/B) of the camera that said ``hello``.
+            rendition: one of ``renditions_for`` its operator.
+        """
+        reconstructor = self._catalogue.choose(hello.operator_id, rendition, len(levels))
+        assert reconstructor is not None
+        engine = reconstructor.engine
+        fitted = fit_rows(levels, engine.rows)[None]
+        pixels = await self._in_engine_thread(lambda: engine.reconstruct(fitted))
+        return pixels[0, : hello.height, : hello.width]
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)

@@ -19,10 +19,13 @@ from decoder.cameras import Cameras
 from decoder.catalogue import Catalogue
 from decoder.metrics import Metrics
 from decoder.reconstruction import Worker
+from decoder.recordings.playback import Playback
 from decoder.recordings.recorder import Recorder
 from decoder.recordings.store import Retention, Store
 from decoder.service import CamerasService, ViewersService
 from decoder.viewers.folder import save_pictures
+from decoder.viewers.probes import probes
+from decoder.viewers.recorded import recorded
 from decoder.viewers.web import web_app
 from protos.v1 import veilcam_pb2 as pb
 from protos.v1.veilcam_pb2_grpc import add_CamerasServicer_to_server, add_ViewersServicer_to_server
@@ -60,7 +63,8 @@ class Server:
         self.port = 0
         self.http_port = 0
         renditions = ("veiled", "plain") if settings.allow_plain else ("veiled",)
-        self._recorder = _recorder(settings)
+        self._store = _store(settings)
+        self._recorder = Recorder(self._store) if self._store else None
         if self._recorder is not None:
             self.cameras.forgotten.append(self._recorder.forget)
         self.metrics = Metrics(self.cameras, self._recorder.told if self._recorder else dict)
@@ -68,7 +72,9 @@ class Server:
         self._health = health.aio.HealthServicer()
         self._grpc = self._grpc_server(catalogue, renditions)
         self._ready = False
-        app = web_app(self.cameras, catalogue, renditions, self.metrics.registry, lambda: self._ready, settings.host)
+        more = probes(self.metrics.registry, lambda: self._ready)
+        more += recorded(Playback(self._store, catalogue), self._worker, renditions) if self._store else []
+        app = web_app(self.cameras, catalogue, renditions, more, settings.host)
         config = uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
         config.limit_concurrency = settings.limits.connections
         self._web = _Web(config)
@@ -149,11 +155,11 @@ class Server:
         return server
 
 
-def _recorder(settings: Settings) -> Recorder | None:
+def _store(settings: Settings) -> Store | None:
     if settings.record is None:
         return None
     _writable(settings.record, "--record")
-    return Recorder(Store(settings.record, settings.retention))
+    return Store(settings.record, settings.retention)
 
 
 def _writable(folder: Path, option: str) -> None:

@@ -1,5 +1,8 @@
-"""Recordings back into pictures."""
+"""Recordings back into pictures: a range of time in order, or any moment."""
 
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +12,14 @@ from numpy.typing import NDArray
 
 from decoder.admission import Refusal, next_levels
 from decoder.catalogue import Catalogue, fit_rows
-from decoder.recordings.segment import SUFFIX, Segment, SegmentError
+from decoder.recordings.segment import SUFFIX, Segment, SegmentError, last_time
+from decoder.recordings.store import Store
+from protos.v1 import veilcam_pb2 as pb
+
+_POSITIONS = 16
+"""Places in recordings that are remembered, each with the measurements of one frame."""
+_GAP_NS = 5_000_000_000
+"""A recording that stops for longer is shown with a gap."""
 
 
 class RecordingError(ValueError):
@@ -64,18 +74,9 @@ class Recording:
 
     def _of_segment(self, segment: Segment, offset: int | None, start_ns: int, end_ns: int) -> Iterator[Shot]:
         hello = segment.hello
-        block = self._catalogue.block(hello.operator_id)
-        levels, sequence = None, 0
-        for frame, _ in segment.frames(offset):
-            if frame.base_sequence and frame.base_sequence != sequence:
-                continue
+        for frame, levels in _decoded(segment, self._catalogue.block(hello.operator_id), offset):
             if frame.capture_time_ns >= end_ns:
                 return
-            try:
-                levels = next_levels(frame, hello, block, levels)
-            except Refusal as refusal:
-                raise RecordingError(f"{segment.path}: {refusal}") from None
-            sequence = frame.sequence
             if frame.capture_time_ns >= start_ns:
                 yield Shot(
                     frame.capture_time_ns, self._reconstructed(levels, hello.operator_id, hello.height, hello.width)
@@ -85,3 +86,111 @@ class Recording:
         reconstructor = self._catalogue.choose(operator_id, self._rendition, len(levels))
         assert reconstructor is not None
         return reconstructor.engine.reconstruct(fit_rows(levels, reconstructor.engine.rows)[None])[0, :height, :width]
+
+
+@dataclass(frozen=True, eq=False)
+class Moment:
+    """What a camera saw: quantised measurements (rows, H/B, W/B) int8, who it was, when, and when it saw the next."""
+
+    hello: pb.Hello
+    levels: NDArray[np.int8]
+    capture_time_ns: int
+    next_ns: int | None
+
+
+class Playback:
+    """Any moment of what a store holds. It remembers where it was: the frame after it costs no more than that frame.
+
+    Every call may be slow and is safe in any thread.
+    """
+
+    def __init__(self, store: Store, catalogue: Catalogue) -> None:
+        self._store, self._catalogue = store, catalogue
+        self._lock = threading.Lock()
+        self._positions: OrderedDict[Path, tuple[int, pb.Frame, NDArray[np.int8]]] = OrderedDict()
+
+    def spans(self, camera: str) -> list[tuple[int, int]]:
+        """When a camera was recorded: first and last capture time of each stretch without a long gap."""
+        spans: list[tuple[int, int]] = []
+        for kept in self._store.segments(camera):
+            end_ns = max(kept.start_ns, last_time(kept.path) or 0)
+            if spans and kept.start_ns - spans[-1][1] < _GAP_NS:
+                spans[-1] = (spans[-1][0], max(end_ns, spans[-1][1]))
+            else:
+                spans.append((kept.start_ns, end_ns))
+        return spans
+
+    def at(self, camera: str, time_ns: int) -> Moment | None:
+        """What a camera saw at a time: its last frame until then, or its first. None where nothing is recorded.
+
+        Raises:
+            RecordingError: a recording that can't be read, or of an operator that the catalogue doesn't have.
+        """
+        kept = self._store.segments(camera)
+        if not kept:
+            return None
+        which = max(0, bisect_right([each.start_ns for each in kept], time_ns) - 1)
+        after = kept[which + 1].start_ns if which + 1 < len(kept) else None
+        with self._lock:
+            try:
+                return self._moment(Segment(kept[which].path), time_ns, after)
+            except (SegmentError, OSError) as error:
+                raise RecordingError(str(error)) from None
+
+    def _moment(self, segment: Segment, time_ns: int, after: int | None) -> Moment | None:
+        operator_id = segment.hello.operator_id
+        if operator_id not in self._catalogue.operators():
+            raise RecordingError(f"{segment.path}: no reconstructor for operator {operator_id} here")
+        entries = segment.entries()
+        if not entries:
+            return None
+        place = max(0, bisect_right([entry.capture_time_ns for entry in entries], time_ns) - 1)
+        key = max((i for i in range(place + 1) if entries[i].key), default=0)
+        known = self._positions.pop(segment.path, None)
+        if known is not None and not key <= known[0] <= place:
+            known = None
+        first = key if known is None else known[0] + 1
+        reached = known[1:] if known is not None else None
+        if first <= place:
+            block = self._catalogue.block(operator_id)
+            before = reached or (None, None)
+            for reached in _decoded(segment, block, entries[first].offset, *before):
+                if reached[0].capture_time_ns >= entries[place].capture_time_ns:
+                    break
+        if reached is None:
+            return None
+        frame, levels = reached
+        self._positions[segment.path] = (place, frame, levels)
+        while len(self._positions) > _POSITIONS:
+            self._positions.popitem(last=False)
+        later = entries[place + 1].capture_time_ns if place + 1 < len(entries) else after
+        return Moment(segment.hello, levels, frame.capture_time_ns, later)
+
+
+def _decoded(
+    segment: Segment,
+    block: int,
+    offset: int | None,
+    frame: pb.Frame | None = None,
+    levels: NDArray[np.int8] | None = None,
+) -> Iterator[tuple[pb.Frame, NDArray[np.int8]]]:
+    """Frames of a segment from an offset on, with their measurements.
+
+    Frames without their base, after damage, are passed over.
+
+    Args:
+        frame, levels: the frame before the offset, if it isn't a key frame that stands there.
+
+    Raises:
+        RecordingError: a frame that isn't what its hello announced.
+    """
+    sequence = frame.sequence if frame is not None else 0
+    for each, _ in segment.frames(offset):
+        if each.base_sequence and each.base_sequence != sequence:
+            continue
+        try:
+            levels = next_levels(each, segment.hello, block, levels)
+        except Refusal as refusal:
+            raise RecordingError(f"{segment.path}: {refusal}") from None
+        sequence = each.sequence
+        yield each, levels

@@ -163,6 +163,19 @@ def index_of(path: Path) -> Path:
     return path.with_suffix(INDEX_SUFFIX)
 
 
+def last_time(path: Path) -> int | None:
+    """Capture time of a segment's last frame that its index has, without reading the rest; None if it has none."""
+    try:
+        with index_of(path).open("rb") as file:
+            rows = file.seek(0, os.SEEK_END) // _ROW.size
+            if not rows:
+                return None
+            file.seek((rows - 1) * _ROW.size)
+            return int(_ROW.unpack(file.read(_ROW.size))[0])
+    except OSError:
+        return None
+
+
 def _read_head(path: Path, file: BinaryIO) -> tuple[pb.Hello, int]:
     head = file.read(_HEAD.size)
     if len(head) < _HEAD.size:

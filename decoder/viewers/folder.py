@@ -23,7 +23,7 @@ async def save_pictures(cameras: Cameras, folder: Path) -> None:
     with ThreadPoolExecutor(1, thread_name_prefix="save") as pool:
         try:
             while True:
-                changed = asyncio.ensure_future(cameras.changed())
+                changed = cameras.changed()
                 shown = {camera.relays[camera.rendition]: camera.name for camera in cameras.all()}
                 for relay in shown.keys() - seen.keys():
                     seen[relay] = relay.serial
@@ -38,7 +38,7 @@ async def save_pictures(cameras: Cameras, folder: Path) -> None:
                     seen[relay] = relay.serial
                     await asyncio.get_running_loop().run_in_executor(pool, _write, relay.latest, folder / name)
                     saved += 1
-                await changed
+                await changed.wait()
         except (OSError, ValueError, cv2.error) as error:
             log.error("--save: %s; no more pictures are saved", error)
         finally:

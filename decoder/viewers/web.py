@@ -1,15 +1,14 @@
-"""The web page for people, and the same by URL for other tools: JSON, stills, MJPEG, metrics, health."""
+"""The web page for people, and the same by URL for other tools: JSON, stills, MJPEG."""
 
 import asyncio
 import json
 import struct
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -25,7 +24,9 @@ LOOPBACK = ("127.0.0.1", "localhost")
 _PAGE = Path(__file__).parent / "page.html"
 _BOUNDARY = "picture"
 _LONGEST_WAIT_S = 10.0
-_NEVER_STORED = {"Cache-Control": "no-store"}
+_LOOK_EVERY_S = 0.5
+"""Whether whoever asked for pictures is still there."""
+NEVER_STORED = {"Cache-Control": "no-store"}
 _LENGTHS = struct.Struct("<II")
 
 
@@ -33,8 +34,7 @@ def web_app(
     cameras: Cameras,
     catalogue: Catalogue,
     renditions: tuple[str, ...],
-    registry: CollectorRegistry,
-    ready: Callable[[], bool],
+    more: Sequence[Route],
     host: str,
 ) -> Starlette:
     """The page and what it is made of. ``?rendition=plain`` works where plain pictures are allowed.
@@ -44,8 +44,7 @@ def web_app(
 
     Args:
         renditions: that this server gives.
-        registry: what ``/metrics`` tells.
-        ready: whether cameras and viewers are served, for ``/readyz``.
+        more: what else stands at this address.
         host: that it is bound to.
     """
     names = {each.id: each for each in catalogue.reconstructors}
@@ -53,32 +52,28 @@ def web_app(
     def found(request: Request) -> tuple[Camera, Relay] | Response:
         camera = cameras.get(request.path_params["name"])
         if camera is None:
-            return _text(404, f"no camera {request.path_params['name']!r} here")
-        rendition = request.query_params.get("rendition", camera.rendition)
-        if rendition not in RENDITIONS:
-            return _text(400, f"rendition: expected one of {', '.join(RENDITIONS)}")
-        if rendition not in renditions:
-            return _text(403, f"rendition: this server gives only {', '.join(renditions)} pictures")
-        if rendition not in camera.renditions:
-            return _text(404, f"rendition: no {rendition} reconstructor for this camera here")
+            return text(404, f"no camera {request.path_params['name']!r} here")
+        rendition = asked_rendition(request, renditions, camera.renditions)
+        if isinstance(rendition, Response):
+            return rendition
         return camera, camera.relays[rendition]
 
     async def page(request: Request) -> Response:
-        return FileResponse(_PAGE, headers=_NEVER_STORED)
+        return FileResponse(_PAGE, headers=NEVER_STORED)
 
     async def listing(request: Request) -> Response:
-        return JSONResponse([_told(camera, names) for camera in cameras.all()], headers=_NEVER_STORED)
+        return JSONResponse([_told(camera, names) for camera in cameras.all()], headers=NEVER_STORED)
 
     async def reconstructors(request: Request) -> Response:
-        return JSONResponse([_measured(each) for each in catalogue.reconstructors], headers=_NEVER_STORED)
+        return JSONResponse([_measured(each) for each in catalogue.reconstructors], headers=NEVER_STORED)
 
     async def pictures(request: Request) -> Response:
         try:
             seen = json.loads(request.query_params.get("seen", "{}"))
             seen = {str(name): int(serial) for name, serial in seen.items()}
         except (ValueError, TypeError, AttributeError):
-            return _text(400, 'seen: expected JSON as in {"NAME": 7}')
-        return await _newer(cameras, seen, request.query_params.getlist("camera"))
+            return text(400, 'seen: expected JSON as in {"NAME": 7}')
+        return await _newer(request, cameras, seen, request.query_params.getlist("camera"))
 
     async def still(request: Request) -> Response:
         match = found(request)
@@ -88,8 +83,8 @@ def web_app(
         with relay.watch() as watch:
             picture = await _before_long(anext(watch))
         if picture is None:
-            return _text(404, f"camera {camera.name!r} has shown no such picture yet")
-        headers = _NEVER_STORED | {"X-Sequence": str(picture.sequence)}
+            return text(404, f"camera {camera.name!r} has shown no such picture yet")
+        headers = NEVER_STORED | {"X-Sequence": str(picture.sequence)}
         return Response(await picture.jpeg(), media_type="image/jpeg", headers=headers)
 
     async def stream(request: Request) -> Response:
@@ -97,16 +92,7 @@ def web_app(
         if isinstance(match, Response):
             return match
         media_type = f"multipart/x-mixed-replace; boundary={_BOUNDARY}"
-        return StreamingResponse(_parts(match[1]), media_type=media_type, headers=_NEVER_STORED)
-
-    async def metrics(request: Request) -> Response:
-        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST, headers=_NEVER_STORED)
-
-    async def healthz(request: Request) -> Response:
-        return _text(200, "alive")
-
-    async def readyz(request: Request) -> Response:
-        return _text(200, "ready") if ready() else _text(503, "starting or stopping")
+        return StreamingResponse(_parts(match[1]), media_type=media_type, headers=NEVER_STORED)
 
     return Starlette(
         routes=[
@@ -116,28 +102,49 @@ def web_app(
             Route("/pictures", pictures),
             Route("/cameras/{name}.jpg", still),
             Route("/cameras/{name}.mjpeg", stream),
-            Route("/metrics", metrics),
-            Route("/healthz", healthz),
-            Route("/readyz", readyz),
+            *more,
         ],
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=LOOPBACK)] if host in LOOPBACK else [],
     )
 
 
-async def _newer(cameras: Cameras, seen: dict[str, int], names: list[str]) -> Response:
+def asked_rendition(request: Request, renditions: tuple[str, ...], there: tuple[str, ...]) -> str | Response:
+    """The rendition that a request asks for, or why it doesn't get it.
+
+    Args:
+        renditions: that this server gives.
+        there: that can be made of these measurements, the one for those who don't ask first.
+    """
+    rendition = request.query_params.get("rendition", there[0])
+    if rendition not in RENDITIONS:
+        return text(400, f"rendition: expected one of {', '.join(RENDITIONS)}")
+    if rendition not in renditions:
+        return text(403, f"rendition: this server gives only {', '.join(renditions)} pictures")
+    if rendition not in there:
+        return text(404, f"rendition: no {rendition} reconstructor for this camera here")
+    return rendition
+
+
+def text(status: int, line: str) -> Response:
+    """A line of text, never stored."""
+    return PlainTextResponse(line + "\n", status, headers=NEVER_STORED)
+
+
+async def _newer(request: Request, cameras: Cameras, seen: dict[str, int], names: list[str]) -> Response:
     """The newest picture of every camera, or of those named, unless it is ``seen`` by its serial number; else 204.
 
     What the page asks for, again and again, with one request for all cameras, since a browser opens few connections
     to a server: a slow browser asks less often and never gets a backlog, and a hidden one doesn't ask. While it asks it
     counts as a viewer.
 
-    The body holds for each picture: u32 length of its JSON, u32 length of its JPEG, JSON (name, serial), JPEG.
+    The body holds for each picture: u32 length of its JSON, u32 length of its JPEG, JSON (name, serial, time captured
+    in ms since 1970), JPEG.
     """
     deadline = time.monotonic() + _LONGEST_WAIT_S
     with ExitStack() as watching:
         watched: set[Relay] = set()
         while True:
-            changed = asyncio.ensure_future(cameras.changed())
+            changed = cameras.changed()
             asked = {c.name: c.relays[c.rendition] for c in cameras.all() if not names or c.name in names}
             for relay in set(asked.values()) - watched:
                 watched.add(relay)
@@ -148,15 +155,17 @@ async def _newer(cameras: Cameras, seen: dict[str, int], names: list[str]) -> Re
                 if relay.latest is not None and relay.serial != seen.get(name)
             ]
             if fresh:
-                changed.cancel()
                 break
-            if await _before_long(changed, deadline - time.monotonic()) is None and time.monotonic() >= deadline:
-                return Response(status_code=204, headers=_NEVER_STORED)
+            if await _before_long(changed.wait(), min(_LOOK_EVERY_S, deadline - time.monotonic())):
+                continue
+            if time.monotonic() >= deadline or await request.is_disconnected():
+                return Response(status_code=204, headers=NEVER_STORED)
     parts: list[bytes] = []
     for name, serial, picture in fresh:
-        told, data = json.dumps({"name": name, "serial": serial}).encode(), await picture.jpeg()
+        head = {"name": name, "serial": serial, "time_ms": round(picture.capture_time_ns / 1e6, 3)}
+        told, data = json.dumps(head).encode(), await picture.jpeg()
         parts += [_LENGTHS.pack(len(told), len(data)), told, data]
-    return Response(b"".join(parts), media_type="application/octet-stream", headers=_NEVER_STORED)
+    return Response(b"".join(parts), media_type="application/octet-stream", headers=NEVER_STORED)
 
 
 async def _before_long(awaited: Any, seconds: float = _LONGEST_WAIT_S) -> Any:
@@ -176,10 +185,6 @@ async def _parts(relay: Relay) -> AsyncIterator[bytes]:
             data = await picture.jpeg()
             head = f"Content-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n".encode()
             yield head + data + b"\r\n" + boundary
-
-
-def _text(status: int, line: str) -> Response:
-    return PlainTextResponse(line + "\n", status, headers=_NEVER_STORED)
 
 
 def _told(camera: Camera, names: dict[str, Reconstructor]) -> dict[str, Any]:

@@ -1,10 +1,14 @@
 """The page in a real browser: Debian's Chromium, driven by Playwright."""
 
+import re
 import shutil
+import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import cv2
+import grpc
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -14,7 +18,7 @@ from decoder.server import Settings
 from encoder.packing import Packer
 from encoder.sampling import Operator
 from tests.conftest import StartService, frame_of, hello_of
-from tests.decoder.test_service import Camera
+from tests.decoder.test_service import Camera, wait_until
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [
@@ -38,25 +42,38 @@ def page() -> Iterator[Page]:
 
 
 class Film:
-    """A camera that shows one photograph after the other."""
+    """A camera that shows a photograph, twice a second, until it is told another or falls silent."""
 
     def __init__(self, address: str, operator: Operator, photographs: list[NDArray[np.uint8]], name: str) -> None:
-        import grpc
-
         self.camera = Camera(grpc.insecure_channel(address))
         self.camera.say(hello=hello_of(operator, photographs[0], name))
         self._packer, self._photographs, self._sequence = Packer(operator, 0.1), photographs, 0
+        self._lock, self._silent, self._shown = threading.Lock(), threading.Event(), 0
+        threading.Thread(target=self._go_on, daemon=True).start()
 
     def show(self, index: int) -> None:
+        with self._lock:
+            self._shown = index
+            self._send()
+
+    def fall_silent(self) -> None:
+        self._silent.set()
+
+    def _go_on(self) -> None:
+        while not self._silent.wait(0.5):
+            with self._lock:
+                if self._sequence:
+                    self._send()
+
+    def _send(self) -> None:
         self._sequence += 1
-        frame = frame_of(self._photographs[index], time.time_ns())
+        frame = frame_of(self._photographs[self._shown], time.time_ns())
         self.camera.say(frame=self._packer.pack(frame, self._sequence)[0])
-        self.camera.settled(self._sequence)
 
 
 def pixels(page: Page) -> NDArray[np.float64]:
     """What the browser shows of the first camera, 48×64 grey."""
-    shot = page.locator("figure img").first.screenshot()
+    shot = page.locator("figure img:visible").first.screenshot()
     picture = cv2.imdecode(np.frombuffer(shot, np.uint8), cv2.IMREAD_GRAYSCALE)
     assert picture is not None
     return np.asarray(cv2.resize(picture, (64, 48), interpolation=cv2.INTER_AREA), np.float64)
@@ -89,6 +106,7 @@ def test_pictures_arrive_and_change_and_a_dead_camera_is_shown_as_dead(
     film.show(6)
     wait_for_picture(page, photographs[6])
 
+    film.fall_silent()
     expect(figure.locator(".state")).to_contain_text("silent, last picture", timeout=WAIT_MS)
     film.camera.bye()
     expect(figure.locator(".state")).to_contain_text("offline, last picture", timeout=WAIT_MS)
@@ -117,8 +135,102 @@ def test_a_name_is_text_and_never_markup(page: Page, start_service: StartService
     service = start_service()
     page.route("**/cameras.json", lambda route: route.fulfill(json=[
         {"name": "<b>x</b>", "state": "live", "silent_s": 0, "fps": 1, "latency_ms": 5, "sequence": 1, "size": None,
-         "reconstructor": "<i>y</i>"},
+         "kbit_s": 7, "reconstructor": "abc"},
+    ]))  # fmt: skip
+    page.route("**/reconstructors.json", lambda route: route.fulfill(json=[
+        {"id": "abc", "name": "<i>y</i>", "rendition": "veiled", "operator_id": "<i>o</i>", "rows": 1, "engine": "e",
+         "device": "d", "measured": {"recognition": {"<i>r</i>": {"veiled": {"as is": 5.0}}}}},
     ]))  # fmt: skip
     page.goto(service.page)
     expect(page.locator("figure .name")).to_have_text("<b>x</b>", timeout=WAIT_MS)
+    page.get_by_role("button", name="<i>y</i> (veiled)").click()
+    expect(page.get_by_role("dialog")).to_contain_text("<i>r</i>")
     assert page.locator("b, i").count() == 0
+
+
+def test_one_camera_large_by_keyboard_with_what_its_veil_was_measured_to_leave(
+    page: Page, start_service: StartService, operator: Operator, photographs: list[NDArray[np.uint8]]
+) -> None:
+    service = start_service()
+    films = [Film(service.address, operator, photographs, name) for name in ("porch", "yard")]
+    for film in films:
+        film.show(0)
+    page.goto(service.page)
+    wait_for_picture(page, photographs[0])
+    page.get_by_role("button", name="camera porch, show it large").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator('figure[data-camera="yard"]')).to_be_hidden()
+    expect(page.locator('figure[data-camera="porch"]')).to_be_visible()
+    expect(page.get_by_role("button", name="All cameras")).to_be_focused()
+    films[0].show(6)
+    wait_for_picture(page, photographs[6])
+    yard = service.server.cameras.get("yard")
+    assert yard is not None
+    wait_until(lambda: yard.relays["veiled"].viewers == 0)  # nobody looks at it now
+
+    with page.expect_download() as download:
+        page.keyboard.press("s")
+    assert re.fullmatch(r"porch-\d{4}-\d\d-\d\dT[\d-]+Z\.jpg", download.value.suggested_filename)
+    snapshot = cv2.imread(str(download.value.path()), cv2.IMREAD_GRAYSCALE)
+    assert snapshot is not None
+    assert np.abs(snapshot.astype(float) - photographs[6]).mean() < 12
+
+    page.get_by_role("button", name="what classifiers were measured to read").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text("What classifiers read of veil-r10")
+    expect(dialog.locator("tr")).to_have_count(1 + 5)
+    page.keyboard.press("Escape")
+    expect(dialog).to_be_hidden()
+    page.keyboard.press("Escape")
+    expect(page.locator('figure[data-camera="yard"]')).to_be_visible()
+
+
+def test_a_recording_is_played_with_a_time_line(
+    page: Page, start_service: StartService, operator: Operator, photographs: list[NDArray[np.uint8]], tmp_path: Path
+) -> None:
+    service = start_service(Settings(port=0, http_port=0, record=tmp_path / "recordings"))
+    film = Film(service.address, operator, photographs, "porch")
+    wait_until(lambda: bool(service.server.cameras.all()))
+    porch = service.server.cameras.all()[0]
+    for index in (0, 4, 7):
+        before = porch.tally.received
+        film.show(index)
+        wait_until(lambda: porch.tally.received > before + 2)  # noqa: B023
+    page.goto(f"{service.page}/#porch")
+    wait_for_picture(page, photographs[7])
+    track = page.get_by_role("slider", name="Time in the recording")
+    expect(track).to_be_visible(timeout=WAIT_MS)
+    track.focus()
+    page.keyboard.press("Home")
+    wait_for_picture(page, photographs[0])
+    page.get_by_role("button", name="Play").click()
+    wait_for_picture(page, photographs[4])
+    wait_for_picture(page, photographs[7])
+    track.focus()
+    page.keyboard.press("Home")
+    wait_for_picture(page, photographs[0])
+    page.get_by_role("button", name="Live").click()
+    film.show(3)
+    wait_for_picture(page, photographs[3])
+
+
+def test_a_tab_that_nobody_looks_at_costs_nothing(
+    page: Page, start_service: StartService, operator: Operator, photographs: list[NDArray[np.uint8]]
+) -> None:
+    service = start_service()
+    film = Film(service.address, operator, photographs, "porch")
+    film.show(0)
+    page.goto(service.page)
+    wait_for_picture(page, photographs[0])
+    page.evaluate("""() => {
+        Object.defineProperty(document, "hidden", { get: () => window.away ?? true, configurable: true });
+        document.dispatchEvent(new Event("visibilitychange"));
+    }""")
+    porch = service.server.cameras.all()[0]
+    wait_until(lambda: porch.relays["veiled"].viewers == 0)
+    shown, received = porch.tally.shown["veiled"], porch.tally.received
+    film.show(4)
+    wait_until(lambda: porch.tally.received > received + 3)
+    assert porch.tally.shown["veiled"] == shown
+    page.evaluate("() => { window.away = false; document.dispatchEvent(new Event('visibilitychange')); }")
+    wait_for_picture(page, photographs[4])

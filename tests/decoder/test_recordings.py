@@ -1,5 +1,6 @@
 """Recordings: what a kill at any byte leaves, retention, a slow or full disk, and a real service that records."""
 
+import json
 import os
 import random
 import signal
@@ -10,15 +11,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from benchmarks.fidelity import psnr
 from decoder.catalogue import Catalogue
-from decoder.recordings.playback import Recording
+from decoder.recordings.playback import Playback, Recording, RecordingError
 from decoder.recordings.recorder import Recorder, SegmentLimits
 from decoder.recordings.segment import Entry, Segment, SegmentError, SegmentWriter, index_of
 from decoder.recordings.store import Retention, Store
@@ -28,6 +30,7 @@ from encoder.sampling import Operator
 from protos.v1 import veilcam_pb2 as pb
 from tests.conftest import StartService, frame_of, hello_of
 from tests.decoder.test_service import Camera
+from tests.decoder.test_web import get
 
 HELLO = pb.Hello(camera="porch", operator_id="0" * 16, width=64, height=48, frame_rate=10)
 
@@ -303,7 +306,10 @@ def recorded(
     folder = tmp_path_factory.mktemp("recorded") / "camera"
     folder.mkdir()
     for part, start in ((photographs[:4], 1), (photographs[4:], 5)):
-        packer, writer = Packer(operator, 0.1), SegmentWriter(folder / f"{start}.vcseg", hello_of(operator, part[0]))
+        packer, writer = (
+            Packer(operator, 0.1),
+            SegmentWriter(folder / f"{start * 1_000_000_000:020d}.vcseg", hello_of(operator, part[0])),
+        )
         for number, picture in enumerate(part):
             time_ns = (start + number) * 1_000_000_000
             writer.append(packer.pack(frame_of(picture, time_ns), number + 1)[0], time_ns)
@@ -323,6 +329,76 @@ def test_a_recording_plays_the_pictures_that_were_live(
     assert [shot.capture_time_ns for shot in part] == [shot.capture_time_ns for shot in shots[2:5]]
     assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(part, shots[2:5], strict=True))
     assert not np.array_equal(next(Recording(recorded, catalogue, "veiled").shots()).pixels, shots[0].pixels)
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(times=st.lists(st.integers(0, 10_500), min_size=1, max_size=12))
+def test_any_moment_in_any_order_is_what_was_live_then(
+    recorded: Path, catalogue: Catalogue, operator: Operator, photographs: list[NDArray[np.uint8]], times: list[int]
+) -> None:
+    playback = Playback(Store(recorded.parent, Retention()), catalogue)
+    for time_ms in times:
+        moment = playback.at("camera", time_ms * 1_000_000)
+        assert moment is not None
+        second = min(8, max(1, time_ms // 1000))
+        assert moment.capture_time_ns == second * 1_000_000_000
+        assert moment.next_ns == (None if second == 8 else (second + 1) * 1_000_000_000)
+        picture = photographs[second - 1]
+        assert np.array_equal(moment.levels, operator.quantise(operator.sample(picture, 26), (21, 28)))
+
+
+def test_a_recording_by_url(recorded: Path, start_service: StartService, catalogue: Catalogue) -> None:
+    service = start_service(Settings(port=0, http_port=0, record=recorded.parent))
+    told = json.loads(get(f"{service.page}/recordings/camera.json")[1])
+    assert told == {"segments": [{"start_ms": 1000, "end_ms": 8000}]}
+    shots = list(Recording(recorded, catalogue, "veiled").shots())
+    at, seen = 1000, []
+    while at:
+        status, body, headers = get(f"{service.page}/recordings/camera.jpg?at={at}")
+        assert (status, headers["Content-Type"], headers["X-Time-Ms"]) == (200, "image/jpeg", str(at))
+        picture = cv2.imdecode(np.frombuffer(body, np.uint8), cv2.IMREAD_GRAYSCALE)
+        seen.append(np.asarray(picture, np.uint8))
+        at = int(headers["X-Next-Ms"] or 0)
+    assert all(psnr(picture, shot.pixels) > 30 for picture, shot in zip(seen, shots, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "told"),
+    [
+        ("camera.jpg", 400, b"at: ''"),
+        ("camera.jpg?at=soon", 400, b"at: 'soon', expected milliseconds"),
+        ("camera.jpg?at=-5", 400, b"at: '-5'"),
+        ("camera.jpg?at=99999999999999999999", 400, b"at: '9999"),
+        ("nobody.jpg?at=5", 404, b"nothing of a camera 'nobody'"),
+        ("..%2Fcamera.jpg?at=5", 404, b""),
+        ("camera.jpg?at=5&rendition=plain", 403, b"only veiled"),
+        ("camera.jpg?at=5&rendition=sharp", 400, b"rendition: expected"),
+        ("nobody.json", 200, b'{"segments":[]}'),
+    ],
+)
+def test_a_recording_that_is_not_given(
+    asked: str, status: int, told: bytes, recorded: Path, start_service: StartService
+) -> None:
+    service = start_service(Settings(port=0, http_port=0, record=recorded.parent))
+    code, body, _ = get(f"{service.page}/recordings/{asked}")
+    assert code == status
+    assert body.startswith(told) or told in body
+
+
+def test_spans_join_segments_and_show_gaps(tmp_path: Path, catalogue: Catalogue) -> None:
+    store = Store(tmp_path, Retention())
+    for start in (1, 3, 60):
+        writer = SegmentWriter(store.place("porch", start * 10**9), HELLO)
+        for number, frame in enumerate(frames(3)):
+            frame.capture_time_ns = (start + number) * 10**9
+            writer.append(frame, 1)
+        writer.close()
+    playback = Playback(store, catalogue)
+    assert playback.spans("porch") == [(10**9, 5 * 10**9), (60 * 10**9, 62 * 10**9)]
+    assert playback.spans("nobody") == []
+    assert playback.at("nobody", 5) is None
+    with pytest.raises(RecordingError, match="no reconstructor for operator 0000000000000000"):
+        playback.at("porch", 5 * 10**9)
 
 
 def told(*arguments: object) -> tuple[int, str]:

@@ -4,7 +4,6 @@ import struct
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from decoder.server import ServerError, Settings
 from encoder.packing import Packer
 from encoder.sampling import Operator
 from tests.conftest import Service, StartService, frame_of, hello_of
-from tests.decoder.test_service import Camera
+from tests.decoder.test_service import Camera, wait_until
 
 
 def get(url: str) -> tuple[int, bytes, Any]:
@@ -126,13 +125,6 @@ def known(service: Service) -> Known:
     camera = service.server.cameras.get("porch")
     assert camera is not None
     return camera
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def pictures_of(body: bytes) -> list[tuple[str, int, bytes]]:
