@@ -23,7 +23,8 @@ from grpc import aio
 
 from decoder.catalogue import Catalogue
 from decoder.pictures import JPEG_QUALITY, Picture
-from decoder.server import Server, Settings
+from decoder.server import Server
+from decoder.settings import Settings
 from encoder.packing import Packer, StageTimes
 from encoder.pipeline import Account, run
 from encoder.sampling import Operator
@@ -98,7 +99,7 @@ def table(measured: Pass) -> list[dict[str, Any]]:
 
 
 async def _measure(source: str, operator_path: Path, ratio: float, catalogue: Catalogue, lossless: bool) -> Pass:
-    server = Server(catalogue, Settings(port=0, http_port=0))
+    server = Server(catalogue, Settings(port=0, http=0))
     await server.start()
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()

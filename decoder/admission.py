@@ -6,6 +6,7 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
+from decoder.catalogue import RENDITIONS
 from protos.payload import Announcement, Payload, PayloadError, PayloadTooLargeError, PlaneKind, announcement
 from protos.rules import CAMERA_NAME, CAMERA_NAME_TOLD, MAX_LEVEL
 from protos.v1 import veilcam_pb2 as pb
@@ -22,17 +23,28 @@ class Refusal(Exception):  # noqa: N818 - an answer that is expected, not a faul
         self.status = status
 
 
-@dataclass(frozen=True)
-class Limits:
-    """How much one server takes."""
+@dataclass
+class Policy:
+    """What one server takes and gives. All its parts look at the same one, and it may change while they run.
 
-    cameras: int = 64
-    pixels: int = 4096 * 2304
-    payload_bytes: int = 8 << 20
-    connections: int = 512
-    """Calls, and requests of the page, at one time."""
-    batch: int = 16
-    """Frames in an engine at once."""
+    Attributes:
+        cameras: known at most.
+        pixels: of a picture at most, padded to whole blocks.
+        payload_bytes: of a frame at most.
+        batch: frames in an engine at once, at most.
+        allow_plain: anyone may ask for plain pictures.
+    """
+
+    cameras: int
+    pixels: int
+    payload_bytes: int
+    batch: int
+    allow_plain: bool
+
+    @property
+    def renditions(self) -> tuple[str, ...]:
+        """What is given, first what everyone gets who doesn't ask."""
+        return RENDITIONS if self.allow_plain else RENDITIONS[:1]
 
 
 def invalid(field: str, problem: str) -> Refusal:
@@ -53,7 +65,7 @@ def check_hello(hello: pb.Hello) -> None:
         raise invalid("hello.frame_rate", f"{hello.frame_rate}, expected 0 or more")
 
 
-def check_frame(frame: pb.Frame, last_sequence: int, limits: Limits) -> None:
+def check_frame(frame: pb.Frame, last_sequence: int, policy: Policy) -> None:
     """Refuse a frame whose own fields are malformed; its payload isn't looked into."""
     if frame.sequence <= last_sequence:
         raise invalid("frame.sequence", f"{frame.sequence} after {last_sequence}, expected to count up")
@@ -63,16 +75,16 @@ def check_frame(frame: pb.Frame, last_sequence: int, limits: Limits) -> None:
         raise invalid("frame.kind", f"{frame.kind}, expected key or delta")
     if (frame.kind == pb.FRAME_KIND_DELTA) != (frame.base_sequence > 0):
         raise invalid("frame.base_sequence", f"{frame.base_sequence}, expected one for a delta and 0 for a key frame")
-    if len(frame.payload) > limits.payload_bytes:
-        problem = f"{len(frame.payload)} bytes, this server allows {limits.payload_bytes}"
+    if len(frame.payload) > policy.payload_bytes:
+        problem = f"{len(frame.payload)} bytes, this server allows {policy.payload_bytes}"
         raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "frame.payload", problem)
 
 
-def check_size(hello: pb.Hello, block: int, limits: Limits) -> None:
+def check_size(hello: pb.Hello, block: int, policy: Policy) -> None:
     """Refuse a picture that is larger than allowed, counted as it is sampled: padded to whole blocks."""
     height, width = (blocks * block for blocks in _grid(hello, block))
-    if height * width > limits.pixels:
-        problem = f"{hello.width}×{hello.height} is more than the {limits.pixels} pixels that this server allows"
+    if height * width > policy.pixels:
+        problem = f"{hello.width}×{hello.height} is more than the {policy.pixels} pixels that this server allows"
         raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "hello.width and hello.height", problem)
 
 

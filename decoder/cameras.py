@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import grpc
 
-from decoder.admission import Limits, Refusal
+from decoder.admission import Policy, Refusal
 from decoder.catalogue import RENDITIONS
 from decoder.pictures import Picture, Relay
 from decoder.stream import Measurement, Stream, Tally
@@ -95,6 +95,17 @@ class Camera:
         self.tally.failed += 1
         self._settle()
 
+    def offer(self, renditions: tuple[str, ...]) -> None:
+        """From now on, viewers can be given these. Whoever watches another is let go, and so is a camera with none."""
+        self.renditions = renditions or self.renditions
+        for name, relay in self.relays.items():
+            if name not in renditions:
+                relay.close()
+                self.relays[name] = Relay(self._viewers_changed)
+        if not renditions and self.stream is not None:
+            problem = f"{self.stream.hello.operator_id!r} has no reconstructor here any more"
+            self.stream.end(Refusal(grpc.StatusCode.NOT_FOUND, "hello.operator_id", problem))
+
     @property
     def rendition(self) -> str:
         """What viewers get who don't ask for another."""
@@ -137,12 +148,13 @@ class Camera:
 
 
 class Cameras:
-    """All cameras that a server knows, by name; at most as many as its limits allow."""
+    """All cameras that a server knows, by name; at most as many as its policy allows."""
 
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
         self.forgotten: list[Callable[[str], None]] = []
         """Called with the name of each camera that the server no longer knows."""
+        self.closed = False
         self._cameras: dict[str, Camera] = {}
         self._changed = asyncio.Event()
         self.work = asyncio.Event()
@@ -170,11 +182,11 @@ class Cameras:
                 problem = f"{name!r} is publishing already"
                 raise Refusal(grpc.StatusCode.ALREADY_EXISTS, "hello.camera", problem)
             camera.stream.end(Refusal(grpc.StatusCode.ABORTED, "hello.camera", f"{name!r} came back on a newer stream"))
-        if name not in self._cameras and len(self._cameras) >= self.limits.cameras:
+        if name not in self._cameras and len(self._cameras) >= self._policy.cameras:
             self._forget_longest_gone()
         self._cameras[name] = camera
         camera.stream = stream
-        camera.renditions = stream.renditions
+        camera.offer(stream.renditions)
         self.connected.set()
         self.tell()
         return camera
@@ -198,6 +210,7 @@ class Cameras:
 
     def close(self) -> None:
         """Let every viewer and every camera go."""
+        self.closed = True
         for camera in self._cameras.values():
             for relay in camera.relays.values():
                 relay.close()

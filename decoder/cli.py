@@ -1,19 +1,23 @@
 """``veilcam-decode``: take cameras' measurements, rebuild pictures, show them."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pythonjsonlogger.json import JsonFormatter
 
 if TYPE_CHECKING:
+    from decoder.catalogue import Catalogue
     from decoder.server import Server
+    from decoder.settings import Settings
 
 log = logging.getLogger("veilcam.decode")
 
@@ -22,7 +26,8 @@ BROKE = 1
 UNUSABLE = 2
 """Exit code: what was asked for can't be done (a missing file, a taken port, a bad option)."""
 
-_CORES = os.cpu_count() or 1
+_LOOK_EVERY_S = 2.0
+_PLAIN_ALLOWED = "--allow-plain: every viewer may ask for plain pictures, which classifiers can read"
 _TIMES = ["%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y-%m-%d"]
 _RENDITION = {False: "veiled", True: "plain"}
 
@@ -38,84 +43,166 @@ Reconstructors = Annotated[
     list[Path] | None,
     typer.Option(help="reconstructor file, or a folder of them; may be repeated [the shipped ones]"),
 ]
-EngineName = Annotated[str, typer.Option(help="runtime: onnxruntime")]
-Threads = Annotated[int, typer.Option(min=1, help="threads of the engine [all cores]")]
+EngineName = Annotated[str | None, typer.Option(help="runtime: onnxruntime [onnxruntime]")]
+Threads = Annotated[int | None, typer.Option(help="threads of the engine [all cores]")]
+Megabytes = Annotated[int | None, typer.Option(help="keep so much of them at most [no limit]")]
 
 
 @app.callback(invoke_without_command=True)
 def decode(
     context: typer.Context,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="gRPC port; 0 takes a free one")] = 50051,
-    http: Annotated[int, typer.Option(min=0, max=65535, help="port of the web page; 0 takes a free one")] = 8080,
-    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file with these options' names, - as _; changes are taken up")
+    ] = None,
+    check_config: Annotated[bool, typer.Option("--check-config", help="check all settings and end")] = False,
+    port: Annotated[int | None, typer.Option(help="gRPC port; 0 takes a free one [50051]")] = None,
+    http: Annotated[int | None, typer.Option(help="port of the web page; 0 takes a free one [8080]")] = None,
+    host: Annotated[str | None, typer.Option(help="address to listen on [127.0.0.1]")] = None,
     reconstructor: Reconstructors = None,
-    engine: EngineName = "onnxruntime",
-    threads: Threads = _CORES,
+    engine: EngineName = None,
+    threads: Threads = None,
+    batch: Annotated[int | None, typer.Option(help="frames in an engine at once, at most [16]")] = None,
     save: Annotated[
         Path | None, typer.Option(help="save pictures as they are shown: DIR/CAMERA/CAPTURETIME-SEQUENCE.png")
     ] = None,
     record: Annotated[
         Path | None, typer.Option(help="record measurements as they come: DIR/CAMERA/CAPTURETIME.vcseg")
     ] = None,
-    record_hours: Annotated[float, typer.Option(min=0, help="delete recordings that are older; 0 keeps them")] = 0,
-    record_megabytes: Annotated[int, typer.Option(min=0, help="keep so much of them at most; 0: no limit")] = 0,
-    record_free: Annotated[int, typer.Option(min=0, help="megabytes of the disk that recordings leave free")] = 1024,
+    record_hours: Annotated[float | None, typer.Option(help="delete recordings that are older [kept]")] = None,
+    record_megabytes: Megabytes = None,
+    record_free: Annotated[
+        int | None, typer.Option(help="megabytes of the disk that recordings leave free [1024]")
+    ] = None,
     allow_plain: Annotated[
-        bool, typer.Option("--allow-plain", help="let any viewer ask for plain pictures, which classifiers can read")
-    ] = False,
-    max_cameras: Annotated[int, typer.Option(min=1, help="cameras at most")] = 64,
-    max_pixels: Annotated[int, typer.Option(min=256, help="pixels of a picture at most")] = 4096 * 2304,
-    log_json: Annotated[bool, typer.Option("--log-json", help="log lines as JSON")] = False,
+        bool | None,
+        typer.Option("--allow-plain", help="let any viewer ask for plain pictures, which classifiers can read"),
+    ] = None,
+    max_cameras: Annotated[int | None, typer.Option(help="cameras at most [64]")] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="pixels of a picture at most [4096×2304]")] = None,
+    max_payload: Annotated[int | None, typer.Option(help="bytes of a frame at most [8 MiB]")] = None,
+    max_connections: Annotated[int | None, typer.Option(help="calls and requests at one time [512]")] = None,
+    log_json: Annotated[bool | None, typer.Option("--log-json", help="log lines as JSON")] = None,
 ) -> None:
     """Serve cameras and viewers until Ctrl-C; a second Ctrl-C ends at once.
 
+    Every option can also stand in --config FILE, or in the environment as VEILCAM_NAME; what is said here goes first.
+
     Exit codes: 0 stopped; 1 the service broke while it ran; 2 what was asked for can't be done.
     """
-    _start_logging(log_json)
+    _start_logging(bool(log_json))
     if context.invoked_subcommand is not None:
         return
     # gRPC's core writes lines of its own beside ours; it reads this when it is imported.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
-        from decoder.admission import Limits
-        from decoder.catalogue import SHIPPED, CatalogueError, load_catalogue
+        from decoder.catalogue import CatalogueError
         from decoder.engines import EngineError
-        from decoder.recordings.store import Retention
-        from decoder.server import Server, ServerError, Settings
+        from decoder.server import Server, ServerError
+        from decoder.settings import Settings, SettingsError, read_settings
     except ModuleNotFoundError as error:
         log.error("%s is missing: pip install 'veilcam[decoder]'", error.name)
         sys.exit(UNUSABLE)
-    retention = Retention(record_hours, record_megabytes, record_free)
-    limits = Limits(cameras=max_cameras, pixels=max_pixels)
-    settings = Settings(host, port, http, allow_plain, save, record, retention, limits)
+    said = {name: context.params[name] for name in Settings.model_fields}
+    given = {name: value for name, value in said.items() if value not in (None, [], ())}
+    try:
+        settings = read_settings(config, given)
+        _start_logging(settings.log_json)
+        catalogue = _catalogue(settings)
+    except SettingsError as error:
+        for line in str(error).splitlines():
+            log.error("%s", line)
+        sys.exit(UNUSABLE)
+    except (CatalogueError, EngineError) as error:
+        log.error("%s", error)
+        sys.exit(UNUSABLE)
+    if check_config:
+        log.info("settings are sound: %s", ", ".join(f"{k} = {v}" for k, v in settings.model_dump(mode="json").items()))
+        return
 
     async def serve() -> int:
-        catalogue = load_catalogue(reconstructor or [SHIPPED], engine, threads)
         server = Server(catalogue, settings)
         await server.start()
-        if record:
-            log.info("recording measurements into %s", record)
-        for each in catalogue.reconstructors:
-            log.info(
-                "reconstructor %s (%s): id %s, operator %s, %d rows; engine %s on %s, %d threads",
-                *(each.name, each.rendition, each.id, each.operator_id, each.engine.rows),
-                *(each.engine.name, each.engine.device, each.engine.threads),
-            )
-        if allow_plain:
-            log.warning("--allow-plain: every viewer may ask for plain pictures, which classifiers can read")
-        if host not in ("127.0.0.1", "::1", "localhost"):
-            log.warning("listening on %s without TLS and authentication: everyone who reaches it can watch", host)
+        if settings.record:
+            log.info("recording measurements into %s", settings.record)
+        _tell_reconstructors(catalogue)
+        if settings.allow_plain:
+            log.warning("%s", _PLAIN_ALLOWED)
+        if settings.host not in ("127.0.0.1", "::1", "localhost"):
+            text = "listening on %s without TLS and authentication: everyone who reaches it can watch"
+            log.warning(text, settings.host)
         ports = {"grpc_port": server.port, "http_port": server.http_port}
-        name = f"[{host}]" if ":" in host else host
+        name = f"[{settings.host}]" if ":" in settings.host else settings.host
         text = "cameras and programs: %s:%d (gRPC); people: http://%s:%d/"
         log.info(text, name, server.port, name, server.http_port, extra=ports)
-        return await _until_stopped(server)
+        return await _until_stopped(server, asyncio.create_task(_follow(server, config, given)))
 
     try:
         sys.exit(asyncio.run(serve()))
-    except (CatalogueError, EngineError, ServerError) as error:
+    except ServerError as error:
         log.error("%s", error)
         sys.exit(UNUSABLE)
+
+
+async def _follow(server: "Server", config: Path | None, given: Mapping[str, Any]) -> None:
+    """Take up changes of the settings file as they come, and after SIGHUP, with the reconstructors' files, anyway."""
+    from decoder.catalogue import CatalogueError
+    from decoder.engines import EngineError
+    from decoder.settings import SettingsError, changed, read_settings
+
+    asked = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, asked.set)
+    seen = _stamp(config)
+    while True:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asked.wait(), _LOOK_EVERY_S)
+        if not asked.is_set() and _stamp(config) == seen:
+            continue
+        anyway = asked.is_set()
+        asked.clear()
+        seen = _stamp(config)
+        try:
+            after = read_settings(config, given)
+            names = changed(server.settings, after)
+            if not names and not anyway:
+                continue
+            catalogue = None
+            if anyway or {"reconstructor", "engine", "threads"} & set(names):
+                catalogue = await asyncio.to_thread(_catalogue, after)
+        except (SettingsError, CatalogueError, EngineError) as error:
+            for line in str(error).splitlines():
+                log.error("settings stay as they were: %s", line)
+            continue
+        later = server.apply(after, catalogue)
+        log.info("settings taken up: %s", ", ".join(name for name in names if name not in later) or "none changed")
+        if catalogue is not None:
+            _tell_reconstructors(catalogue)
+        if "allow_plain" in names and after.allow_plain:
+            log.warning("%s", _PLAIN_ALLOWED)
+        if later:
+            log.warning("settings that wait for the next start: %s", ", ".join(later))
+
+
+def _stamp(config: Path | None) -> tuple[int, int] | None:
+    try:
+        told = config.stat() if config is not None else None
+    except OSError:
+        return None
+    return (told.st_mtime_ns, told.st_size) if told is not None else None
+
+
+def _catalogue(settings: "Settings") -> "Catalogue":
+    from decoder.catalogue import SHIPPED, load_catalogue
+
+    return load_catalogue(settings.reconstructor or [SHIPPED], settings.engine, settings.threads)
+
+
+def _tell_reconstructors(catalogue: "Catalogue") -> None:
+    for each in catalogue.reconstructors:
+        log.info(
+            "reconstructor %s (%s): id %s, operator %s, %d rows; engine %s on %s, %d threads",
+            *(each.name, each.rendition, each.id, each.operator_id, each.engine.rows),
+            *(each.engine.name, each.engine.device, each.engine.threads),
+        )
 
 
 @app.command()
@@ -126,17 +213,18 @@ def export(
     end: Annotated[datetime | None, typer.Option("--to", help="capture time, UTC; left out", formats=_TIMES)] = None,
     plain: Annotated[bool, typer.Option("--plain", help="faithful pictures, which classifiers can read")] = False,
     reconstructor: Reconstructors = None,
-    engine: EngineName = "onnxruntime",
-    threads: Threads = _CORES,
+    engine: EngineName = None,
+    threads: Threads = None,
 ) -> None:
     """Write a recording as a film. A long one can be written in parts, by ranges of time."""
     try:
         from rich.progress import Progress
 
-        from decoder.catalogue import SHIPPED, CatalogueError, load_catalogue
+        from decoder.catalogue import CatalogueError
         from decoder.engines import EngineError
         from decoder.recordings.film import write_film
         from decoder.recordings.playback import Recording, RecordingError
+        from decoder.settings import SettingsError, read_settings
     except ModuleNotFoundError as error:
         log.error("%s is missing: pip install 'veilcam[decoder]'", error.name)
         sys.exit(UNUSABLE)
@@ -145,11 +233,12 @@ def export(
         log.error("%s: expected a name that ends in .mp4", film)
         sys.exit(UNUSABLE)
     try:
-        played = Recording(recording, load_catalogue(reconstructor or [SHIPPED], engine, threads), _RENDITION[plain])
+        settings = read_settings(None, {"reconstructor": reconstructor, "engine": engine, "threads": threads})
+        played = Recording(recording, _catalogue(settings), _RENDITION[plain])
         with Progress() as bar:
             task = bar.add_task(film.name, total=len(played.times(start_ns, end_ns)))
             count = write_film(played.shots(start_ns, end_ns), film, lambda: bar.advance(task))
-    except (CatalogueError, EngineError, RecordingError) as error:
+    except (SettingsError, CatalogueError, EngineError, RecordingError) as error:
         log.error("%s", error)
         sys.exit(UNUSABLE)
     except OSError as error:
@@ -165,7 +254,7 @@ def _ns(time: datetime | None, otherwise: int) -> int:
     return otherwise if time is None else int(time.replace(tzinfo=UTC).timestamp()) * 1_000_000_000
 
 
-async def _until_stopped(server: "Server") -> int:
+async def _until_stopped(server: "Server", following: "asyncio.Task[None]") -> int:
     asked = asyncio.Event()
 
     def ask() -> None:
@@ -177,12 +266,13 @@ async def _until_stopped(server: "Server") -> int:
         asyncio.get_running_loop().add_signal_handler(number, ask)
     stopped = asyncio.create_task(asked.wait())
     failed = asyncio.create_task(server.failed())
-    await asyncio.wait([stopped, failed], return_when=asyncio.FIRST_COMPLETED)
-    if failed.done():
-        log.error("a part of the service ended", exc_info=failed.exception())
+    await asyncio.wait([stopped, failed, following], return_when=asyncio.FIRST_COMPLETED)
+    if broken := next((task for task in (failed, following) if task.done()), None):
+        log.error("a part of the service ended", exc_info=broken.exception())
     else:
         log.info("stopping; again to stop at once")
     failed.cancel()
+    following.cancel()
     await server.stop()
     log.info("stopped")
     return 0 if asked.is_set() else BROKE

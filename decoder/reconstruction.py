@@ -17,7 +17,7 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from decoder.admission import Refusal
+from decoder.admission import Policy, Refusal
 from decoder.batching import Batching, measure
 from decoder.cameras import Camera, Cameras
 from decoder.catalogue import Catalogue, Reconstructor, fit_rows
@@ -31,8 +31,8 @@ log = logging.getLogger("veilcam.decode")
 
 _T = TypeVar("_T")
 
-Group = tuple[str, tuple[int, ...]]
-"""Frames that can go through an engine together: id of the reconstructor, blocks of a picture down and across."""
+Group = tuple[Reconstructor, tuple[int, ...]]
+"""Frames that can go through an engine together: the reconstructor, and blocks of a picture down and across."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ class _Job:
 
     @property
     def group(self) -> Group:
-        return self.reconstructor.id, self.measurement.levels.shape[1:]
+        return self.reconstructor, self.measurement.levels.shape[1:]
 
 
 class Worker:
@@ -55,18 +55,14 @@ class Worker:
     An engine that fails loses its batch and is rebuilt. If it then fails again, its cameras' streams end.
 
     Args:
-        renditions: what may be shown, the one that everyone gets first.
-        most: frames at once, however cheap more would be.
+        policy: what may be shown, and how many frames at once, however cheap more would be.
     """
 
-    def __init__(
-        self, cameras: Cameras, catalogue: Catalogue, renditions: tuple[str, ...], metrics: Metrics, most: int
-    ) -> None:
+    def __init__(self, cameras: Cameras, catalogue: Catalogue, policy: Policy, metrics: Metrics) -> None:
         self._cameras = cameras
         self._catalogue = catalogue
-        self._renditions = renditions
+        self._policy = policy
         self._metrics = metrics
-        self._most = most
         self._batching: dict[Group, Batching] = {}
         self._rebuilt: set[str] = set()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="engine")
@@ -83,7 +79,7 @@ class Worker:
 
     def renditions_for(self, operator_id: str) -> tuple[str, ...]:
         """What this server can show of an operator's measurements, first what it shows when nobody asks."""
-        return tuple(name for name in self._renditions if self._catalogue.choose(operator_id, name, 1))
+        return tuple(name for name in self._policy.renditions if self._catalogue.choose(operator_id, name, 1))
 
     async def reconstruct(self, hello: pb.Hello, levels: NDArray[np.int8], rendition: str) -> NDArray[np.uint8]:
         """A picture (H, W) that isn't live, in turn with those that are.
@@ -125,8 +121,9 @@ class Worker:
             await self._failed(jobs[0].reconstructor, jobs[:1], error)
             return []
         while True:
-            batch = [job for job in jobs if job.group == group][: batching.most]
-            if len(batch) in (0, batching.most) or len(jobs) > len(batch) or not self._more_may_come(batch):
+            most = min(batching.most, self._policy.batch)
+            batch = [job for job in jobs if job.group == group][:most]
+            if len(batch) in (0, most) or len(jobs) > len(batch) or not self._more_may_come(batch):
                 return batch
             left = min(job.measurement.ready_s for job in batch) + batching.wait_s - time.monotonic()
             if left <= 0:
@@ -150,7 +147,7 @@ class Worker:
         known = self._batching.get(job.group)
         if known is None:
             _, grid = job.group
-            engine, most = job.reconstructor.engine, self._most
+            engine, most = job.reconstructor.engine, self._policy.batch
             known = await self._in_engine_thread(lambda: measure(engine, (grid[0], grid[1]), most))
             self._batching[job.group] = known
             width, height = (blocks * engine.block for blocks in reversed(grid))

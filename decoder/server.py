@@ -6,7 +6,6 @@ import logging
 import socket
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import uvicorn
@@ -14,7 +13,7 @@ from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from decoder.admission import Limits
+from decoder.admission import Policy
 from decoder.cameras import Cameras
 from decoder.catalogue import Catalogue
 from decoder.metrics import Metrics
@@ -23,6 +22,7 @@ from decoder.recordings.playback import Playback
 from decoder.recordings.recorder import Recorder
 from decoder.recordings.store import Retention, Store
 from decoder.service import CamerasService, ViewersService
+from decoder.settings import AT_ONCE, Settings, changed
 from decoder.viewers.folder import save_pictures
 from decoder.viewers.probes import probes
 from decoder.viewers.recorded import recorded
@@ -40,43 +40,35 @@ class ServerError(Exception):
     """An address that can't be listened on, or a folder that can't be written; the message names it."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Where a server listens and what it allows. Port 0 takes a free one."""
-
-    host: str = "127.0.0.1"
-    port: int = 50051
-    http_port: int = 8080
-    allow_plain: bool = False
-    save: Path | None = None
-    record: Path | None = None
-    retention: Retention = field(default_factory=Retention)
-    limits: Limits = field(default_factory=Limits)
-
-
 class Server:
-    """A decoder service in the running event loop."""
+    """A decoder service in the running event loop.
+
+    Args:
+        catalogue: opened as the settings say.
+        settings: they may change while it runs, with ``apply``.
+    """
 
     def __init__(self, catalogue: Catalogue, settings: Settings) -> None:
         self.settings = settings
-        self.cameras = Cameras(settings.limits)
+        self._policy = _policy(settings)
+        self.cameras = Cameras(self._policy)
         self.port = 0
         self.http_port = 0
-        renditions = ("veiled", "plain") if settings.allow_plain else ("veiled",)
+        self._catalogue = catalogue
         self._store = _store(settings)
         self._recorder = Recorder(self._store) if self._store else None
         if self._recorder is not None:
             self.cameras.forgotten.append(self._recorder.forget)
         self.metrics = Metrics(self.cameras, self._recorder.told if self._recorder else dict)
-        self._worker = Worker(self.cameras, catalogue, renditions, self.metrics, settings.limits.batch)
+        self._worker = Worker(self.cameras, catalogue, self._policy, self.metrics)
         self._health = health.aio.HealthServicer()
-        self._grpc = self._grpc_server(catalogue, renditions)
+        self._grpc = self._grpc_server()
         self._ready = False
         more = probes(self.metrics.registry, lambda: self._ready)
-        more += recorded(Playback(self._store, catalogue), self._worker, renditions) if self._store else []
-        app = web_app(self.cameras, catalogue, renditions, more, settings.host)
+        more += recorded(Playback(self._store, catalogue), self._worker, self._policy) if self._store else []
+        app = web_app(self.cameras, catalogue, self._policy, more, settings.host)
         config = uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
-        config.limit_concurrency = settings.limits.connections
+        config.limit_concurrency = settings.max_connections
         self._web = _Web(config)
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -86,7 +78,7 @@ class Server:
         Raises:
             ServerError: an address is taken or can't be listened on.
         """
-        host, port, http_port = self.settings.host, self.settings.port, self.settings.http_port
+        host, port, http_port = self.settings.host, self.settings.port, self.settings.http
         if self.settings.save:
             _writable(self.settings.save, "--save")
         try:
@@ -134,20 +126,42 @@ class Server:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(asyncio.to_thread(part.close), grace)
 
-    def _grpc_server(self, catalogue: Catalogue, renditions: tuple[str, ...]) -> aio.Server:
-        limits = self.settings.limits
+    def apply(self, after: Settings, catalogue: Catalogue | None = None) -> list[str]:
+        """Take up changed settings; cameras and viewers whom they don't concern don't notice.
+
+        Args:
+            after: what is to hold now.
+            catalogue: opened anew as they say, if that changed.
+
+        Returns:
+            Names of the settings that changed and wait for the next start.
+        """
+        later = [name for name in changed(self.settings, after) if name not in AT_ONCE]
+        self.settings = after
+        vars(self._policy).update(vars(_policy(after)))
+        if self._store is not None:
+            self._store.retention = _retention(after)
+        if catalogue is not None:
+            self._catalogue.reconstructors = catalogue.reconstructors
+        for camera in self.cameras.all():
+            if camera.stream is not None:
+                operator_id = camera.stream.hello.operator_id
+                camera.offer(self._worker.renditions_for(operator_id))
+        return later
+
+    def _grpc_server(self) -> aio.Server:
         options = [
-            ("grpc.max_receive_message_length", limits.payload_bytes + _MESSAGE_OVERHEAD),
+            ("grpc.max_receive_message_length", self.settings.max_payload + _MESSAGE_OVERHEAD),
             ("grpc.keepalive_time_ms", 10_000),
             ("grpc.keepalive_timeout_ms", 5_000),
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
             ("grpc.so_reuseport", 0),
         ]
-        server = aio.server(options=options, maximum_concurrent_rpcs=limits.connections)
+        server = aio.server(options=options, maximum_concurrent_rpcs=self.settings.max_connections)
         add_CamerasServicer_to_server(
-            CamerasService(self.cameras, catalogue, self._worker, limits, self._recorder), server
+            CamerasService(self.cameras, self._catalogue, self._worker, self._policy, self._recorder), server
         )
-        add_ViewersServicer_to_server(ViewersService(self.cameras, renditions), server)
+        add_ViewersServicer_to_server(ViewersService(self.cameras, self._policy), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = [service.full_name for service in pb.DESCRIPTOR.services_by_name.values()]
         names += [health.SERVICE_NAME, reflection.SERVICE_NAME]
@@ -155,11 +169,25 @@ class Server:
         return server
 
 
+def _policy(settings: Settings) -> Policy:
+    return Policy(
+        cameras=settings.max_cameras,
+        pixels=settings.max_pixels,
+        payload_bytes=settings.max_payload,
+        batch=settings.batch,
+        allow_plain=settings.allow_plain,
+    )
+
+
+def _retention(settings: Settings) -> Retention:
+    return Retention(settings.record_hours, settings.record_megabytes, settings.record_free)
+
+
 def _store(settings: Settings) -> Store | None:
     if settings.record is None:
         return None
     _writable(settings.record, "--record")
-    return Store(settings.record, settings.retention)
+    return Store(settings.record, _retention(settings))
 
 
 def _writable(folder: Path, option: str) -> None:

@@ -11,7 +11,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc import aio
 
-from decoder.admission import Limits, Refusal, check_hello, check_size, invalid
+from decoder.admission import Policy, Refusal, check_hello, check_size, invalid
 from decoder.cameras import Camera, Cameras
 from decoder.catalogue import Catalogue
 from decoder.pictures import Picture
@@ -35,13 +35,13 @@ class CamerasService(CamerasServicer):
     """Takes cameras' streams."""
 
     def __init__(
-        self, cameras: Cameras, catalogue: Catalogue, worker: Worker, limits: Limits, recorder: Recorder | None = None
+        self, cameras: Cameras, catalogue: Catalogue, worker: Worker, policy: Policy, recorder: Recorder | None = None
     ) -> None:
         self._cameras = cameras
         self._recorder = recorder
         self._catalogue = catalogue
         self._worker = worker
-        self._limits = limits
+        self._policy = policy
 
     async def Publish(  # noqa: N802 - gRPC's name
         self,
@@ -58,7 +58,7 @@ class CamerasService(CamerasServicer):
                 loop = asyncio.get_running_loop()
                 self._recorder.begin(hello, partial(loop.call_soon_threadsafe, stream.ask_key))
             log.info("camera %s connected from %s: %d×%d", camera.name, peer, hello.width, hello.height)
-            yield pb.PublishResponse(accepted=pb.Accepted(max_payload_bytes=self._limits.payload_bytes))
+            yield pb.PublishResponse(accepted=pb.Accepted(max_payload_bytes=self._policy.payload_bytes))
             async for acknowledgement in self._frames(request_iterator, camera, stream):
                 yield pb.PublishResponse(acknowledgement=acknowledgement)
         except Refusal as refusal:
@@ -82,12 +82,12 @@ class CamerasService(CamerasServicer):
             problem = f"{operator_id[:80]!r} isn't among the operators of this server ({known})"
             raise Refusal(grpc.StatusCode.NOT_FOUND, "hello.operator_id", problem)
         block = self._catalogue.block(operator_id)
-        check_size(first.hello, block, self._limits)
+        check_size(first.hello, block, self._policy)
         renditions = self._worker.renditions_for(operator_id)
         if not renditions:
             problem = f"{operator_id!r} has only plain reconstructors here, and this server gives only veiled pictures"
             raise Refusal(grpc.StatusCode.NOT_FOUND, "hello.operator_id", problem)
-        return Stream(first.hello, block, renditions, self._limits)
+        return Stream(first.hello, block, renditions, self._policy)
 
     async def _frames(
         self, requests: AsyncIterator[pb.PublishRequest], camera: Camera, stream: Stream
@@ -129,9 +129,9 @@ class CamerasService(CamerasServicer):
 class ViewersService(ViewersServicer):
     """Gives pictures to programs."""
 
-    def __init__(self, cameras: Cameras, renditions: tuple[str, ...]) -> None:
+    def __init__(self, cameras: Cameras, policy: Policy) -> None:
         self._cameras = cameras
-        self._renditions = renditions
+        self._policy = policy
 
     async def Watch(  # noqa: N802 - gRPC's name
         self, request: pb.WatchRequest, context: "aio.ServicerContext[pb.WatchRequest, pb.Picture]"
@@ -151,8 +151,8 @@ class ViewersService(ViewersServicer):
         if request.rendition not in _RENDITIONS:
             raise invalid("watch.rendition", f"{request.rendition} is unknown")
         rendition = _RENDITIONS[request.rendition]
-        if rendition and rendition not in self._renditions:
-            problem = f"this server gives only {', '.join(self._renditions)} pictures"
+        if rendition and rendition not in self._policy.renditions:
+            problem = f"this server gives only {', '.join(self._policy.renditions)} pictures"
             raise Refusal(grpc.StatusCode.PERMISSION_DENIED, "watch.rendition", problem)
         camera = self._cameras.get(request.camera)
         if camera is None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from decoder.admission import Limits, Refusal, check_frame, next_levels
+from decoder.admission import Policy, Refusal, check_frame, next_levels
 from decoder.pictures import Picture, Times
 from protos.v1 import veilcam_pb2 as pb
 
@@ -62,17 +62,17 @@ class Stream:
         hello: what it said, checked.
         block: side of its operator's blocks.
         renditions: that viewers can be given, first the one for those who don't ask.
-        limits: of the server.
+        policy: of the server.
     """
 
-    def __init__(self, hello: pb.Hello, block: int, renditions: tuple[str, ...], limits: Limits) -> None:
+    def __init__(self, hello: pb.Hello, block: int, renditions: tuple[str, ...], policy: Policy) -> None:
         self.hello = hello
         self.block = block
         self.renditions = renditions
         self.last_message = time.monotonic()
         self.problem: Refusal | None = None
         self.news = asyncio.Event()
-        self._limits = limits
+        self._policy = policy
         self._levels: NDArray[np.int8] | None = None
         self._received = 0
         self._shown = (0, 0)
@@ -91,7 +91,7 @@ class Stream:
         """
         received_ns, began = time.time_ns(), time.perf_counter()
         self.last_message = time.monotonic()
-        check_frame(frame, self._received, self._limits)
+        check_frame(frame, self._received, self._policy)
         if frame.kind == pb.FRAME_KIND_DELTA and (self._levels is None or frame.base_sequence != self._received):
             self.ask_key()
             return None

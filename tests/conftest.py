@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from benchmarks.draw_clip import CLIP
 from decoder.catalogue import SHIPPED, Catalogue, load_catalogue
-from decoder.server import Server, Settings
+from decoder.server import Server
+from decoder.settings import Settings
 from encoder.cli import DEFAULT_OPERATOR
 from encoder.sampling import Operator
 from encoder.sources import Frame
@@ -87,7 +88,7 @@ def start_service(catalogue: Catalogue) -> Iterator[StartService]:
         thread.start()
 
         async def make() -> Server:
-            server = Server(catalogue, settings or Settings(port=0, http_port=0))
+            server = Server(catalogue, settings or Settings(port=0, http=0))
             await server.start()
             return server
 
@@ -109,7 +110,7 @@ def start_service(catalogue: Catalogue) -> Iterator[StartService]:
 
 @pytest.fixture
 def service(start_service: StartService) -> Service:
-    return start_service(Settings(port=0, http_port=0, allow_plain=True))
+    return start_service(Settings(port=0, http=0, allow_plain=True))
 
 
 def hello_of(operator: Operator, picture: NDArray[np.uint8], camera: str = "camera") -> pb.Hello:

@@ -49,7 +49,7 @@ class Store:
     """
 
     def __init__(self, folder: Path, retention: Retention) -> None:
-        self.folder, self._retention = folder, retention
+        self.folder, self.retention = folder, retention
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def segments(self, camera: str | None = None) -> list[Kept]:
@@ -73,19 +73,19 @@ class Store:
             writing: segments that are still being written.
             full: the disk is full, whatever is to be left free: make some room.
         """
-        room = self._retention.free_megabytes << 20
+        room = self.retention.free_megabytes << 20
         if full:
             room = max(room, min(_ROOM, shutil.disk_usage(self.folder).total // 10))
         segments = [kept for kept in self.segments() if kept.path not in writing]
         total = sum(kept.size for kept in self._found(None))
-        limit = self._retention.megabytes << 20
-        too_old = time.time_ns() - int(self._retention.hours * 3600e9)
+        limit = self.retention.megabytes << 20
+        too_old = time.time_ns() - int(self.retention.hours * 3600e9)
         for kept in segments:
             free = shutil.disk_usage(self.folder).free
-            if self._retention.hours and kept.start_ns < too_old:
-                reason = f"older than {self._retention.hours:g} h"
+            if self.retention.hours and kept.start_ns < too_old:
+                reason = f"older than {self.retention.hours:g} h"
             elif limit and total > limit:
-                reason = f"recordings take more than {self._retention.megabytes} MiB"
+                reason = f"recordings take more than {self.retention.megabytes} MiB"
             elif free < room:
                 reason = f"only {free >> 20} MiB of the disk are free"
             else:

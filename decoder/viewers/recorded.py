@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from decoder.admission import Policy
 from decoder.pictures import encode_jpeg
 from decoder.reconstruction import Worker
 from decoder.recordings.playback import Playback, RecordingError
@@ -16,11 +17,11 @@ _MS = 1_000_000
 """Nanoseconds."""
 
 
-def recorded(playback: Playback, worker: Worker, renditions: tuple[str, ...]) -> list[Route]:
+def recorded(playback: Playback, worker: Worker, policy: Policy) -> list[Route]:
     """Routes.
 
     Args:
-        renditions: that this server gives.
+        policy: which renditions are given.
     """
 
     async def spans(request: Request) -> Response:
@@ -44,7 +45,7 @@ def recorded(playback: Playback, worker: Worker, renditions: tuple[str, ...]) ->
         there = worker.renditions_for(moment.hello.operator_id)
         if not there:
             return text(404, "only plain reconstructors for this recording here")
-        rendition = asked_rendition(request, renditions, there)
+        rendition = asked_rendition(request, policy.renditions, there)
         if isinstance(rendition, Response):
             return rendition
         pixels = await worker.reconstruct(moment.hello, moment.levels, rendition)

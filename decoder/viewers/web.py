@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from decoder.admission import Policy
 from decoder.cameras import Camera, Cameras
 from decoder.catalogue import RENDITIONS, Catalogue, Reconstructor
 from decoder.pictures import Relay
@@ -33,7 +34,7 @@ _LENGTHS = struct.Struct("<II")
 def web_app(
     cameras: Cameras,
     catalogue: Catalogue,
-    renditions: tuple[str, ...],
+    policy: Policy,
     more: Sequence[Route],
     host: str,
 ) -> Starlette:
@@ -43,17 +44,16 @@ def web_app(
     pointing a name of its own here.
 
     Args:
-        renditions: that this server gives.
+        policy: which renditions are given.
         more: what else stands at this address.
         host: that it is bound to.
     """
-    names = {each.id: each for each in catalogue.reconstructors}
 
     def found(request: Request) -> tuple[Camera, Relay] | Response:
         camera = cameras.get(request.path_params["name"])
         if camera is None:
             return text(404, f"no camera {request.path_params['name']!r} here")
-        rendition = asked_rendition(request, renditions, camera.renditions)
+        rendition = asked_rendition(request, policy.renditions, camera.renditions)
         if isinstance(rendition, Response):
             return rendition
         return camera, camera.relays[rendition]
@@ -62,7 +62,8 @@ def web_app(
         return FileResponse(_PAGE, headers=NEVER_STORED)
 
     async def listing(request: Request) -> Response:
-        return JSONResponse([_told(camera, names) for camera in cameras.all()], headers=NEVER_STORED)
+        known = {each.id for each in catalogue.reconstructors}
+        return JSONResponse([_told(camera, known) for camera in cameras.all()], headers=NEVER_STORED)
 
     async def reconstructors(request: Request) -> Response:
         return JSONResponse([_measured(each) for each in catalogue.reconstructors], headers=NEVER_STORED)
@@ -156,9 +157,8 @@ async def _newer(request: Request, cameras: Cameras, seen: dict[str, int], names
             ]
             if fresh:
                 break
-            if await _before_long(changed.wait(), min(_LOOK_EVERY_S, deadline - time.monotonic())):
-                continue
-            if time.monotonic() >= deadline or await request.is_disconnected():
+            await _before_long(changed.wait(), min(_LOOK_EVERY_S, deadline - time.monotonic()))
+            if cameras.closed or time.monotonic() >= deadline or await request.is_disconnected():
                 return Response(status_code=204, headers=NEVER_STORED)
     parts: list[bytes] = []
     for name, serial, picture in fresh:
@@ -187,9 +187,8 @@ async def _parts(relay: Relay) -> AsyncIterator[bytes]:
             yield head + data + b"\r\n" + boundary
 
 
-def _told(camera: Camera, names: dict[str, Reconstructor]) -> dict[str, Any]:
+def _told(camera: Camera, known: set[str]) -> dict[str, Any]:
     latest = camera.latest
-    reconstructor = names.get(latest.reconstructor_id) if latest else None
     fps, kbit_s = camera.lately()
     return {
         "name": camera.name,
@@ -200,7 +199,7 @@ def _told(camera: Camera, names: dict[str, Reconstructor]) -> dict[str, Any]:
         "latency_ms": round((latest.shown_time_ns - latest.capture_time_ns) / 1e6, 1) if latest else None,
         "sequence": latest.sequence if latest else 0,
         "size": [latest.pixels.shape[1], latest.pixels.shape[0]] if latest else None,
-        "reconstructor": reconstructor.id if reconstructor else None,
+        "reconstructor": latest.reconstructor_id if latest and latest.reconstructor_id in known else None,
     }
 
 

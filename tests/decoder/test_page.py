@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from playwright.sync_api import Page, expect, sync_playwright
 
-from decoder.server import Settings
+from decoder.settings import Settings
 from encoder.packing import Packer
 from encoder.sampling import Operator
 from tests.conftest import StartService, frame_of, hello_of
@@ -124,7 +124,7 @@ def test_the_page_comes_back_after_a_restart_of_the_server(
     expect(page.locator("#problem")).to_contain_text("does not answer", timeout=WAIT_MS)
     expect(page.locator("figure .state")).to_have_text("offline")
 
-    again = start_service(Settings(port=0, http_port=service.server.http_port))
+    again = start_service(Settings(port=0, http=service.server.http_port))
     film = Film(again.address, operator, photographs, "porch")
     film.show(6)
     expect(page.locator("figure .state")).to_have_text("live", timeout=WAIT_MS)
@@ -188,7 +188,7 @@ def test_one_camera_large_by_keyboard_with_what_its_veil_was_measured_to_leave(
 def test_a_recording_is_played_with_a_time_line(
     page: Page, start_service: StartService, operator: Operator, photographs: list[NDArray[np.uint8]], tmp_path: Path
 ) -> None:
-    service = start_service(Settings(port=0, http_port=0, record=tmp_path / "recordings"))
+    service = start_service(Settings(port=0, http=0, record=tmp_path / "recordings"))
     film = Film(service.address, operator, photographs, "porch")
     wait_until(lambda: bool(service.server.cameras.all()))
     porch = service.server.cameras.all()[0]

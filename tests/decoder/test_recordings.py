@@ -24,7 +24,7 @@ from decoder.recordings.playback import Playback, Recording, RecordingError
 from decoder.recordings.recorder import Recorder, SegmentLimits
 from decoder.recordings.segment import Entry, Segment, SegmentError, SegmentWriter, index_of
 from decoder.recordings.store import Retention, Store
-from decoder.server import Settings
+from decoder.settings import Settings
 from encoder.packing import Packer
 from encoder.sampling import Operator
 from protos.v1 import veilcam_pb2 as pb
@@ -276,7 +276,7 @@ def test_a_service_records_what_it_shows(
     tmp_path: Path, start_service: StartService, operator: Operator, photographs: list[NDArray[np.uint8]]
 ) -> None:
     """The frames on disk are those that were sent, to the byte; a second stream is a segment of its own."""
-    service = start_service(Settings(port=0, http_port=0, record=tmp_path / "recordings"))
+    service = start_service(Settings(port=0, http=0, record=tmp_path / "recordings"))
     sent = []
     for start in (0, 100):
         camera, packer = Camera(service.channel()), Packer(operator, 0.1)
@@ -348,7 +348,7 @@ def test_any_moment_in_any_order_is_what_was_live_then(
 
 
 def test_a_recording_by_url(recorded: Path, start_service: StartService, catalogue: Catalogue) -> None:
-    service = start_service(Settings(port=0, http_port=0, record=recorded.parent))
+    service = start_service(Settings(port=0, http=0, record=recorded.parent))
     told = json.loads(get(f"{service.page}/recordings/camera.json")[1])
     assert told == {"segments": [{"start_ms": 1000, "end_ms": 8000}]}
     shots = list(Recording(recorded, catalogue, "veiled").shots())
@@ -379,7 +379,7 @@ def test_a_recording_by_url(recorded: Path, start_service: StartService, catalog
 def test_a_recording_that_is_not_given(
     asked: str, status: int, told: bytes, recorded: Path, start_service: StartService
 ) -> None:
-    service = start_service(Settings(port=0, http_port=0, record=recorded.parent))
+    service = start_service(Settings(port=0, http=0, record=recorded.parent))
     code, body, _ = get(f"{service.page}/recordings/{asked}")
     assert code == status
     assert body.startswith(told) or told in body

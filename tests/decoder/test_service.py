@@ -11,9 +11,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from numpy.typing import NDArray
 
-from decoder.admission import Limits
 from decoder.catalogue import SHIPPED, Catalogue, load_catalogue
-from decoder.server import ServerError, Settings
+from decoder.server import ServerError
+from decoder.settings import Settings
 from encoder.packing import Packer
 from encoder.sampling import Operator
 from protos.payload import Payload, Plane, PlaneKind
@@ -365,7 +365,7 @@ def test_a_name_is_taken_while_it_publishes_and_free_when_its_camera_is_gone(
 def test_no_more_cameras_than_allowed_and_the_longest_gone_is_forgotten(
     start_service: StartService, operator: Operator, photographs: list[NDArray[np.uint8]]
 ) -> None:
-    service = start_service(Settings(port=0, http_port=0, limits=Limits(cameras=2)))
+    service = start_service(Settings(port=0, http=0, max_cameras=2))
     with service.channel() as channel:
         cameras = [Camera(channel) for _ in range(4)]
         for index in (0, 1):
@@ -516,6 +516,6 @@ def test_shutdown_lets_viewers_and_cameras_go_within_its_limit(
 def test_a_taken_port_is_told(start_service: StartService) -> None:
     first = start_service()
     with pytest.raises(ServerError, match=r"--port.*can't listen"):
-        start_service(Settings(port=first.server.port, http_port=0))
+        start_service(Settings(port=first.server.port, http=0))
     with pytest.raises(ServerError, match=r"--http.*can't listen"):
-        start_service(Settings(port=0, http_port=first.server.http_port))
+        start_service(Settings(port=0, http=first.server.http_port))

@@ -18,7 +18,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from decoder.cameras import Camera as Known
 from decoder.catalogue import Catalogue
-from decoder.server import ServerError, Settings
+from decoder.server import ServerError
+from decoder.settings import Settings
 from encoder.packing import Packer
 from encoder.sampling import Operator
 from tests.conftest import Service, StartService, frame_of, hello_of
@@ -180,14 +181,14 @@ def test_plain_alone_is_shown_where_there_is_no_veil_and_it_is_allowed(
     start_service: StartService, catalogue: Catalogue, operator: Operator, photographs: list[NDArray[np.uint8]]
 ) -> None:
     plain = Catalogue([each for each in catalogue.reconstructors if each.rendition == "plain"])
-    service = start_service(Settings(port=0, http_port=0, allow_plain=True), plain)
+    service = start_service(Settings(port=0, http=0, allow_plain=True), plain)
     camera = Camera(service.channel())
     camera.say(hello=hello_of(operator, photographs[0], "porch"))
     camera.say(frame=Packer(operator, 0.1).pack(frame_of(photographs[0]), 1)[0])
     camera.settled(1)
     assert get(f"{service.page}/cameras/porch.jpg")[0] == 200
     assert len(pictures_of(get(f"{service.page}/pictures")[1])) == 1
-    refusing = start_service(Settings(port=0, http_port=0), plain)
+    refusing = start_service(Settings(port=0, http=0), plain)
     other = Camera(refusing.channel())
     other.say(hello=hello_of(operator, photographs[0]))
     code, details = other.refusal()
@@ -241,7 +242,7 @@ def read_part(stream: Any, boundary: str) -> bytes:
 def test_pictures_are_saved_as_they_were_shown(
     start_service: StartService, operator: Operator, photographs: list[NDArray[np.uint8]], tmp_path: Path
 ) -> None:
-    service = start_service(Settings(port=0, http_port=0, save=tmp_path))
+    service = start_service(Settings(port=0, http=0, save=tmp_path))
     camera = Camera(service.channel())
     camera.say(hello=hello_of(operator, photographs[0], "porch"))
     camera.say(frame=Packer(operator, 0.1).pack(frame_of(photographs[0]), 7)[0])
@@ -262,13 +263,13 @@ def test_a_folder_that_cannot_be_written_is_told_at_the_start(start_service: Sta
     blocked = tmp_path / "file"
     blocked.write_text("in the way")
     with pytest.raises(ServerError, match=r"--save .*file: can't be written"):
-        start_service(Settings(port=0, http_port=0, save=blocked))
+        start_service(Settings(port=0, http=0, save=blocked))
 
 
 def test_a_disk_that_fails_later_does_not_stop_the_pictures(
     start_service: StartService, operator: Operator, photographs: list[NDArray[np.uint8]], tmp_path: Path
 ) -> None:
-    service = start_service(Settings(port=0, http_port=0, save=tmp_path))
+    service = start_service(Settings(port=0, http=0, save=tmp_path))
     (tmp_path / "porch").write_text("in the way")
     camera = Camera(service.channel())
     packer = Packer(operator, 0.1)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from decoder.server import Settings
+from decoder.settings import Settings
 from encoder.sinks import read_messages
 from tests.conftest import Service, StartService
 from tests.encoder.test_sources import FRAMES, drawn, write_pictures, write_video
@@ -31,7 +31,7 @@ def test_into_a_file_with_a_summary(tmp_path: Path) -> None:
 @pytest.fixture
 def service(start_service: StartService, tmp_path: Path) -> Service:
     """One that saves pictures, and so watches every camera."""
-    return start_service(Settings(port=0, http_port=0, save=tmp_path / "saved"))
+    return start_service(Settings(port=0, http=0, save=tmp_path / "saved"))
 
 
 def test_to_a_server_every_frame_when_as_fast_as_possible(service: Service) -> None:

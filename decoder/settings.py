@@ -1,0 +1,100 @@
+"""What a decoder service is told: one TOML file, the environment and the command line, checked as a whole."""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+PREFIX = "VEILCAM_"
+_CORES = os.cpu_count() or 1
+
+AT_ONCE = (
+    *("allow_plain", "max_cameras", "max_pixels", "reconstructor", "engine", "threads", "batch"),
+    *("record_hours", "record_megabytes", "record_free"),
+)
+"""Settings that a running service takes up; the others wait for its next start."""
+
+
+class SettingsError(Exception):
+    """Settings that can't be; the message has a line for each, with its name and what was expected."""
+
+
+class Settings(BaseModel):
+    """All settings, with the names that the command's options have. Port 0 takes a free one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 50051
+    http: Annotated[int, Field(ge=0, le=65535)] = 8080
+    reconstructor: tuple[Path, ...] = ()
+    """Files and folders; those that are shipped if there are none."""
+    engine: str = "onnxruntime"
+    threads: Annotated[int, Field(ge=1, le=1024)] = _CORES
+    batch: Annotated[int, Field(ge=1, le=256)] = 16
+    """Frames in an engine at once, at most."""
+    allow_plain: bool = False
+    save: Path | None = None
+    record: Path | None = None
+    record_hours: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    record_megabytes: Annotated[int, Field(ge=0)] = 0
+    record_free: Annotated[int, Field(ge=0)] = 1024
+    max_cameras: Annotated[int, Field(ge=1, le=100_000)] = 64
+    max_pixels: Annotated[int, Field(ge=256, le=1 << 28)] = 4096 * 2304
+    max_payload: Annotated[int, Field(ge=1024, le=64 << 20)] = 8 << 20
+    """Bytes of a frame."""
+    max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 512
+    """Calls, and requests of the page, at one time."""
+    log_json: bool = False
+
+
+def read_settings(file: Path | None, given: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Settings:
+    """Settings from a file, overridden by ``VEILCAM_NAME`` in the environment, overridden by the command line.
+
+    Args:
+        file: TOML, or none.
+        given: on the command line; None where nothing was.
+
+    Raises:
+        SettingsError: a file that can't be read, or whatever isn't a setting or is out of its bounds.
+    """
+    told: dict[str, tuple[str, Any]] = {}
+    if file is not None:
+        told |= {name: (f"{file}: {name}", value) for name, value in _read_toml(file).items()}
+    for variable, text in environment.items():
+        if variable.startswith(PREFIX):
+            name = variable.removeprefix(PREFIX).lower()
+            told[name] = (variable, text.split(os.pathsep) if name == "reconstructor" else text)
+    told |= {name: (f"--{name.replace('_', '-')}", value) for name, value in given.items() if value is not None}
+    try:
+        return Settings.model_validate({name: value for name, (_, value) in told.items()})
+    except ValidationError as error:
+        raise SettingsError("\n".join(_problem(each, told) for each in error.errors())) from None
+
+
+def changed(before: Settings, after: Settings) -> list[str]:
+    """Names of the settings that differ."""
+    return [name for name in Settings.model_fields if getattr(before, name) != getattr(after, name)]
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        with file.open("rb") as opened:
+            return tomllib.load(opened)
+    except OSError as error:
+        raise SettingsError(f"{file}: can't be read ({error.strerror})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{file}: not TOML ({error})") from None
+
+
+def _problem(error: Any, told: Mapping[str, tuple[str, Any]]) -> str:
+    """A line: where it was said, what was said, what was expected."""
+    name, *within = (str(part) for part in error["loc"])
+    where, _ = told[name]
+    if error["type"] == "extra_forbidden":
+        return f"{where}: no such setting (there are {', '.join(Settings.model_fields)})"
+    expected = "a path" if error["type"].startswith("path") else str(error["msg"]).removeprefix("Input should be ")
+    return f"{'.'.join([where, *within])}: {str(error['input'])[:80]!r}, expected {expected}"

@@ -1,0 +1,153 @@
+"""Settings: file, environment and command line, what is wrong told at once, and changes while the service runs."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import grpc
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from decoder.settings import AT_ONCE, Settings, SettingsError, changed, read_settings
+from encoder.packing import Packer
+from encoder.sampling import Operator
+from tests.conftest import frame_of, hello_of
+from tests.decoder.test_service import Camera
+from tests.decoder.test_web import get
+
+DECODE = [sys.executable, "-m", "decoder"]
+
+
+def test_the_command_line_goes_before_the_environment_and_that_before_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "veilcam.toml"
+    file.write_text('port = 1\nhttp = 2\nthreads = 3\nrecord = "there"\nallow_plain = true\n')
+    environment = {"VEILCAM_HTTP": "20", "VEILCAM_THREADS": "30", "VEILCAM_RECONSTRUCTOR": "a:b", "HOME": "/x"}
+    read = read_settings(file, {"threads": 300, "engine": None}, environment)
+    assert (read.port, read.http, read.threads, read.record) == (1, 20, 300, Path("there"))
+    assert read.allow_plain
+    assert read.reconstructor == (Path("a"), Path("b"))
+    assert read.engine == Settings().engine
+    assert changed(Settings(), read) == ["port", "http", "reconstructor", "threads", "allow_plain", "record"]
+
+
+def test_everything_that_is_wrong_is_told_at_once_with_its_place_and_bounds(tmp_path: Path) -> None:
+    file = tmp_path / "veilcam.toml"
+    file.write_text('port = 99999\nhots = "x"\nreconstructor = ["a", 5]\n')
+    with pytest.raises(SettingsError) as error:
+        read_settings(file, {"batch": 0}, {"VEILCAM_RECORD_HOURS": "nan", "VEILCAM_PROT": "1"})
+    told = str(error.value).splitlines()
+    assert f"{file}: port: '99999', expected less than or equal to 65535" in told
+    assert f"{file}: reconstructor.1: '5', expected a path" in told
+    assert "--batch: '0', expected greater than or equal to 1" in told
+    assert "VEILCAM_RECORD_HOURS: 'nan', expected a finite number" in told
+    assert any(line.startswith(f"{file}: hots: no such setting (there are host, port") for line in told)
+    assert any(line.startswith("VEILCAM_PROT: no such setting") for line in told)
+    assert len(told) == 6
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    data=st.binary(max_size=200) | st.text(alphabet="porthe_scd=\"'[]{}.0123456789-\n ", max_size=80).map(str.encode)
+)
+def test_any_file_is_settings_or_told(tmp_path: Path, data: bytes) -> None:
+    file = tmp_path / "veilcam.toml"
+    file.write_bytes(data)
+    try:
+        assert isinstance(read_settings(file, {}, {}), Settings)
+    except SettingsError as error:
+        assert str(file) in str(error)
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "told"),
+    [
+        ("port = 0\n", 0, "settings are sound: host = 127.0.0.1, port = 0"),
+        ("port = -1\n", 2, "port: '-1', expected greater than or equal to 0"),
+        ("port = \n", 2, "not TOML"),
+        ('engine = "abacus"\n', 2, "engine 'abacus': expected one of"),
+        ('reconstructor = ["nowhere.onnx"]\n', 2, "nowhere.onnx: no reconstructor"),
+    ],
+)
+def test_check_config(tmp_path: Path, text: str, code: int, told: str) -> None:
+    (tmp_path / "veilcam.toml").write_text(text)
+    arguments = [*DECODE, "--config", str(tmp_path / "veilcam.toml"), "--check-config"]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60)
+    assert done.returncode == code, done.stderr
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+class Running:
+    """A service in a process of its own, and what it says."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self.process = process
+        assert process.stderr is not None
+        self._lines: IO[str] = process.stderr
+        told = self.until("grpc_port")
+        self.address, self.page = f"127.0.0.1:{told['grpc_port']}", f"http://127.0.0.1:{told['http_port']}"
+
+    def until(self, part: str) -> dict[str, object]:
+        for line in self._lines:
+            if part in line:
+                found: dict[str, object] = json.loads(line)
+                return found
+        raise AssertionError(f"it ended and never said {part!r}")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "veilcam.toml"
+    path.write_text("port = 0\nhttp = 0\nlog_json = true\n")
+    return path
+
+
+@pytest.fixture
+def running(config: Path) -> Iterator[Running]:
+    with subprocess.Popen([*DECODE, "--config", str(config)], stderr=subprocess.PIPE, text=True) as process:
+        yield Running(process)
+        process.terminate()
+
+
+def test_changes_are_taken_up_while_cameras_go_on(running: Running, config: Path, operator: Operator) -> None:
+    camera = Camera(grpc.insecure_channel(running.address))
+    camera.say(hello=hello_of(operator, np.zeros((48, 64), np.uint8), "porch"))
+    camera.answer()
+    plain = f"{running.page}/cameras/porch.jpg?rendition=plain"
+    assert get(plain)[0] == 403
+
+    before = config.read_text()
+    config.write_text(before + "allow_plain = true\nthreads = 0\n")
+    told = running.until("settings stay as they were")["message"]
+    assert told == f"settings stay as they were: {config}: threads: '0', expected greater than or equal to 1"
+    assert get(plain)[0] == 403
+
+    config.write_text(before.replace("port = 0", "port = 50999", 1) + "allow_plain = true\nmax_cameras = 1\n")
+    assert running.until("taken up")["message"] == "settings taken up: allow_plain, max_cameras"
+    assert running.until("next start")["message"] == "settings that wait for the next start: port"
+    assert get(f"{running.page}/cameras.json")[0] == 200
+    another = Camera(grpc.insecure_channel(running.address))
+    another.say(hello=hello_of(operator, np.zeros((48, 64), np.uint8), "yard"))
+    assert another.refusal()[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+    camera.say(frame=Packer(operator, 0.1).pack(frame_of(np.zeros((48, 64), np.uint8), time.time_ns()), 1)[0])
+    assert camera.settled(1).received == 1
+    assert get(plain)[0] == 200
+    running.process.send_signal(signal.SIGHUP)
+    assert running.until("taken up")["message"] == "settings taken up: none changed"
+    assert get(plain)[0] == 200, "reconstructors were opened anew"
+    config.write_text(before)
+    running.until("taken up")
+    assert get(plain)[0] == 403
+    camera.bye()
+
+
+def test_what_is_taken_up_at_once_are_settings() -> None:
+    assert set(AT_ONCE) < set(Settings.model_fields)
