@@ -204,9 +204,10 @@ class EnsembleRun(SmallRun):
     """Finished classifier runs that G is trained against."""
     at_once: int = bounded(3, 1, 64)
     """Readers that look at a batch, drawn anew for each."""
-    target: str = chosen("unreadable", "uniform", "ascent")
-    """What a surrogate's answer should become: not the label, −log(1 − p); equally likely for all classes; or, as in
-    (4), whatever makes the label's cross-entropy large."""
+    target: str = chosen("softmax", "unreadable", "uniform", "ascent")
+    """What a surrogate's answer should become: another class, by the cross-entropy of its softmax, which is bounded and
+    spends nothing on pictures that are beyond reach; not the label, −log(1 − p); equally likely for all classes; or, as
+    in (4), whatever makes the label's cross-entropy large."""
     beta: float = bounded(1.0, 0.0, 1e6)
     """Weight of the surrogates' answers."""
     likeness: float = bounded(1.0, 0.0, 1e6)
@@ -221,6 +222,9 @@ class EnsembleRun(SmallRun):
     """Of the readers that started anew, the last ones are kept as they were, and G is trained against them too."""
     psnr_lost: float = bounded(0.009, 0.0, 0.5)
     """Share of the CSNet's PSNR that the veil may cost; the weight of the reconstruction follows it."""
+    psnr_lost_at_first: float = bounded(0.05, 0.0, 0.5)
+    """Where that share begins; it falls evenly to ``psnr_lost`` over the first half. A veil is found where it may cost
+    more, and then made cheap; held to its price from the start it isn't found."""
     warm_up: int = bounded(50, 0, 100_000)
     learning_rate: float = bounded(5e-4, 1e-7, 1.0)
 

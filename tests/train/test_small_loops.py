@@ -201,7 +201,16 @@ def test_training_against_a_classifier_makes_it_err(data: SmallSet, runs: Path) 
     assert plain > 50
     for name, settings in (
         ("adversarial", {"beta": 20.0, "iterations": 40, "batch": 10, "read_below": 0.0}),
-        ("ensemble", {"psnr_lost": 0.1, "iterations": 40, "learning_readers": 0, "surrogates": ("reader",)}),
+        (
+            "ensemble",
+            {
+                "psnr_lost": 0.1,
+                "psnr_lost_at_first": 0.2,
+                "iterations": 40,
+                "learning_readers": 0,
+                "surrogates": ("reader",),
+            },
+        ),
     ):
         out = runs / f"long-{name}"
         model = model_of(train(name, data, runs, out, changed(name, **settings)), CPU)
@@ -238,16 +247,16 @@ def test_accuracy_that_stops_rising_drops_the_rate_once_and_then_ends() -> None:
 
 
 def test_the_weight_of_fidelity_follows_what_is_lost() -> None:
-    weight = FidelityWeight(0.01, CPU)
-    weight.follow(torch.tensor(0.02))
+    weight = FidelityWeight(CPU)
+    weight.follow(torch.tensor(0.02), 0.01)
     up = float(weight.alpha)
     assert up > 1.0
-    weight.follow(torch.tensor(0.01))
+    weight.follow(torch.tensor(0.01), 0.01)
     assert float(weight.alpha) == pytest.approx(up)
-    weight.follow(torch.tensor(0.0))
+    weight.follow(torch.tensor(0.0), 0.01)
     assert float(weight.alpha) < up
     for _ in range(1000):
-        weight.follow(torch.tensor(1.0))
+        weight.follow(torch.tensor(1.0), 0.01)
     assert float(weight.alpha) <= 1e4
 
 

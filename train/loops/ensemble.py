@@ -43,7 +43,7 @@ def train(run: EnsembleRun, data: SmallSet, device: Device, out: Path, report: R
     surrogates = {name: classifier_of(out.parent / name / "final.pt", device)[0] for name in run.surrogates}
     batches = Batches(data.train.to(device.torch), run.batch, run.seed)
     optimiser = torch.optim.Adam(net.reconstruction.parameters(), lr=run.learning_rate)
-    weight = FidelityWeight(run.psnr_lost, device)
+    weight = FidelityWeight(device)
     learning = LearningReaders(surrogates, run.learning_readers, run.kept_readers)
     parts: dict[str, Any] = {"net": net, "optimiser": optimiser, "weight": weight, "learning": learning}
     with Training(run, parts, generator, out, report, device) as training:
@@ -73,7 +73,7 @@ def train(run: EnsembleRun, data: SmallSet, device: Device, out: Path, report: R
             terms |= {"answers": run.beta * answers, "likeness": run.likeness * alike}
             rate = learning_rate(training.iteration, run)
             descend(optimiser, sum(terms.values(), torch.zeros((), device=device.torch)), rate)
-            weight.follow(lost)
+            weight.follow(lost, _allowed(training.iteration, run))
             learned_from = padded(moved(veiled.detach(), generator, mirror=run.data == "cifar10", by=2))
             learning_read = learning.learn(learned_from, label, device)
             if (training.iteration + 1) % run.restart == 0:
@@ -86,13 +86,12 @@ def train(run: EnsembleRun, data: SmallSet, device: Device, out: Path, report: R
 class FidelityWeight:
     """α of (4), moved so that the veil costs the share of PSNR that it may: up when it costs more, down when less."""
 
-    def __init__(self, allowed: float, device: Device) -> None:
+    def __init__(self, device: Device) -> None:
         self.alpha = torch.ones((), device=device.torch)
-        self._allowed = allowed
 
-    def follow(self, lost: Tensor) -> None:
-        """Move by up to 5 % for a batch that lost some share of its PSNR."""
-        error = ((lost - self._allowed) / max(self._allowed, 1e-3)).clamp(-1, 1)
+    def follow(self, lost: Tensor, allowed: float) -> None:
+        """Move by up to 5 % for a batch that lost some share of its PSNR, of which it may lose another."""
+        error = ((lost - allowed) / max(allowed, 1e-3)).clamp(-1, 1)
         self.alpha = (self.alpha * (1 + 0.05 * error)).clamp(1e-3, 1e4)
 
     def state_dict(self) -> dict[str, float]:
@@ -175,7 +174,15 @@ class LearningReaders:
         return which, net, torch.optim.SGD(net.parameters(), _READER_RATE, momentum=0.9, weight_decay=5e-4)
 
 
+def _allowed(iteration: int, run: EnsembleRun) -> float:
+    """The share of the PSNR that may be lost at an iteration."""
+    left = max(0.0, 1 - 2 * iteration / run.iterations)
+    return run.psnr_lost + (run.psnr_lost_at_first - run.psnr_lost) * left
+
+
 def _answer(target: str, scores: Tensor, label: Tensor) -> Tensor:
+    if target == "softmax":
+        return -functional.cross_entropy(scores.softmax(1), label)
     if target == "uniform":
         return uniform(scores)
     if target == "unreadable":
