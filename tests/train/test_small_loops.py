@@ -204,8 +204,8 @@ def test_training_against_a_classifier_makes_it_err(data: SmallSet, runs: Path) 
         (
             "ensemble",
             {
+                "target": "ascent",
                 "psnr_lost": 0.1,
-                "psnr_lost_at_first": 0.2,
                 "iterations": 40,
                 "learning_readers": 0,
                 "surrogates": ("reader",),
