@@ -204,7 +204,7 @@ def test_training_against_a_classifier_makes_it_err(data: SmallSet, runs: Path) 
         (
             "ensemble",
             {
-                "target": "ascent",
+                "beta": 20.0,
                 "psnr_lost": 0.1,
                 "iterations": 40,
                 "learning_readers": 0,
