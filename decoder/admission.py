@@ -6,7 +6,7 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from decoder.catalogue import RENDITIONS
+from decoder.model import RENDITIONS
 from protos.payload import Announcement, Payload, PayloadError, PayloadTooLargeError, PlaneKind, announcement
 from protos.rules import CAMERA_NAME, CAMERA_NAME_TOLD, MAX_LEVEL
 from protos.v1 import veilcam_pb2 as pb

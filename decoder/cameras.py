@@ -8,7 +8,7 @@ from collections.abc import Callable
 import grpc
 
 from decoder.admission import Policy, Refusal
-from decoder.catalogue import RENDITIONS
+from decoder.model import RENDITIONS
 from decoder.pictures import Picture, Relay
 from decoder.stream import Measurement, Stream, Tally
 

@@ -1,8 +1,8 @@
 """The reconstructors that a server has, and which one is for whom."""
 
-import hashlib
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from decoder.engines import Engine, EngineError, open_engine
+from decoder.engines import Engine, open_engine
+from decoder.engines.choice import fastest
+from decoder.model import Model, ModelError, read_model
+
+log = logging.getLogger("veilcam.decode")
 
 SHIPPED = Path(__file__).parent / "reconstructors"
-FORMAT_VERSION = "1"
-RENDITIONS = ("veiled", "plain")
 
 
 class CatalogueError(Exception):
@@ -26,7 +28,7 @@ class Reconstructor:
     """One reconstructor file, open in an engine.
 
     Attributes:
-        id: 16 hexadecimal digits of the SHA-256 of the file.
+        id: 16 hexadecimal digits of the SHA-256 of its float32 file, whichever form runs.
         rendition: ``veiled`` or ``plain``.
         operator_id: of the Φ that it was trained for.
         engine: it may be rebuilt.
@@ -67,6 +69,11 @@ class Catalogue:
 def load_catalogue(paths: Sequence[Path], engine: str, threads: int) -> Catalogue:
     """Open every reconstructor of the files and folders given.
 
+    Args:
+        paths: integer forms stand beside the float32 files that they came from.
+        engine: one of ``decoder.engines.ENGINES``; ``auto`` for the fastest that agrees.
+        threads: that each may use.
+
     Raises:
         CatalogueError: nothing there, or a file that is no reconstructor.
         EngineError: the engine isn't there, or can't run a file.
@@ -81,30 +88,32 @@ def load_catalogue(paths: Sequence[Path], engine: str, threads: int) -> Catalogu
         if not there:
             raise CatalogueError(f"{path}: no reconstructor (*.onnx) there")
         files += found
-    return Catalogue([_open(file, engine, threads) for file in files])
-
-
-def _open(path: Path, engine: str, threads: int) -> Reconstructor:
     try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    except OSError as error:
-        raise CatalogueError(f"{path}: can't be read ({error.strerror})") from None
-    try:
-        opened = open_engine(engine, path, threads)
-    except EngineError as error:
+        models = [read_model(file) for file in files]
+    except ModelError as error:
         raise CatalogueError(str(error)) from None
-    fields = {key.removeprefix("veilcam."): value for key, value in opened.metadata.items()}
-    if fields.get("format") != FORMAT_VERSION:
-        raise CatalogueError(f"{path}: metadata veilcam.format is {fields.get('format')}, expected {FORMAT_VERSION}")
-    if fields.get("rendition") not in RENDITIONS or not fields.get("operator_id"):
-        raise CatalogueError(f"{path}: metadata veilcam.rendition and veilcam.operator_id: expected both")
-    if opened.rows < 1 or opened.block < 2:
-        raise CatalogueError(f"{path}: metadata veilcam.block, and a fixed number of rows: expected both")
+    forms = {model.id: {model.precision: model} for model in models if model.of == model.id}
+    for model in models:
+        if model.of not in forms:
+            raise CatalogueError(f"{model.path}: is {model.precision} of {model.of}, which isn't among the files given")
+        forms[model.of][model.precision] = model
+    return Catalogue([_open(each, engine, threads) for each in forms.values()])
+
+
+def _open(forms: Mapping[str, Model], engine: str, threads: int) -> Reconstructor:
+    model = forms["float32"]
     try:
-        measured = json.loads(fields.get("measured", "{}"))
+        measured = json.loads(model.told.get("measured", "{}"))
     except json.JSONDecodeError as error:
-        raise CatalogueError(f"{path}: metadata veilcam.measured is not JSON ({error})") from None
-    return Reconstructor(digest, path.stem, fields["rendition"], fields["operator_id"], opened, measured)
+        raise CatalogueError(f"{model.path}: metadata veilcam.measured is not JSON ({error})") from None
+    if engine == "auto":
+        opened, tried = fastest(forms, threads)
+        for each in tried:
+            log.info("%s at 640×480, %s%s", model.path.stem, each, ", taken" if each.name == opened.name else "")
+    else:
+        opened = open_engine(engine, forms, threads)
+    told = model.told
+    return Reconstructor(model.id, model.path.stem, told["rendition"], told["operator_id"], opened, measured)
 
 
 def fit_rows(levels: NDArray[np.int8], rows: int) -> NDArray[np.int8]:

@@ -43,7 +43,9 @@ Reconstructors = Annotated[
     list[Path] | None,
     typer.Option(help="reconstructor file, or a folder of them; may be repeated [the shipped ones]"),
 ]
-EngineName = Annotated[str | None, typer.Option(help="runtime: onnxruntime [onnxruntime]")]
+EngineName = Annotated[
+    str | None, typer.Option(help="runtime, as onnxruntime-int8; auto takes the fastest that agrees [auto]")
+]
 Threads = Annotated[int | None, typer.Option(help="threads of the engine [all cores]")]
 Megabytes = Annotated[int | None, typer.Option(help="keep so much of them at most [no limit]")]
 

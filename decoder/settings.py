@@ -32,7 +32,7 @@ class Settings(BaseModel):
     http: Annotated[int, Field(ge=0, le=65535)] = 8080
     reconstructor: tuple[Path, ...] = ()
     """Files and folders; those that are shipped if there are none."""
-    engine: str = "onnxruntime"
+    engine: str = "auto"
     threads: Annotated[int, Field(ge=1, le=1024)] = _CORES
     batch: Annotated[int, Field(ge=1, le=256)] = 16
     """Frames in an engine at once, at most."""

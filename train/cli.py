@@ -206,6 +206,36 @@ def export(
             log.info("%s", path)
 
 
+@app.command()
+def quantise(
+    reconstructor: Annotated[Path, typer.Argument(help="reconstructor in float32, .onnx")],
+    operator: Annotated[Path, typer.Option(help="operator file that it was trained for")],
+    pictures: Annotated[
+        list[Path], typer.Option(help="folder of photographs to calibrate on and check with; may be repeated")
+    ],
+    precision: Annotated[str, typer.Option(help="int8 for CPUs, int8-symmetric for TensorRT")] = "int8",
+) -> None:
+    """Write RECONSTRUCTOR.PRECISION.onnx: the same reconstructor with its trunk in integers, if it is as good."""
+    from encoder.sampling import Operator
+    from train.data.photographs import picture_files
+    from train.quantise import CALIBRATED_ON, PRECISIONS
+    from train.quantise import quantise as write
+    from train.settings import SettingsError
+
+    with _mistakes_told():
+        if precision not in PRECISIONS:
+            raise SettingsError(f"--precision {precision}: expected one of {', '.join(PRECISIONS)}")
+        if not reconstructor.is_file():
+            raise SettingsError(f"{reconstructor}: no such file")
+        out = reconstructor.with_suffix(f".{precision}.onnx")
+        phi = Operator.load(operator)
+        total = sum(len(picture_files(folder)) for folder in pictures)
+        with _bar(out.name, max(1, total - CALIBRATED_ON)) as advance:
+            seen = iter(range(1, total + 1))
+            measured = write(reconstructor, phi, pictures, out, precision, lambda: advance({"iteration": next(seen)}))
+        log.info("%s: %s", out, measured)
+
+
 @contextmanager
 def _mistakes_told(goes_on: str = "nothing was written") -> Iterator[None]:
     """A user's mistake is one line and exit code 2, what broke on the way one line and 1; a bug keeps its traceback.

@@ -5,14 +5,34 @@ runtime's own is ``_run``.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-ENGINES = {"onnxruntime": "decoder.engines.onnx_runtime:OnnxRuntimeEngine"}
-"""Name → where its class stands. Imported when it is chosen."""
+from decoder.model import Model
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A runtime with the forms of a reconstructor that it runs, the one that it runs fastest first."""
+
+    place: str
+    precisions: tuple[str, ...]
+    extra: str
+
+
+ENGINES = {
+    "onnxruntime": Kind("decoder.engines.onnx_runtime:OnnxRuntimeEngine", ("float32",), "decoder"),
+    "onnxruntime-int8": Kind("decoder.engines.onnx_runtime:OnnxRuntimeEngine", ("int8",), "decoder"),
+    "openvino": Kind("decoder.engines.open_vino:OpenVinoEngine", ("float32",), "openvino"),
+    "openvino-int8": Kind("decoder.engines.open_vino:OpenVinoEngine", ("int8-symmetric", "int8"), "openvino"),
+}
+"""Name → what it is. Imported when it is chosen."""
+REFERENCE = "onnxruntime"
+"""What all others must agree with."""
 
 
 class EngineError(Exception):
@@ -23,29 +43,32 @@ class Engine(ABC):
     """A reconstructor, ready to run.
 
     Args:
-        path: of its ONNX file.
+        name: in ``ENGINES``.
+        model: that it runs.
         threads: that it may use.
 
     Raises:
         EngineError: a file that the runtime can't run.
 
     Attributes:
-        name: of the runtime, as in ``ENGINES``.
+        name, model, threads: as given.
         device: what it really runs on, as the runtime says.
-        path, threads: as given.
-        metadata: of the ONNX file.
-        rows: measurements a block that the file takes.
-        block: side of a block in pixels.
     """
 
-    name: str
     device: str
-    metadata: dict[str, str]
-    rows: int
-    block: int
 
-    def __init__(self, path: Path, threads: int) -> None:
-        self.path, self.threads = path, threads
+    def __init__(self, name: str, model: Model, threads: int) -> None:
+        self.name, self.model, self.threads = name, model, threads
+
+    @property
+    def rows(self) -> int:
+        """Measurements a block that the file takes."""
+        return self.model.rows
+
+    @property
+    def block(self) -> int:
+        """Side of a block in pixels."""
+        return self.model.block
 
     def reconstruct(self, measurements: NDArray[np.int8]) -> NDArray[np.uint8]:
         """Pictures (N, H, W) uint8 from quantised measurements (N, m, H/B, W/B) int8.
@@ -70,24 +93,35 @@ class Engine(ABC):
         Raises:
             EngineError: that doesn't work.
         """
-        return type(self)(self.path, self.threads)
+        return type(self)(self.name, self.model, self.threads)
 
     @abstractmethod
     def _run(self, measurements: NDArray[np.int8]) -> NDArray[np.uint8]: ...
 
 
-def open_engine(name: str, path: Path, threads: int) -> Engine:
+def open_engine(name: str, forms: Mapping[str, Model], threads: int) -> Engine:
     """Open a reconstructor with a runtime.
 
+    Args:
+        name: in ``ENGINES``.
+        forms: of the reconstructor, by precision.
+        threads: that it may use.
+
     Raises:
-        EngineError: unknown or missing runtime, or a file that it can't run.
+        EngineError: unknown or missing runtime, no file of a precision that it runs, or a file that it can't run.
     """
     if name not in ENGINES:
-        raise EngineError(f"engine {name!r}: expected one of {', '.join(ENGINES)}")
-    module, attribute = ENGINES[name].split(":")
+        raise EngineError(f"engine {name!r}: expected one of auto, {', '.join(ENGINES)}")
+    kind = ENGINES[name]
+    model = next((forms[precision] for precision in kind.precisions if precision in forms), None)
+    if model is None:
+        path = next(iter(forms.values())).path
+        missing = " or ".join(kind.precisions)
+        raise EngineError(f"engine {name}: {path} has no {missing} form (veilcam-train quantise makes one)")
+    module, attribute = kind.place.split(":")
     try:
         engine = getattr(import_module(module), attribute)
     except ImportError as error:
-        raise EngineError(f"engine {name}: {error}; install it with pip install 'veilcam[decoder]'") from None
-    opened: Engine = engine(path, threads)
+        raise EngineError(f"engine {name}: {error}; install it with pip install 'veilcam[{kind.extra}]'") from None
+    opened: Engine = engine(name, model, threads)
     return opened

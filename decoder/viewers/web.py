@@ -18,7 +18,8 @@ from starlette.routing import Route
 
 from decoder.admission import Policy
 from decoder.cameras import Camera, Cameras
-from decoder.catalogue import RENDITIONS, Catalogue, Reconstructor
+from decoder.catalogue import Catalogue, Reconstructor
+from decoder.model import RENDITIONS
 from decoder.pictures import Relay
 
 LOOPBACK = ("127.0.0.1", "localhost")

@@ -1,12 +1,18 @@
+import json
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from decoder.catalogue import SHIPPED, Catalogue, CatalogueError, load_catalogue
-from decoder.engines import ENGINES, Engine, EngineError, open_engine
+from decoder.engines import ENGINES, Engine, EngineError, Kind, open_engine
+from decoder.engines.choice import fastest
+from decoder.model import PRECISIONS, Model, ModelError, read_model
 from encoder.sampling import Operator
 
 METADATA = {"format": "1", "rendition": "plain", "operator_id": "0" * 16, "block": "2"}
@@ -41,7 +47,15 @@ def write_model(path: Path, metadata: dict[str, str], rows: int = 1, kind: int =
 @pytest.fixture(params=sorted(ENGINES))
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Engine:
     """Every engine goes through the same cases."""
-    return open_engine(request.param, write_model(tmp_path / "tiny.onnx", METADATA, rows=3), 1)
+    precision = ENGINES[request.param].precisions[0]
+    metadata = METADATA | {"precision": precision}
+    model = read_model(write_model(tmp_path / "tiny.onnx", metadata, rows=3))
+    try:
+        return open_engine(request.param, {precision: model}, 1)
+    except EngineError as error:
+        if "pip install" not in str(error):
+            raise
+        pytest.skip(str(error))
 
 
 def test_an_engine_gives_the_pictures_of_its_measurements(engine: Engine) -> None:
@@ -66,8 +80,82 @@ def test_an_engine_refuses_what_its_model_does_not_take(engine: Engine, measurem
 
 
 def test_an_engine_that_is_unknown() -> None:
-    with pytest.raises(EngineError, match="'abacus': expected one of onnxruntime"):
-        open_engine("abacus", SHIPPED, 1)
+    with pytest.raises(EngineError, match="'abacus': expected one of auto, onnxruntime"):
+        open_engine("abacus", {}, 1)
+
+
+def test_an_engine_without_a_file_of_its_precision(tmp_path: Path) -> None:
+    model = read_model(write_model(tmp_path / "tiny.onnx", METADATA))
+    with pytest.raises(EngineError, match=r"tiny\.onnx has no int8 form \(veilcam-train quantise makes one\)"):
+        open_engine("onnxruntime-int8", {"float32": model}, 1)
+
+
+def test_the_fastest_that_agrees_is_taken_and_all_are_told() -> None:
+    """On what ships: every engine that is installed gives the picture of the reference, integers nearly so."""
+    forms = {}
+    for path in sorted(SHIPPED.glob("veil-r10*.onnx")):
+        model = read_model(path)
+        forms[model.precision] = model
+    assert set(forms) == set(PRECISIONS)
+    engine, tried = fastest(forms, 1)
+    assert [each.name for each in tried] == list(ENGINES)
+    told = {each.name: each for each in tried}
+    assert told["onnxruntime-int8"].problem == ""
+    assert 45 < (told["onnxruntime-int8"].agreement_db or 0) < 60
+    timed = {each.name: each.milliseconds for each in tried if each.milliseconds is not None}
+    assert engine.name == min(timed, key=lambda name: timed[name])
+    for each in tried:
+        assert each.problem == "" or "pip install" in each.problem
+        if each.name == "openvino" and not each.problem:
+            assert (each.agreement_db or 0) > 50
+
+
+def test_an_engine_that_does_not_agree_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An integer file that isn't what was measured, a runtime that is missing, and one that fails: none is taken."""
+    swapped = {
+        "float32": read_model(SHIPPED / "veil-r10.onnx"),
+        "int8": read_model(SHIPPED / "plain-r10.int8.onnx"),
+    }
+    monkeypatch.setitem(ENGINES, "missing", Kind("decoder.engines.nowhere:Nothing", ("float32",), "nothing"))
+    monkeypatch.setitem(ENGINES, "broken", Kind("tests.decoder.test_catalogue:Broken", ("float32",), "nothing"))
+    engine, tried = fastest(swapped, 1)
+    told = {each.name: each for each in tried}
+    assert "refused, expected 5" in told["onnxruntime-int8"].problem
+    assert told["onnxruntime-int8"].milliseconds is None
+    assert "pip install 'veilcam[nothing]'" in told["missing"].problem
+    assert told["broken"].problem == "fails (RuntimeError: no such device)"
+    assert engine.name in ("onnxruntime", "openvino")
+    assert "refused" in str(told["onnxruntime-int8"])
+
+
+class Broken(Engine):
+    def _run(self, measurements: NDArray[np.int8]) -> NDArray[np.uint8]:
+        raise RuntimeError("no such device")
+
+
+def test_an_integer_form_of_a_file_that_is_not_there(tmp_path: Path) -> None:
+    metadata = METADATA | {"precision": "int8", "of": "f" * 16}
+    path = write_model(tmp_path / "tiny.int8.onnx", metadata)
+    with pytest.raises(CatalogueError, match=r"tiny\.int8\.onnx: is int8 of f{16}, which isn't among the files given"):
+        load_catalogue([path], "onnxruntime", 1)
+
+
+def test_every_reconstructor_that_ships_has_integer_forms_that_lose_little() -> None:
+    models = [read_model(path) for path in SHIPPED.glob("*.onnx")]
+    bases = {model.id for model in models if model.of == model.id}
+    for precision in PRECISIONS:
+        assert {model.of for model in models if model.precision == precision} == bases
+    for model in models:
+        if model.precision != "float32":
+            assert json.loads(model.told["quantised"])["lost_db"] <= 0.1
+
+
+@given(sample=st.text(max_size=40), fidelity=st.text(max_size=6))
+def test_any_sample_is_measurements_or_told(sample: str, fidelity: str) -> None:
+    told = {"sample": sample, "sample_psnr": fidelity}
+    model = Model(Path("x.onnx"), "0" * 16, told, 1, 2)
+    with pytest.raises(ModelError, match=r"x\.onnx: metadata veilcam\.sample"):
+        model.sample()
 
 
 def test_what_ships_for_each_ratio(catalogue: Catalogue, operator: Operator) -> None:
@@ -107,6 +195,7 @@ def test_the_reconstructor_that_wastes_least(tmp_path: Path, rows: int, chosen: 
         (METADATA | {"rendition": "sharp"}, "veilcam.rendition and veilcam.operator_id"),
         (METADATA | {"operator_id": ""}, "veilcam.rendition and veilcam.operator_id"),
         (METADATA | {"block": "wide"}, "veilcam.block"),
+        (METADATA | {"precision": "int3"}, "veilcam.precision: expected one of float32, int8"),
         (METADATA | {"measured": "{"}, "veilcam.measured is not JSON"),
         ({}, "veilcam.format is None"),
     ],

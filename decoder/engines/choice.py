@@ -1,0 +1,111 @@
+"""The fastest engine that agrees: every one that is installed runs the real model, side by side."""
+
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from decoder.engines import ENGINES, REFERENCE, Engine, EngineError, open_engine
+from decoder.model import Model
+
+AGREES_DB = 50.0
+"""PSNR of a float engine against the reference, at least."""
+_INTEGER_SLACK_DB = 1.0
+"""How much farther from float32 an integer engine may be than the same file was when its quality and veil were
+measured."""
+_ROUNDS = 5
+_SIZE = (480, 640)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One engine on one reconstructor.
+
+    Attributes:
+        milliseconds: median for a picture of 640×480; None if it wasn't timed.
+        agreement_db: PSNR of its pictures against the reference's.
+        problem: why it can't be taken; empty if it can.
+    """
+
+    name: str
+    milliseconds: float | None = None
+    agreement_db: float | None = None
+    problem: str = ""
+
+    def __str__(self) -> str:
+        """A line of a table."""
+        took = f"{self.milliseconds:.1f} ms" if self.milliseconds is not None else "–"
+        agrees = f", {self.agreement_db:.1f} dB to {REFERENCE}" if self.agreement_db is not None else ""
+        return f"{self.name}: {took}{agrees}{f': {self.problem}' if self.problem else ''}"
+
+
+def fastest(forms: Mapping[str, Model], threads: int) -> tuple[Engine, list[Tried]]:
+    """The fastest engine that agrees with the reference, and how each fared.
+
+    Args:
+        forms: of a reconstructor, by precision.
+        threads: that an engine may use.
+
+    Raises:
+        EngineError: not even the reference runs.
+    """
+    reference = open_engine(REFERENCE, forms, threads)
+    engines, tried = {REFERENCE: reference}, {REFERENCE: Tried(REFERENCE)}
+    for name in ENGINES:
+        if name == REFERENCE:
+            continue
+        try:
+            engine = open_engine(name, forms, threads)
+            agreement, least = _agreement(engine, reference), _least(engine.model)
+        except EngineError as error:
+            tried[name] = Tried(name, problem=str(error))
+            continue
+        except Exception as error:  # noqa: BLE001 - an engine's own: whatever it is, it isn't taken
+            tried[name] = Tried(name, problem=f"fails ({type(error).__name__}: {str(error).splitlines()[0]})")
+            continue
+        problem = "" if agreement >= least else f"refused, expected {least:.1f} dB and more"
+        tried[name] = Tried(name, agreement_db=agreement, problem=problem)
+        if not problem:
+            engines[name] = engine
+    for name, milliseconds in _times(engines).items():
+        before = tried[name]
+        tried[name] = Tried(name, milliseconds, before.agreement_db, before.problem)
+    best = min(engines, key=lambda name: tried[name].milliseconds or 0.0)
+    return engines[best], list(tried.values())
+
+
+def _agreement(engine: Engine, reference: Engine) -> float:
+    sampled = engine.model.sample()
+    measurements = sampled[0] if sampled else _drawn(reference.model)
+    ours, theirs = (each.reconstruct(measurements).astype(np.float64) for each in (engine, reference))
+    return float(10 * np.log10(255**2 / max(1e-9, float(((ours - theirs) ** 2).mean()))))
+
+
+def _least(model: Model) -> float:
+    sampled = model.sample()
+    return AGREES_DB if sampled is None else sampled[1] - _INTEGER_SLACK_DB
+
+
+def _drawn(model: Model) -> NDArray[np.int8]:
+    """Measurements as they might be: a smooth first row, and ever smaller ones after it."""
+    draw = np.random.default_rng(0)
+    smooth = np.cumsum(draw.normal(0, 8, (2, 1, 16, 16)), 3)
+    rest = draw.laplace(0, 20 / np.arange(1, model.rows)[None, :, None, None], (2, model.rows - 1, 16, 16))
+    levels: NDArray[np.float64] = np.concatenate([smooth, rest], 1)
+    return levels.clip(-127, 127).round().astype(np.int8)
+
+
+def _times(engines: Mapping[str, Engine]) -> dict[str, float]:
+    """Median milliseconds of each, in rounds in which all take part: a busy moment is everyone's."""
+    times: dict[str, list[float]] = {name: [] for name in engines}
+    for number in range(_ROUNDS + 1):
+        for name, engine in engines.items():
+            height, width = (-(-side // engine.block) for side in _SIZE)
+            began = time.perf_counter()
+            engine.reconstruct(np.zeros((1, engine.rows, height, width), np.int8))
+            if number:  # the first one compiles and allocates
+                times[name].append((time.perf_counter() - began) * 1e3)
+    return {name: statistics.median(values) for name, values in times.items()}

@@ -1,0 +1,185 @@
+"""A reconstructor in 8-bit integers: its 3×3 trunk alone, calibrated on the measurements of photographs.
+
+The first and last layers, the linear picture and all sums stay in float32: they carry the picture, and cost little.
+"""
+
+import base64
+import hashlib
+import json
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+
+from encoder.sampling import Operator
+from train.data.leaves import dead_leaves
+from train.data.photographs import picture_files, read_gray
+from train.export import ExportError
+from train.networks.quarter import WHITE
+
+CROP = 256
+CALIBRATED_ON = 64
+CHECKED_ON = 64
+MOST_LOST_DB = 0.1
+PRECISIONS = ("int8", "int8-symmetric")
+"""Activations in 0..255, which CPUs multiply fastest; or around 0, the only ones that TensorRT takes."""
+_SAMPLES = 2
+_TRUNK_CHANNELS = 16
+
+Sample = tuple[NDArray[np.uint8], NDArray[np.int8]]
+"""A picture (H, W) and its quantised measurements (m, H/B, W/B)."""
+
+
+def quantise(
+    path: Path,
+    operator: Operator,
+    folders: Sequence[Path],
+    out: Path,
+    precision: str,
+    progress: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Write the integer form of a reconstructor file, if it is as good.
+
+    Args:
+        path: the reconstructor in float32.
+        operator: that it was trained for.
+        folders: of photographs: some to calibrate on, others to check with.
+        out: the file to write.
+        precision: one of ``PRECISIONS``.
+
+    Returns:
+        What was measured: pictures, PSNR of both forms, and of one against the other.
+
+    Raises:
+        ExportError: not such a file, another operator's, too few photographs, or more than 0.1 dB lost.
+    """
+    try:
+        model = onnx.load(path)
+    except DecodeError:
+        raise ExportError(f"{path}: not an ONNX file") from None
+    told = {each.key.removeprefix("veilcam."): each.value for each in model.metadata_props}
+    if told.get("operator_id") != operator.id or not told.get("rows", "").isdecimal():
+        raise ExportError(f"{path}: of operator {told.get('operator_id')}, expected a reconstructor of {operator.id}")
+    if told.get("of"):
+        raise ExportError(f"{path}: is {told.get('precision')} already, expected the float32 file that it came from")
+    rows = int(told["rows"])
+    samples = list(_samples(folders, operator, rows))
+    expected = CALIBRATED_ON + CHECKED_ON
+    if len(samples) < expected:
+        problem = f"{len(samples)} photographs of {CROP} pixels and more, expected at least {expected}"
+        raise ExportError(f"{', '.join(map(str, folders))}: {problem}")
+    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+        partial = Path(folder) / out.name
+        _write(model, path, partial, [levels for _, levels in samples[:CALIBRATED_ON]], precision)
+        measured = _compared(path, partial, samples[CALIBRATED_ON:], progress)
+        if measured["lost_db"] > MOST_LOST_DB:
+            problem = f"{precision} loses {measured['lost_db']:.3f} dB, at most {MOST_LOST_DB} are allowed"
+            raise ExportError(f"{path}: {problem}; nothing was written")
+        drawn = [_sampled(dead_leaves(CROP, seed), operator, rows) for seed in range(_SAMPLES)]
+        quantised = onnx.load(partial)
+        told |= {
+            "precision": precision,
+            "of": hashlib.sha256(path.read_bytes()).hexdigest()[:16],
+            "quantised": json.dumps(measured),
+            "sample": _packed(np.stack([levels for _, levels in drawn])),
+            "sample_psnr": f"{_compared(path, partial, drawn)['agreement_db']}",
+        }
+        onnx.helper.set_model_props(quantised, {f"veilcam.{key}": value for key, value in told.items()})
+        onnx.save(quantised, partial)
+        partial.replace(out)
+    return measured
+
+
+def _write(
+    model: onnx.ModelProto, path: Path, out: Path, measurements: Sequence[NDArray[np.int8]], precision: str
+) -> None:
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        CalibrationMethod,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self._left = iter(measurements)
+
+        def get_next(self) -> dict[str, NDArray[np.int8]] | None:
+            levels = next(self._left, None)
+            return None if levels is None else {"measurements": levels[None]}
+
+    weights = {each.name: tuple(each.dims) for each in model.graph.initializer}
+    trunk = [node.name for node in model.graph.node if node.op_type == "Conv" and _is_trunk(weights[node.input[1]])]
+    if not trunk:
+        raise ExportError(f"{path}: has no 3×3 layers of {_TRUNK_CHANNELS} channels and more, nothing to quantise")
+    symmetric = precision == "int8-symmetric"
+    quantize_static(
+        path,
+        out,
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+        nodes_to_quantize=trunk,
+        # By percentiles: the one outlier in a hundred thousand isn't worth the resolution of all others.
+        calibrate_method=CalibrationMethod.Percentile,
+        extra_options={"ActivationSymmetric": symmetric, "WeightSymmetric": True, "QuantizeBias": not symmetric},
+    )
+
+
+def _is_trunk(shape: tuple[int, ...]) -> bool:
+    return shape[2:] == (3, 3) and min(shape[:2]) >= _TRUNK_CHANNELS
+
+
+def _samples(folders: Sequence[Path], operator: Operator, rows: int) -> Iterator[Sample]:
+    """Crops from the middle of photographs, in an order that has nothing to do with their names."""
+    files = [file for folder in folders for file in picture_files(folder)]
+    for place in np.random.default_rng(0).permutation(len(files)):
+        picture = read_gray(files[place])
+        if min(picture.shape) >= CROP:
+            top, left = ((side - CROP) // 2 for side in picture.shape)
+            yield _sampled(np.ascontiguousarray(picture[top : top + CROP, left : left + CROP]), operator, rows)
+
+
+def _sampled(picture: NDArray[np.uint8], operator: Operator, rows: int) -> Sample:
+    grid = (picture.shape[0] // operator.block, picture.shape[1] // operator.block)
+    return picture, operator.quantise(operator.sample(picture, rows), grid)
+
+
+def _compared(
+    path: Path, other: Path, samples: Sequence[Sample], progress: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    import onnxruntime
+
+    sessions = [onnxruntime.InferenceSession(each, providers=["CPUExecutionProvider"]) for each in (path, other)]
+    rows = []
+    for picture, levels in samples:
+        ours, theirs = (session.run(None, {"measurements": levels[None]})[0][0] for session in sessions)
+        rows.append((_psnr(ours, picture), _psnr(theirs, picture), _psnr(theirs, ours)))
+        progress()
+    before, after, agreement = (float(value) for value in np.mean(rows, 0))
+    return {
+        "pictures": len(samples),
+        "psnr_float32": round(before, 3),
+        "psnr": round(after, 3),
+        "lost_db": round(before - after, 3),
+        "agreement_db": round(agreement, 2),
+    }
+
+
+def _psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
+    error = float(((a.astype(np.float64) - b) ** 2).mean())
+    return float(10 * np.log10(WHITE**2 / max(error, 1e-9)))
+
+
+def _packed(levels: NDArray[np.int8]) -> str:
+    """Shape, then the values, as text: what a server checks its engines with."""
+    return f"{'x'.join(map(str, levels.shape))}:{base64.b85encode(zlib.compress(levels.tobytes(), 9)).decode()}"
