@@ -109,7 +109,7 @@ def _open(forms: Mapping[str, Model], engine: str, threads: int) -> Reconstructo
     if engine == "auto":
         opened, tried = fastest(forms, threads)
         for each in tried:
-            log.info("%s at 640×480, %s%s", model.path.stem, each, ", taken" if each.name == opened.name else "")
+            log.info("%s at 320×240, %s%s", model.path.stem, each, ", taken" if each.name == opened.name else "")
     else:
         opened = open_engine(engine, forms, threads)
     told = model.told

@@ -47,6 +47,12 @@ EngineName = Annotated[
     str | None, typer.Option(help="runtime, as onnxruntime-int8; auto takes the fastest that agrees [auto]")
 ]
 Threads = Annotated[int | None, typer.Option(help="threads of the engine [all cores]")]
+Begin = Annotated[datetime | None, typer.Option("--from", help="capture time, UTC", formats=_TIMES)]
+End = Annotated[datetime | None, typer.Option("--to", help="capture time, UTC; left out", formats=_TIMES)]
+AllowPlain = Annotated[
+    bool | None,
+    typer.Option("--allow-plain", help="let any viewer ask for plain pictures, which classifiers can read"),
+]
 Megabytes = Annotated[int | None, typer.Option(help="keep so much of them at most [no limit]")]
 
 
@@ -75,10 +81,7 @@ def decode(
     record_free: Annotated[
         int | None, typer.Option(help="megabytes of the disk that recordings leave free [1024]")
     ] = None,
-    allow_plain: Annotated[
-        bool | None,
-        typer.Option("--allow-plain", help="let any viewer ask for plain pictures, which classifiers can read"),
-    ] = None,
+    allow_plain: AllowPlain = None,
     max_cameras: Annotated[int | None, typer.Option(help="cameras at most [64]")] = None,
     max_pixels: Annotated[int | None, typer.Option(help="pixels of a picture at most [4096×2304]")] = None,
     max_payload: Annotated[int | None, typer.Option(help="bytes of a frame at most [8 MiB]")] = None,
@@ -211,8 +214,8 @@ def _tell_reconstructors(catalogue: "Catalogue") -> None:
 def export(
     recording: Annotated[Path, typer.Argument(help="a segment (.vcseg), or a camera's folder of them")],
     film: Annotated[Path, typer.Argument(help="film to write, .mp4 (H.264)")],
-    begin: Annotated[datetime | None, typer.Option("--from", help="capture time, UTC", formats=_TIMES)] = None,
-    end: Annotated[datetime | None, typer.Option("--to", help="capture time, UTC; left out", formats=_TIMES)] = None,
+    begin: Begin = None,
+    end: End = None,
     plain: Annotated[bool, typer.Option("--plain", help="faithful pictures, which classifiers can read")] = False,
     reconstructor: Reconstructors = None,
     engine: EngineName = None,
@@ -235,7 +238,7 @@ def export(
         log.error("%s: expected a name that ends in .mp4", film)
         sys.exit(UNUSABLE)
     try:
-        settings = read_settings(None, {"reconstructor": reconstructor, "engine": engine, "threads": threads})
+        settings = read_settings(None, {"reconstructor": reconstructor or None, "engine": engine, "threads": threads})
         played = Recording(recording, _catalogue(settings), _RENDITION[plain])
         with Progress() as bar:
             task = bar.add_task(film.name, total=len(played.times(start_ns, end_ns)))
@@ -250,6 +253,66 @@ def export(
         log.error("interrupted; nothing was written")
         sys.exit(BROKE)
     log.info("%s: %d %s pictures", film, count, _RENDITION[plain])
+
+
+@app.command()
+def replay(
+    recording: Annotated[Path, typer.Argument(help="a segment (.vcseg), or a camera's folder of them")],
+    begin: Begin = None,
+    end: End = None,
+    speed: Annotated[float, typer.Option(min=0.01, max=1000, help="2 plays twice as fast")] = 1.0,
+    loop: Annotated[bool, typer.Option("--loop", help="begin again at the end")] = False,
+    port: Annotated[int | None, typer.Option(help="gRPC port [a free one]")] = 0,
+    http: Annotated[int | None, typer.Option(help="port of the web page [a free one]")] = 0,
+    allow_plain: AllowPlain = None,
+    reconstructor: Reconstructors = None,
+    engine: EngineName = None,
+    threads: Threads = None,
+) -> None:
+    """Show a recording on a page of its own, and to programs, as if its camera were live, until Ctrl-C."""
+    try:
+        from decoder.catalogue import CatalogueError
+        from decoder.engines import EngineError
+        from decoder.recordings.playback import Recording, RecordingError
+        from decoder.recordings.replay import replay as play
+        from decoder.server import Server, ServerError
+        from decoder.settings import SettingsError, read_settings
+    except ModuleNotFoundError as error:
+        log.error("%s is missing: pip install 'veilcam[decoder]'", error.name)
+        sys.exit(UNUSABLE)
+    given: dict[str, Any] = {"port": port, "http": http, "allow_plain": allow_plain}
+    given |= {"reconstructor": reconstructor or None, "engine": engine, "threads": threads}
+
+    async def serve() -> int:
+        settings = read_settings(None, given)
+        catalogue = _catalogue(settings)
+        segments = Recording(recording, catalogue, _RENDITION[bool(settings.allow_plain)]).segments
+        server = Server(catalogue, settings)
+        await server.start()
+        ports = {"grpc_port": server.port, "http_port": server.http_port}
+        log.info("%s: watch it: http://127.0.0.1:%d/", recording, server.http_port, extra=ports)
+
+        async def go_on() -> None:
+            while True:
+                sent = 0
+
+                def count() -> None:
+                    nonlocal sent
+                    sent += 1
+
+                await play(segments, f"127.0.0.1:{server.port}", speed, _ns(begin, 0), _ns(end, 2**63 - 1), count)
+                log.info("%s: played %d frames%s", recording, sent, "; again" if loop and sent else "")
+                if not (loop and sent):
+                    await asyncio.Event().wait()
+
+        return await _until_stopped(server, asyncio.create_task(go_on()))
+
+    try:
+        sys.exit(asyncio.run(serve()))
+    except (SettingsError, CatalogueError, EngineError, RecordingError, ServerError) as error:
+        for line in str(error).splitlines():
+            log.error("%s", line)
+        sys.exit(UNUSABLE)
 
 
 def _ns(time: datetime | None, otherwise: int) -> int:

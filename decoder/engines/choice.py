@@ -17,7 +17,7 @@ _INTEGER_SLACK_DB = 1.0
 """How much farther from float32 an integer engine may be than the same file was when its quality and veil were
 measured."""
 _ROUNDS = 5
-_SIZE = (480, 640)
+_SIZE = (240, 320)
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Tried:
     """One engine on one reconstructor.
 
     Attributes:
-        milliseconds: median for a picture of 640×480; None if it wasn't timed.
+        milliseconds: median for a picture of 320×240; None if it wasn't timed.
         agreement_db: PSNR of its pictures against the reference's.
         problem: why it can't be taken; empty if it can.
     """

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import av
 import cv2
+import grpc
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -28,8 +29,10 @@ from decoder.settings import Settings
 from encoder.packing import Packer
 from encoder.sampling import Operator
 from protos.v1 import veilcam_pb2 as pb
+from protos.v1.veilcam_pb2_grpc import ViewersStub
 from tests.conftest import StartService, frame_of, hello_of
 from tests.decoder.test_service import Camera
+from tests.decoder.test_settings import DECODE, Running
 from tests.decoder.test_web import get
 
 HELLO = pb.Hello(camera="porch", operator_id="0" * 16, width=64, height=48, frame_rate=10)
@@ -419,6 +422,39 @@ def test_a_film_has_every_picture_at_its_time(recorded: Path, tmp_path: Path, ca
     assert [time for time, _ in film] == pytest.approx(range(7), abs=0.01)
     shots = list(Recording(recorded, catalogue, "veiled").shots(2_000_000_000))
     assert all(psnr(np.asarray(seen, np.uint8), shot.pixels) > 33 for (_, seen), shot in zip(film, shots, strict=True))
+
+
+def test_a_recording_is_replayed_as_if_it_were_live(
+    recorded: Path, catalogue: Catalogue, photographs: list[NDArray[np.uint8]]
+) -> None:
+    arguments = [
+        *DECODE,
+        "--log-json",
+        "replay",
+        str(recorded),
+        "--speed",
+        "10",
+        "--loop",
+        "--from",
+        "1970-01-01T00:00:03",
+    ]
+    arguments += ["--engine", "onnxruntime"]
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) as process:
+        service = Running(process)
+        request = pb.WatchRequest(camera="camera", encoding=pb.ENCODING_GRAY8)
+        service.until("played 6 frames; again")
+        with grpc.insecure_channel(service.address) as channel:
+            seen = {}
+            for picture in ViewersStub(channel).Watch(request, timeout=60):
+                pixels = np.frombuffer(picture.data, np.uint8).reshape(picture.height, picture.width)
+                seen[picture.capture_time_ns] = pixels
+                if len(seen) >= 4:
+                    break
+        process.send_signal(signal.SIGINT)
+        service.until("stopped")
+    assert process.returncode == 0
+    shots = {shot.capture_time_ns: shot.pixels for shot in Recording(recorded, catalogue, "veiled").shots()}
+    assert all(np.array_equal(pixels, shots[time_ns]) for time_ns, pixels in seen.items())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,75 @@
+"""A recording as if its camera were live: its frames, at their own pace, into a decoder service."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+
+import grpc
+from grpc import aio
+
+from decoder.recordings.playback import RecordingError
+from decoder.recordings.segment import Segment
+from protos.v1 import veilcam_pb2 as pb
+from protos.v1.veilcam_pb2_grpc import CamerasStub
+
+_LONGEST_PAUSE_S = 5.0
+"""A gap in the recording isn't waited for longer."""
+
+
+async def replay(
+    segments: Sequence[Segment],
+    address: str,
+    speed: float,
+    start_ns: int = 0,
+    end_ns: int = 2**63 - 1,
+    progress: Callable[[], None] = lambda: None,
+) -> None:
+    """Play segments into a service.
+
+    Args:
+        segments: of one camera, in order.
+        address: of the service, HOST:PORT.
+        speed: 2 plays twice as fast.
+        start_ns: capture time to begin at; the frames that the first one is built on are sent too, without a pause.
+        end_ns: capture time at which to end, left out.
+        progress: called with each frame that is played.
+
+    Raises:
+        RecordingError: the service refuses the recording.
+    """
+    async with aio.insecure_channel(address) as channel:
+        for segment in segments:
+            entries = segment.entries()
+            if not entries or entries[-1].capture_time_ns < start_ns or entries[0].capture_time_ns >= end_ns:
+                continue
+            keys = [entry for entry in entries if entry.key and entry.capture_time_ns <= start_ns]
+            frames = _requests(segment, keys[-1].offset if keys else None, speed, start_ns, end_ns, progress)
+            try:
+                async for _ in CamerasStub(channel).Publish(frames):
+                    pass
+            except aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.UNAVAILABLE:
+                    return  # the service is stopping
+                raise RecordingError(f"{segment.path}: {error.details()}") from None
+
+
+async def _requests(
+    segment: Segment, offset: int | None, speed: float, start_ns: int, end_ns: int, progress: Callable[[], None]
+) -> AsyncIterator[pb.PublishRequest]:
+    yield pb.PublishRequest(hello=segment.hello)
+    due, before_ns, sequence, sent = time.monotonic(), 0, 0, 0
+    for frame, _ in segment.frames(offset):
+        if frame.capture_time_ns >= end_ns:
+            return
+        if frame.base_sequence and frame.base_sequence != sequence:
+            continue  # what it is a difference to is damaged
+        sequence, sent = frame.sequence, sent + 1
+        # Numbered anew: it may begin in the middle, and the service counts from one.
+        frame.sequence, frame.base_sequence = sent, sent - 1 if frame.base_sequence else 0
+        if before_ns and frame.capture_time_ns > start_ns:
+            due += min(_LONGEST_PAUSE_S, max(0, frame.capture_time_ns - before_ns) / 1e9 / speed)
+            await asyncio.sleep(due - time.monotonic())
+        before_ns = frame.capture_time_ns
+        yield pb.PublishRequest(frame=frame)
+        if frame.capture_time_ns >= start_ns:
+            progress()
