@@ -1,0 +1,66 @@
+"""What is shipped for running it: the settings file, the unit, the container file and the dashboard fit the service."""
+
+import json
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from decoder.settings import AT_ONCE, Settings, read_settings
+from encoder.packing import Packer
+from encoder.sampling import Operator
+from tests.conftest import StartService, frame_of, hello_of
+from tests.decoder.test_service import Camera
+from tests.decoder.test_web import get
+
+DEPLOY = Path(__file__).parents[2] / "decoder" / "deploy"
+
+
+def test_the_settings_file_is_the_defaults_and_names_every_setting() -> None:
+    text = (DEPLOY / "veilcam.toml").read_text()
+    assert read_settings(DEPLOY / "veilcam.toml", {}, {}) == Settings()
+    named = re.findall(r"^(?:# )?(\w+) = .*?(#.*)?$", text, re.MULTILINE)
+    assert {name for name, _ in named} == set(Settings.model_fields)
+    assert {name for name, comment in named if comment.startswith("# *")} == set(AT_ONCE)
+    uncommented = re.sub(r"^# (\w+ = )", r"\1", text, flags=re.MULTILINE)
+    assert Settings.model_validate(tomllib.loads(uncommented)).record == Path("/var/lib/veilcam/recordings")
+
+
+def test_the_dashboard_asks_for_metrics_that_there_are(
+    start_service: StartService, operator: Operator, photographs: list[NDArray[np.uint8]], tmp_path: Path
+) -> None:
+    service = start_service(Settings(port=0, http=0, record=tmp_path))
+    camera = Camera(service.channel())
+    camera.say(hello=hello_of(operator, photographs[0]))
+    camera.say(frame=Packer(operator, 0.1).pack(frame_of(photographs[0], 1), 1)[0])
+    camera.settled(1)
+    assert get(f"{service.page}/cameras/camera.jpg")[0] == 200
+    told = get(f"{service.page}/metrics")[1].decode()
+    there = set(re.findall(r"^(\w+)", told, re.MULTILINE)) | set(re.findall(r"^# TYPE (\w+)", told, re.MULTILINE))
+    dashboard = json.loads((DEPLOY / "grafana.json").read_text())
+    asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    names = {name for expression in asked for name in re.findall(r"\b(?:veilcam|process)_\w+", expression)}
+    assert len(names) > 10
+    assert names - there <= {"veilcam_engine_failures_total"}, "which only is there once an engine has failed"
+    camera.bye()
+
+
+def test_what_the_container_sets_are_settings() -> None:
+    text = (DEPLOY / "Containerfile").read_text()
+    environment = dict(re.findall(r"(VEILCAM_\w+)=(\S+)", text))
+    assert read_settings(None, {}, environment).host == "0.0.0.0"
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze on this machine")
+def test_the_unit_is_sound(tmp_path: Path) -> None:
+    unit = tmp_path / "veilcam-decode.service"
+    unit.write_text(
+        (DEPLOY / "veilcam-decode.service").read_text().replace("/opt/veilcam/bin/veilcam-decode", "/bin/true")
+    )
+    done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
