@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 it broke on the way; 2 what was asked for can't be done.
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -143,6 +144,49 @@ def latency(
         f"OpenCV JPEG of the same frames {jpeg['median']} ms, {jpeg['bytes']} bytes"
     )
     _write(json_file, result)
+
+
+@app.command()
+def engines(
+    reconstructor: Reconstructors = None,
+    size: Annotated[list[str], typer.Option(help="WIDTHxHEIGHT; may be repeated")] = ["640x480", "1920x1088"],  # noqa: B006
+    rounds: Annotated[int, typer.Option(min=1, help="in which each engine takes part once")] = 9,
+    threads: Threads = _CORES,
+    json_file: Json = None,
+) -> None:
+    """Milliseconds of every engine that is installed, side by side on the same reconstructors."""
+    from benchmarks.engines import measure
+    from benchmarks.machine import described, headline
+    from decoder.catalogue import SHIPPED, read_forms
+
+    _check_writable(json_file)
+    machine = described()
+    result: dict[str, Any] = {"threads": threads, "rounds": rounds, "machine": machine, "reconstructors": {}}
+    with _mistakes_told():
+        sizes = [_size(each) for each in size]
+        for forms in read_forms(reconstructor or [SHIPPED]):
+            name = forms["float32"].path.stem
+            result["reconstructors"][name] = told = measure(forms, sizes, threads, rounds)
+            table = Table(title=f"{name}, {threads} threads, median ms (times faster)", caption=headline(machine))
+            table.add_column("engine")
+            for each in (*size, "dB to onnxruntime"):
+                table.add_column(each, justify="right")
+            for engine, row in told.items():
+                took = [row["sizes"][each] for each in size] if "sizes" in row else []
+                cells = [f"{each['median_ms']:.1f} ({each['times_faster']:.2f})" for each in took]
+                agrees = "–" if row["agreement_db"] is None else f"{row['agreement_db']:.1f}"
+                table.add_row(engine, *(cells or ["–"] * len(size)), row["problem"] or agrees)
+            console.print(table)
+    _write(json_file, result)
+
+
+def _size(text: str) -> tuple[int, int]:
+    from benchmarks.quality import QualityError
+
+    found = re.fullmatch(r"(\d{2,5})x(\d{2,5})", text)
+    if found is None:
+        raise QualityError(f"--size {text}: expected WIDTHxHEIGHT, as 640x480")
+    return int(found[2]), int(found[1])
 
 
 @app.command()

@@ -7,7 +7,7 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-_PACKAGES = ("numpy", "opencv-python-headless", "grpcio", "protobuf", "onnxruntime")
+_PACKAGES = ("numpy", "opencv-python-headless", "grpcio", "protobuf", "onnxruntime", "openvino")
 
 
 def described() -> dict[str, object]:

@@ -78,6 +78,15 @@ def load_catalogue(paths: Sequence[Path], engine: str, threads: int) -> Catalogu
         CatalogueError: nothing there, or a file that is no reconstructor.
         EngineError: the engine isn't there, or can't run a file.
     """
+    return Catalogue([_open(each, engine, threads) for each in read_forms(paths)])
+
+
+def read_forms(paths: Sequence[Path]) -> list[dict[str, Model]]:
+    """Reconstructors of the files and folders given, each in its forms by precision.
+
+    Raises:
+        CatalogueError: nothing there, a file that is no reconstructor, or a form without its float32 file.
+    """
     files: list[Path] = []
     for path in paths:
         try:
@@ -97,7 +106,7 @@ def load_catalogue(paths: Sequence[Path], engine: str, threads: int) -> Catalogu
         if model.of not in forms:
             raise CatalogueError(f"{model.path}: is {model.precision} of {model.of}, which isn't among the files given")
         forms[model.of][model.precision] = model
-    return Catalogue([_open(each, engine, threads) for each in forms.values()])
+    return list(forms.values())
 
 
 def _open(forms: Mapping[str, Model], engine: str, threads: int) -> Reconstructor:

@@ -52,6 +52,24 @@ def fastest(forms: Mapping[str, Model], threads: int) -> tuple[Engine, list[Trie
     Raises:
         EngineError: not even the reference runs.
     """
+    engines, tried = agreeing(forms, threads)
+    for name, took in times(engines, _SIZE, _ROUNDS).items():
+        before = tried[name]
+        tried[name] = Tried(name, statistics.median(took), before.agreement_db, before.problem)
+    best = min(engines, key=lambda name: tried[name].milliseconds or 0.0)
+    return engines[best], list(tried.values())
+
+
+def agreeing(forms: Mapping[str, Model], threads: int) -> tuple[dict[str, Engine], dict[str, Tried]]:
+    """The engines that agree with the reference, and how all fared, not timed yet.
+
+    Args:
+        forms: of a reconstructor, by precision.
+        threads: that an engine may use.
+
+    Raises:
+        EngineError: not even the reference runs.
+    """
     reference = open_engine(REFERENCE, forms, threads)
     engines, tried = {REFERENCE: reference}, {REFERENCE: Tried(REFERENCE)}
     for name in ENGINES:
@@ -70,11 +88,7 @@ def fastest(forms: Mapping[str, Model], threads: int) -> tuple[Engine, list[Trie
         tried[name] = Tried(name, agreement_db=agreement, problem=problem)
         if not problem:
             engines[name] = engine
-    for name, milliseconds in _times(engines).items():
-        before = tried[name]
-        tried[name] = Tried(name, milliseconds, before.agreement_db, before.problem)
-    best = min(engines, key=lambda name: tried[name].milliseconds or 0.0)
-    return engines[best], list(tried.values())
+    return engines, tried
 
 
 def _agreement(engine: Engine, reference: Engine) -> float:
@@ -98,14 +112,19 @@ def _drawn(model: Model) -> NDArray[np.int8]:
     return levels.clip(-127, 127).round().astype(np.int8)
 
 
-def _times(engines: Mapping[str, Engine]) -> dict[str, float]:
-    """Median milliseconds of each, in rounds in which all take part: a busy moment is everyone's."""
-    times: dict[str, list[float]] = {name: [] for name in engines}
-    for number in range(_ROUNDS + 1):
+def times(engines: Mapping[str, Engine], size: tuple[int, int], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of each for one picture, in rounds in which all take part: a busy moment is everyone's.
+
+    Args:
+        size: of the picture, height and width in pixels.
+        rounds: that count; one before them, in which engines compile and allocate, doesn't.
+    """
+    took: dict[str, list[float]] = {name: [] for name in engines}
+    for number in range(rounds + 1):
         for name, engine in engines.items():
-            height, width = (-(-side // engine.block) for side in _SIZE)
+            height, width = (-(-side // engine.block) for side in size)
             began = time.perf_counter()
             engine.reconstruct(np.zeros((1, engine.rows, height, width), np.int8))
-            if number:  # the first one compiles and allocates
-                times[name].append((time.perf_counter() - began) * 1e3)
-    return {name: statistics.median(values) for name, values in times.items()}
+            if number:
+                took[name].append((time.perf_counter() - began) * 1e3)
+    return took

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from benchmarks.cli import app
 from benchmarks.fidelity import psnr, ssim
 from benchmarks.latency import STAGES
+from decoder.catalogue import SHIPPED
 
 CLI = [sys.executable, "-c", "from benchmarks.cli import main; main()"]
 
@@ -76,6 +77,19 @@ def test_latency_has_every_stage_and_the_peer(tmp_path: Path) -> None:
     assert told["jpeg"]["bytes"] > told["payload_bytes"] > 0
 
 
+def test_engines_stand_side_by_side(tmp_path: Path) -> None:
+    result = tmp_path / "engines.json"
+    arguments = ["engines", "--reconstructor", str(SHIPPED), "--size", "64x48", "--rounds", "1", "--json", str(result)]
+    done = subprocess.run([*CLI, *arguments], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(result.read_text())["reconstructors"]
+    assert set(told) == {"plain-r10", "plain-r25", "veil-r10"}
+    for engines in told.values():
+        assert engines["onnxruntime"]["sizes"]["64x48"]["times_faster"] == 1.0
+        assert engines["onnxruntime-int8"]["precision"] == "int8"
+        assert engines["onnxruntime-int8"]["sizes"]["64x48"]["median_ms"] > 0
+
+
 def test_demo_ends_by_itself_with_figures_and_a_picture(tmp_path: Path) -> None:
     arguments = ["demo", "--source", "pattern:160x128@12#30", "--seconds", "30", "--out", str(tmp_path)]
     done = subprocess.run([*CLI, *arguments], capture_output=True, text=True, timeout=120)
@@ -103,6 +117,8 @@ def test_demo_ends_by_itself_with_figures_and_a_picture(tmp_path: Path) -> None:
         (["quality", ".", "--ratio", "0.9"], 2, "ratio 0.9"),
         (["quality", ".", "--reconstructor", "absent.onnx"], 2, "absent.onnx: no reconstructor"),
         (["quality", ".", "--engine", "abacus"], 2, "engine 'abacus'"),
+        (["engines", "--size", "large"], 2, "--size large: expected WIDTHxHEIGHT"),
+        (["engines", "--reconstructor", "absent.onnx"], 2, "absent.onnx: no reconstructor"),
         (["latency", "--source", "absent.mp4"], 2, "absent.mp4: no such video file"),
         (["demo", "--source", "absent.mp4"], 2, "absent.mp4: no such video file"),
     ],

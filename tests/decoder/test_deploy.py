@@ -59,8 +59,7 @@ def test_what_the_container_sets_are_settings() -> None:
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze on this machine")
 def test_the_unit_is_sound(tmp_path: Path) -> None:
     unit = tmp_path / "veilcam-decode.service"
-    unit.write_text(
-        (DEPLOY / "veilcam-decode.service").read_text().replace("/opt/veilcam/bin/veilcam-decode", "/bin/true")
-    )
+    text = (DEPLOY / "veilcam-decode.service").read_text()
+    unit.write_text(text.replace("/opt/veilcam/bin/veilcam-decode", "/bin/true"))
     done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
