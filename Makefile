@@ -39,7 +39,7 @@ $(TEST)/ready: pyproject.toml
 	@$(PYTHON) -m venv --clear $(TEST) || { echo "no venv module: apt-get install python3-venv" >&2; exit 1; }
 	@echo "installing into $(TEST) (some minutes)"
 	@$(TEST)/bin/python -m pip install --quiet --disable-pip-version-check 'torch==2.13.*'
-	@$(TEST)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[decoder,openvino,train,dev]'
+	@$(TEST)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[decoder,openvino,tensorrt-rtx,train,dev]'
 	@touch $@
 
 clean:

@@ -29,6 +29,8 @@ ENGINES = {
     "onnxruntime-int8": Kind("decoder.engines.onnx_runtime:OnnxRuntimeEngine", ("int8",), "decoder"),
     "openvino": Kind("decoder.engines.open_vino:OpenVinoEngine", ("float32",), "openvino"),
     "openvino-int8": Kind("decoder.engines.open_vino:OpenVinoEngine", ("int8-symmetric", "int8"), "openvino"),
+    "tensorrt": Kind("decoder.engines.tensor_rt:TensorRtEngine", ("float32",), "tensorrt"),
+    "tensorrt-int8": Kind("decoder.engines.tensor_rt:TensorRtEngine", ("int8-symmetric",), "tensorrt"),
 }
 """Name → what it is. Imported when it is chosen."""
 REFERENCE = "onnxruntime"
