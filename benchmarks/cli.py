@@ -180,6 +180,59 @@ def engines(
     _write(json_file, result)
 
 
+@app.command()
+def serve(
+    cameras: Annotated[list[int], typer.Option(min=1, help="cameras at one time; may be repeated")] = [1, 2, 4, 8, 16],  # noqa: B006
+    viewers: Annotated[list[int], typer.Option(min=0, help="of one camera; may be repeated")] = [0, 1, 10, 100],  # noqa: B006
+    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT of each camera")] = "640x480",
+    frame_rate: Annotated[float, typer.Option(min=0.1, help="frames a second of each camera")] = 10.0,
+    seconds: Annotated[float, typer.Option(min=1, help="of each measurement")] = 20.0,
+    engine: Annotated[str, typer.Option(help="as for veilcam-decode")] = "auto",
+    json_file: Json = None,
+) -> None:
+    """A service with more and more cameras, each a process on this machine, then one with more and more viewers."""
+    from benchmarks.machine import described, headline
+    from benchmarks.serve import ServeError, measure
+
+    _check_writable(json_file)
+    machine, rows = described(), []
+    table = Table(title=f"{size} at {frame_rate:g} frames/s, {seconds:g} s each", caption=headline(machine))
+    columns = (
+        "cameras",
+        "viewers",
+        "received",
+        "made",
+        "dropped",
+        "fps",
+        "median ms",
+        "p99 ms",
+        "batch",
+        "CPU ms/frame",
+        "MiB",
+    )
+    for column in columns:
+        table.add_column(column, justify="right")
+    with _mistakes_told(ServeError):
+        _size(size)
+        for count, watching in [*((each, 1) for each in cameras), *((1, each) for each in viewers if each != 1)]:
+            row = measure(count, size, frame_rate, seconds, watching, engine)
+            rows.append(row)
+            took = row["latency_ms"]
+            cells = (
+                count,
+                watching,
+                row["received"],
+                row["made"],
+                row["dropped"],
+                row["fps"],
+                took["median"],
+                took["p99"],
+            )
+            table.add_row(*map(str, (*cells, row["batch"], row["server_cpu_ms_per_frame"], row["memory_mb"])))
+    console.print(table)
+    _write(json_file, {"size": size, "frame_rate": frame_rate, "seconds": seconds, "rows": rows, "machine": machine})
+
+
 def _size(text: str) -> tuple[int, int]:
     from benchmarks.quality import QualityError
 

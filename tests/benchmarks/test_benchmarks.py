@@ -90,6 +90,21 @@ def test_engines_stand_side_by_side(tmp_path: Path) -> None:
         assert engines["onnxruntime-int8"]["sizes"]["64x48"]["median_ms"] > 0
 
 
+def test_serve_counts_every_frame(tmp_path: Path) -> None:
+    result = tmp_path / "serve.json"
+    arguments = ["serve", "--cameras", "2", "--viewers", "0", "--size", "64x48", "--seconds", "2"]
+    arguments += ["--engine", "onnxruntime", "--json", str(result)]
+    done = subprocess.run([*CLI, *arguments], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    watched, unwatched = json.loads(result.read_text())["rows"]
+    assert (watched["cameras"], watched["viewers"]) == (2, 1)
+    assert watched["received"] > 10
+    assert watched["made"] + watched["dropped"] <= watched["received"] + 4
+    assert 0 < watched["latency_ms"]["median"] <= watched["latency_ms"]["p99"]
+    assert (unwatched["viewers"], unwatched["made"]) == (0, 0)
+    assert unwatched["received"] > 5
+
+
 def test_demo_ends_by_itself_with_figures_and_a_picture(tmp_path: Path) -> None:
     arguments = ["demo", "--source", "pattern:160x128@12#30", "--seconds", "30", "--out", str(tmp_path)]
     done = subprocess.run([*CLI, *arguments], capture_output=True, text=True, timeout=120)
@@ -118,6 +133,7 @@ def test_demo_ends_by_itself_with_figures_and_a_picture(tmp_path: Path) -> None:
         (["quality", ".", "--reconstructor", "absent.onnx"], 2, "absent.onnx: no reconstructor"),
         (["quality", ".", "--engine", "abacus"], 2, "engine 'abacus'"),
         (["engines", "--size", "large"], 2, "--size large: expected WIDTHxHEIGHT"),
+        (["serve", "--size", "large"], 2, "--size large: expected WIDTHxHEIGHT"),
         (["engines", "--reconstructor", "absent.onnx"], 2, "absent.onnx: no reconstructor"),
         (["latency", "--source", "absent.mp4"], 2, "absent.mp4: no such video file"),
         (["demo", "--source", "absent.mp4"], 2, "absent.mp4: no such video file"),
