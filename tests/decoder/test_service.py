@@ -31,6 +31,13 @@ def wait_until(true: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+def watched(channel: grpc.Channel, camera: str = "camera") -> Iterator[NDArray[np.uint8]]:
+    """What a viewer of a camera is shown, pixel by pixel."""
+    request = pb.WatchRequest(camera=camera, encoding=pb.ENCODING_GRAY8)
+    for picture in ViewersStub(channel).Watch(request, timeout=60):
+        yield np.frombuffer(picture.data, np.uint8).reshape(picture.height, picture.width).copy()
+
+
 class Camera:
     """A camera that says exactly what a test tells it to."""
 

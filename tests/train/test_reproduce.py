@@ -20,7 +20,7 @@ from decoder.catalogue import load_catalogue
 from encoder.packing import Packer
 from encoder.sampling import Operator
 from tests.conftest import StartService, frame_of, hello_of
-from tests.decoder.test_service import Camera
+from tests.decoder.test_service import Camera, watched
 from tests.train.drawn import write_cifar10
 from train import checkpoint
 from train.cli import app
@@ -414,14 +414,11 @@ def test_pictures_streamed_through_the_exported_models_are_those_of_the_evaluato
     pictures = sent.x[:, 0].numpy()
     camera = Camera(service.channel())
     camera.say(hello=hello_of(operator, pictures[0]))
-    seen = []
+    camera.answer()
+    seen, viewer = [], watched(service.channel())
     for number, picture in enumerate(pictures, 1):
         camera.say(frame=packer.pack(frame_of(picture, time.time_ns()), number)[0])
-        camera.shown(number)
-        known = service.server.cameras.get("camera")
-        assert known is not None
-        assert known.latest is not None
-        seen.append(torch.from_numpy(known.latest.pixels.copy()))
+        seen.append(torch.from_numpy(next(viewer)))
     camera.bye()
     measured = mean_psnr(pictures_of(model_of(runs / "adv-csnet-e-r10" / "final.pt", CPU), sent, CPU), sent)
     assert mean_psnr(Pictures(torch.stack(seen)[:, None], sent.y), sent) == pytest.approx(measured, abs=0.05)

@@ -15,7 +15,7 @@ from decoder.catalogue import SHIPPED, load_catalogue
 from encoder.packing import Packer
 from encoder.sampling import Operator
 from tests.conftest import StartService, frame_of, hello_of
-from tests.decoder.test_service import Camera
+from tests.decoder.test_service import Camera, watched
 from train import checkpoint, readers
 from train.cli import app
 from train.data.files import DataError
@@ -212,17 +212,15 @@ def test_exported_models_are_served_and_give_the_pictures_of_torch(
     camera = Camera(service.channel())
     camera.say(hello=hello_of(operator, picture))
     camera.say(frame=Packer(operator, 0.1).pack(frame_of(picture, time.time_ns()), 1)[0])
-    camera.shown(1)
+    camera.settled(1)
+    shown = next(watched(service.channel()))
     camera.bye()
-    known = service.server.cameras.get("camera")
-    assert known is not None
-    assert known.latest is not None
     base, _ = plain.network_of(runs / "plain" / "final.pt")
     veiled, _ = veil.reconstructor_of(runs / "veil" / "final.pt", runs)
     original = torch.from_numpy(picture)[None, None].float() / 255
     with torch.no_grad():
         expected = float(psnr(veiled(base.sampling(original)), original))
-    seen = torch.from_numpy(known.latest.pixels.copy())[None, None].float() / 255
+    seen = torch.from_numpy(shown)[None, None].float() / 255
     assert float(psnr(seen, original)) == pytest.approx(expected, abs=0.05)
 
 
