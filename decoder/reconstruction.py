@@ -104,7 +104,8 @@ class Worker:
         for camera in self._cameras.all():
             for served, rendition in camera.wanted():
                 measurement = camera.newest
-                assert measurement is not None
+                if measurement is None or rendition not in self._policy.renditions:
+                    continue
                 operator_id = measurement.stream.hello.operator_id
                 reconstructor = self._catalogue.choose(operator_id, rendition, len(measurement.levels))
                 if reconstructor is not None:

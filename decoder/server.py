@@ -144,9 +144,9 @@ class Server:
         if catalogue is not None:
             self._catalogue.reconstructors = catalogue.reconstructors
         for camera in self.cameras.all():
-            if camera.stream is not None:
-                operator_id = camera.stream.hello.operator_id
-                camera.offer(self._worker.renditions_for(operator_id))
+            stream = camera.stream or (camera.newest.stream if camera.newest is not None else None)
+            if stream is not None:
+                camera.offer(self._worker.renditions_for(stream.hello.operator_id))
         return later
 
     def _grpc_server(self) -> aio.Server:

@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from decoder.settings import AT_ONCE, Settings, SettingsError, changed, read_settings
 from encoder.packing import Packer
 from encoder.sampling import Operator
+from protos.v1 import veilcam_pb2 as pb
+from protos.v1.veilcam_pb2_grpc import ViewersStub
 from tests.conftest import frame_of, hello_of
 from tests.decoder.test_service import Camera
 from tests.decoder.test_web import get
@@ -143,9 +145,16 @@ def test_changes_are_taken_up_while_cameras_go_on(running: Running, config: Path
     running.process.send_signal(signal.SIGHUP)
     assert running.until("taken up")["message"] == "settings taken up: none changed"
     assert get(plain)[0] == 200, "reconstructors were opened anew"
+    request = pb.WatchRequest(camera="porch", rendition=pb.RENDITION_PLAIN)
+    watching = ViewersStub(grpc.insecure_channel(running.address)).Watch(request, timeout=60)
+    assert next(watching).rendition == pb.RENDITION_PLAIN
     config.write_text(before)
     running.until("taken up")
     assert get(plain)[0] == 403
+    with pytest.raises(grpc.RpcError) as error:
+        next(watching)
+    assert isinstance(error.value, grpc.Call)
+    assert error.value.code() is grpc.StatusCode.UNAVAILABLE, "whoever watched plain pictures is let go"
     camera.bye()
 
 
