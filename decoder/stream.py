@@ -98,6 +98,7 @@ class Stream:
         self._levels = await asyncio.to_thread(next_levels, frame, self.hello, self.block, self._levels)
         self._received = frame.sequence
         times = Times(received_ns, (time.perf_counter() - began) * 1e3)
+        self.news.set()
         return Measurement(self, frame.sequence, frame.capture_time_ns, self._levels, times)
 
     def drop(self) -> None:
