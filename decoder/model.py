@@ -54,6 +54,8 @@ class Model:
         try:
             shape, _, packed = self.told["sample"].partition(":")
             sides = tuple(int(side) for side in shape.split("x"))
+            if len(sides) != 4 or min(sides) < 1 or sides[1] != self.rows:
+                raise ValueError(f"{shape!r}, expected (N, {self.rows}, H/B, W/B)")
             data = zlib.decompressobj().decompress(base64.b85decode(packed), _MOST_SAMPLED)
             return np.frombuffer(data, np.int8).reshape(sides), float(self.told["sample_psnr"])
         except (ValueError, KeyError, zlib.error) as error:
