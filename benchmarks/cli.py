@@ -197,20 +197,8 @@ def serve(
     _check_writable(json_file)
     machine, rows = described(), []
     table = Table(title=f"{size} at {frame_rate:g} frames/s, {seconds:g} s each", caption=headline(machine))
-    columns = (
-        "cameras",
-        "viewers",
-        "received",
-        "made",
-        "dropped",
-        "fps",
-        "median ms",
-        "p99 ms",
-        "batch",
-        "CPU ms/frame",
-        "MiB",
-    )
-    for column in columns:
+    counts = ("cameras", "viewers", "received", "made", "dropped", "fps")
+    for column in (*counts, "median ms", "p99 ms", "batch", "CPU ms/frame", "MiB"):
         table.add_column(column, justify="right")
     with _mistakes_told(ServeError):
         _size(size)
@@ -218,17 +206,8 @@ def serve(
             row = measure(count, size, frame_rate, seconds, watching, engine)
             rows.append(row)
             took = row["latency_ms"]
-            cells = (
-                count,
-                watching,
-                row["received"],
-                row["made"],
-                row["dropped"],
-                row["fps"],
-                took["median"],
-                took["p99"],
-            )
-            table.add_row(*map(str, (*cells, row["batch"], row["server_cpu_ms_per_frame"], row["memory_mb"])))
+            cells = (*(row[name] for name in counts), took["median"], took["p99"], row["batch"])
+            table.add_row(*map(str, (*cells, row["server_cpu_ms_per_frame"], row["memory_mb"])))
     console.print(table)
     _write(json_file, {"size": size, "frame_rate": frame_rate, "seconds": seconds, "rows": rows, "machine": machine})
 

@@ -16,7 +16,6 @@ import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +34,6 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 class ServeError(Exception):
     """A service or a camera that didn't start, or nothing was shown."""
-
-
-@dataclass
-class Seen:
-    """What the viewers of one camera got."""
-
-    latency_ms: list[float] = field(default_factory=list)
-    sequences: list[int] = field(default_factory=list)
 
 
 def measure(cameras: int, size: str, frame_rate: float, seconds: float, viewers: int, engine: str) -> dict[str, Any]:
@@ -68,18 +59,16 @@ def measure(cameras: int, size: str, frame_rate: float, seconds: float, viewers:
 
 async def _watch(service: "_Service", names: Sequence[str], viewers: int, seconds: float) -> dict[str, Any]:
     await asyncio.to_thread(service.wait_for_cameras, names)
-    seen = {name: Seen() for name in names}
+    latency: list[float] = []
     async with aio.insecure_channel(service.address, [("grpc.max_receive_message_length", -1)]) as channel:
         stub = ViewersStub(channel)
         watching = [
-            asyncio.create_task(_note(stub, name, seen[name] if number == 0 else Seen()))
+            asyncio.create_task(_note(stub, name, latency if number == 0 else []))
             for name in names
             for number in range(viewers)
         ]
         await asyncio.sleep(_SETTLE_S)
-        for each in seen.values():
-            each.latency_ms.clear()
-            each.sequences.clear()
+        latency.clear()
         before, cpu, began = service.counts(), service.cpu_s(), time.monotonic()
         await asyncio.sleep(seconds)
         after, cpu, took = service.counts(), service.cpu_s() - cpu, time.monotonic() - began
@@ -88,7 +77,6 @@ async def _watch(service: "_Service", names: Sequence[str], viewers: int, second
                 raise ServeError(f"a viewer was let go: {task.exception()}")
             task.cancel()
     counted = {name: after.get(name, 0.0) - before.get(name, 0.0) for name in after}
-    latency = [ms for each in seen.values() for ms in each.latency_ms]
     if viewers and not latency:
         raise ServeError("nothing was shown")
     received = counted["veilcam_frames_received_total"]
@@ -112,11 +100,10 @@ async def _watch(service: "_Service", names: Sequence[str], viewers: int, second
     }
 
 
-async def _note(stub: ViewersStub, name: str, seen: Seen) -> None:
+async def _note(stub: ViewersStub, name: str, latency: list[float]) -> None:
     call: Any = stub.Watch(pb.WatchRequest(camera=name))
     async for picture in call:
-        seen.latency_ms.append((time.time_ns() - picture.capture_time_ns) / 1e6)
-        seen.sequences.append(picture.sequence)
+        latency.append((time.time_ns() - picture.capture_time_ns) / 1e6)
 
 
 class _Service:

@@ -1,9 +1,6 @@
 """How many frames an engine takes at once, and how long it waits for them: measured where it runs, not guessed."""
 
-import time
 from dataclasses import dataclass
-
-import numpy as np
 
 from decoder.engines import Engine
 
@@ -56,10 +53,4 @@ def measure(engine: Engine, grid: tuple[int, int], most: int) -> Batching:
 
 def _time(engine: Engine, grid: tuple[int, int], size: int) -> float:
     """Least milliseconds of a few runs; the first, which may compile or allocate, doesn't count."""
-    measurements = np.zeros((size, engine.rows, *grid), np.int8)
-    times = []
-    for _ in range(_REPEATS):
-        began = time.perf_counter()
-        engine.reconstruct(measurements)
-        times.append((time.perf_counter() - began) * 1e3)
-    return min(times[1:])
+    return min([engine.timed(size, grid) for _ in range(_REPEATS)][1:])

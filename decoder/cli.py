@@ -6,10 +6,10 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from pythonjsonlogger.json import JsonFormatter
@@ -99,27 +99,19 @@ def decode(
         return
     # gRPC's core writes lines of its own beside ours; it reads this when it is imported.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    try:
+    with _extra_told():
         from decoder.catalogue import CatalogueError
         from decoder.engines import EngineError
         from decoder.server import Server, ServerError
         from decoder.settings import Settings, SettingsError, read_settings
-    except ModuleNotFoundError as error:
-        log.error("%s is missing: pip install 'veilcam[decoder]'", error.name)
-        sys.exit(UNUSABLE)
     said = {name: context.params[name] for name in Settings.model_fields}
     given = {name: value for name, value in said.items() if value not in (None, [], ())}
     try:
         settings = read_settings(config, given)
         _start_logging(settings.log_json)
         catalogue = _catalogue(settings)
-    except SettingsError as error:
-        for line in str(error).splitlines():
-            log.error("%s", line)
-        sys.exit(UNUSABLE)
-    except (CatalogueError, EngineError) as error:
-        log.error("%s", error)
-        sys.exit(UNUSABLE)
+    except (SettingsError, CatalogueError, EngineError) as error:
+        _give_up(error)
     if check_config:
         log.info("settings are sound: %s", ", ".join(f"{k} = {v}" for k, v in settings.model_dump(mode="json").items()))
         return
@@ -144,8 +136,7 @@ def decode(
     try:
         sys.exit(asyncio.run(serve()))
     except ServerError as error:
-        log.error("%s", error)
-        sys.exit(UNUSABLE)
+        _give_up(error)
 
 
 async def _follow(server: "Server", config: Path | None, given: Mapping[str, Any]) -> None:
@@ -222,7 +213,7 @@ def export(
     threads: Threads = None,
 ) -> None:
     """Write a recording as a film. A long one can be written in parts, by ranges of time."""
-    try:
+    with _extra_told():
         from rich.progress import Progress
 
         from decoder.catalogue import CatalogueError
@@ -230,9 +221,6 @@ def export(
         from decoder.recordings.film import write_film
         from decoder.recordings.playback import Recording, RecordingError
         from decoder.settings import SettingsError, read_settings
-    except ModuleNotFoundError as error:
-        log.error("%s is missing: pip install 'veilcam[decoder]'", error.name)
-        sys.exit(UNUSABLE)
     start_ns, end_ns = _ns(begin, 0), _ns(end, 2**63 - 1)
     if film.suffix != ".mp4":
         log.error("%s: expected a name that ends in .mp4", film)
@@ -244,8 +232,7 @@ def export(
             task = bar.add_task(film.name, total=len(played.times(start_ns, end_ns)))
             count = write_film(played.shots(start_ns, end_ns), film, lambda: bar.advance(task))
     except (SettingsError, CatalogueError, EngineError, RecordingError) as error:
-        log.error("%s", error)
-        sys.exit(UNUSABLE)
+        _give_up(error)
     except OSError as error:
         log.error("%s: %s", error.filename or film, error.strerror)
         sys.exit(BROKE)
@@ -270,16 +257,13 @@ def replay(
     threads: Threads = None,
 ) -> None:
     """Show a recording on a page of its own, and to programs, as if its camera were live, until Ctrl-C."""
-    try:
+    with _extra_told():
         from decoder.catalogue import CatalogueError
         from decoder.engines import EngineError
         from decoder.recordings.playback import Recording, RecordingError
         from decoder.recordings.replay import replay as play
         from decoder.server import Server, ServerError
         from decoder.settings import SettingsError, read_settings
-    except ModuleNotFoundError as error:
-        log.error("%s is missing: pip install 'veilcam[decoder]'", error.name)
-        sys.exit(UNUSABLE)
     given: dict[str, Any] = {"port": port, "http": http, "allow_plain": allow_plain}
     given |= {"reconstructor": reconstructor or None, "engine": engine, "threads": threads}
 
@@ -310,9 +294,24 @@ def replay(
     try:
         sys.exit(asyncio.run(serve()))
     except (SettingsError, CatalogueError, EngineError, RecordingError, ServerError) as error:
-        for line in str(error).splitlines():
-            log.error("%s", line)
+        _give_up(error)
+
+
+@contextlib.contextmanager
+def _extra_told() -> Iterator[None]:
+    """What the service needs and the camera doesn't may not be installed: say how to."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        log.error("%s is missing: pip install 'veilcam[decoder]'", error.name)
         sys.exit(UNUSABLE)
+
+
+def _give_up(error: Exception) -> NoReturn:
+    """What was asked for can't be done: each line of why, and the exit code."""
+    for line in str(error).splitlines():
+        log.error("%s", line)
+    sys.exit(UNUSABLE)
 
 
 def _ns(time: datetime | None, otherwise: int) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
@@ -22,6 +23,7 @@ from train.data.leaves import dead_leaves
 from train.data.photographs import picture_files, read_gray
 from train.export import ExportError
 from train.networks.quarter import WHITE
+from train.objectives.reconstruction import psnr
 
 CROP = 256
 CALIBRATED_ON = 64
@@ -163,7 +165,8 @@ def _compared(
     rows = []
     for picture, levels in samples:
         ours, theirs = (session.run(None, {"measurements": levels[None]})[0][0] for session in sessions)
-        rows.append((_psnr(ours, picture), _psnr(theirs, picture), _psnr(theirs, ours)))
+        seen, changed, original = (torch.tensor(each)[None, None] / WHITE for each in (ours, theirs, picture))
+        rows.append([float(psnr(*pair)) for pair in ((seen, original), (changed, original), (changed, seen))])
         progress()
     before, after, agreement = (float(value) for value in np.mean(rows, 0))
     return {
@@ -173,11 +176,6 @@ def _compared(
         "lost_db": round(before - after, 3),
         "agreement_db": round(agreement, 2),
     }
-
-
-def _psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
-    error = float(((a.astype(np.float64) - b) ** 2).mean())
-    return float(10 * np.log10(WHITE**2 / max(error, 1e-9)))
 
 
 def _packed(levels: NDArray[np.int8]) -> str:

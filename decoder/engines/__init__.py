@@ -4,6 +4,7 @@ An engine opens a reconstructor's ONNX file and turns measurements into pictures
 runtime's own is ``_run``.
 """
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -88,6 +89,18 @@ class Engine(ABC):
         if pictures.dtype != np.uint8 or pictures.shape != expected:
             raise ValueError(f"{self.name} gave {pictures.dtype} {pictures.shape}, expected uint8 {expected}")
         return pictures
+
+    def timed(self, count: int, grid: tuple[int, int]) -> float:
+        """Milliseconds of one batch.
+
+        Args:
+            count: pictures in it.
+            grid: blocks of a picture, down and across.
+        """
+        measurements = np.zeros((count, self.rows, *grid), np.int8)
+        began = time.perf_counter()
+        self.reconstruct(measurements)
+        return (time.perf_counter() - began) * 1e3
 
     def reopened(self) -> "Engine":
         """The same file in the same runtime, built anew.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from decoder.admission import Refusal, next_levels
 from decoder.catalogue import Catalogue, fit_rows
-from decoder.recordings.segment import SUFFIX, Segment, SegmentError, last_time
+from decoder.recordings.segment import SUFFIX, Segment, SegmentError, key_before, last_time, with_base
 from decoder.recordings.store import Store
 from protos.v1 import veilcam_pb2 as pb
 
@@ -68,9 +68,7 @@ class Recording:
     def shots(self, start_ns: int = 0, end_ns: int = 2**63 - 1) -> Iterator[Shot]:
         """Pictures in a range of time, the end left out. Frames without their base, after damage, are passed over."""
         for segment in self.segments:
-            entries = segment.entries()
-            keys = [entry for entry in entries if entry.key and entry.capture_time_ns <= start_ns]
-            yield from self._of_segment(segment, keys[-1].offset if keys else None, start_ns, end_ns)
+            yield from self._of_segment(segment, key_before(segment.entries(), start_ns), start_ns, end_ns)
 
     def _of_segment(self, segment: Segment, offset: int | None, start_ns: int, end_ns: int) -> Iterator[Shot]:
         hello = segment.hello
@@ -184,13 +182,9 @@ def _decoded(
     Raises:
         RecordingError: a frame that isn't what its hello announced.
     """
-    sequence = frame.sequence if frame is not None else 0
-    for each, _ in segment.frames(offset):
-        if each.base_sequence and each.base_sequence != sequence:
-            continue
+    for each in with_base(segment.frames(offset), frame.sequence if frame is not None else 0):
         try:
             levels = next_levels(each, segment.hello, block, levels)
         except Refusal as refusal:
             raise RecordingError(f"{segment.path}: {refusal}") from None
-        sequence = each.sequence
         yield each, levels

@@ -8,7 +8,7 @@ import grpc
 from grpc import aio
 
 from decoder.recordings.playback import RecordingError
-from decoder.recordings.segment import Segment
+from decoder.recordings.segment import Segment, key_before, with_base
 from protos.v1 import veilcam_pb2 as pb
 from protos.v1.veilcam_pb2_grpc import CamerasStub
 
@@ -42,8 +42,7 @@ async def replay(
             entries = segment.entries()
             if not entries or entries[-1].capture_time_ns < start_ns or entries[0].capture_time_ns >= end_ns:
                 continue
-            keys = [entry for entry in entries if entry.key and entry.capture_time_ns <= start_ns]
-            frames = _requests(segment, keys[-1].offset if keys else None, speed, start_ns, end_ns, progress)
+            frames = _requests(segment, key_before(entries, start_ns), speed, start_ns, end_ns, progress)
             try:
                 async for _ in CamerasStub(channel).Publish(frames):
                     pass
@@ -57,13 +56,10 @@ async def _requests(
     segment: Segment, offset: int | None, speed: float, start_ns: int, end_ns: int, progress: Callable[[], None]
 ) -> AsyncIterator[pb.PublishRequest]:
     yield pb.PublishRequest(hello=segment.hello)
-    due, before_ns, sequence, sent = time.monotonic(), 0, 0, 0
-    for frame, _ in segment.frames(offset):
+    due, before_ns = time.monotonic(), 0
+    for sent, frame in enumerate(with_base(segment.frames(offset)), 1):
         if frame.capture_time_ns >= end_ns:
             return
-        if frame.base_sequence and frame.base_sequence != sequence:
-            continue  # what it is a difference to is damaged
-        sequence, sent = frame.sequence, sent + 1
         # Numbered anew: it may begin in the middle, and the service counts from one.
         frame.sequence, frame.base_sequence = sent, sent - 1 if frame.base_sequence else 0
         if before_ns and frame.capture_time_ns > start_ns:

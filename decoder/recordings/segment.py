@@ -16,7 +16,7 @@ import errno
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -156,6 +156,24 @@ class Segment:
                 if not later:
                     return
                 offset = later[0]
+
+
+def key_before(entries: Sequence[Entry], time_ns: int) -> int | None:
+    """Offset of the last key frame captured at a time or before it, to begin at; None for the first frame."""
+    offsets = [entry.offset for entry in entries if entry.key and entry.capture_time_ns <= time_ns]
+    return offsets[-1] if offsets else None
+
+
+def with_base(frames: Iterable[tuple[pb.Frame, int]], sequence: int = 0) -> Iterator[pb.Frame]:
+    """Frames but for those whose base, after damage, isn't the frame before.
+
+    Args:
+        sequence: of the frame before the first, if that isn't a key frame.
+    """
+    for frame, _ in frames:
+        if not frame.base_sequence or frame.base_sequence == sequence:
+            sequence = frame.sequence
+            yield frame
 
 
 def index_of(path: Path) -> Path:
