@@ -94,18 +94,24 @@ class Log:
 
 
 def provenance() -> dict[str, str]:
-    """Commit (with + where the tree had changes), versions and processor that a result came from."""
+    """Commit (with + where the tree had changes), versions and processor that a result came from.
+
+    Where the code runs outside of its repository, as in a container, ``VEILCAM_COMMIT`` names the commit.
+    """
+    commit = os.environ.get("VEILCAM_COMMIT") or _commit() or "unknown"
+    return {"commit": commit, "torch": str(torch.__version__), "processor": processor()}
+
+
+def _commit() -> str:
     try:
-        folder = Path(__file__).parent
-        commit = subprocess.run(  # noqa: S603
+        return subprocess.run(  # noqa: S603
             [shutil.which("git") or "git", "describe", "--always", "--dirty=+", "--abbrev=12"],
-            cwd=folder,
+            cwd=Path(__file__).parent,
             capture_output=True,
             text=True,
         ).stdout.strip()
     except OSError:
-        commit = ""
-    return {"commit": commit or "unknown", "torch": str(torch.__version__), "processor": processor()}
+        return ""
 
 
 def processor() -> str:

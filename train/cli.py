@@ -14,7 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from train.reproduce import Step
+    from train.data.small import SmallSet
+    from train.reproduce import Runner, Step
 
 log = logging.getLogger("veilcam.train")
 
@@ -121,20 +122,24 @@ def evaluate(
 @app.command()
 def reproduce(
     schedule: Annotated[
-        str, typer.Option(help="the paper's, full, or one for a CPU, reduced; or a folder of run files")
+        str,
+        typer.Option(
+            help="the paper's, full; reduced, for a CPU; short, for a GPU in minutes; or a folder of run files"
+        ),
     ],
     data: Data = None,
     runs: Runs = Path("runs"),
     cache: Cache = CACHE,
     only: Annotated[list[str] | None, typer.Option(help="runs to do, with wildcards, and what they need")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with runs that were interrupted")] = False,
+    jobs: Annotated[int, typer.Option(min=1, max=64, help="steps to do at once; a GPU is full with about 8")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan, with times measured here")] = False,
 ) -> None:
     """Do all runs and measurements behind the paper's tables into RUNS/SCHEDULE, skipping what is done."""
-    from functools import cache as remembered
+    from functools import partial
 
-    from train.data.small import SmallSet, open_set
     from train.devices import find_device
+    from train.jobs import do_at_once
     from train.reproduce import RUN_FILES, SCHEDULES, Runner, Schedule, estimates
     from train.settings import SettingsError
 
@@ -145,10 +150,7 @@ def reproduce(
         device = find_device()
         log.info("on %s", device.told)
 
-        @remembered
-        def sets(name: str) -> SmallSet:
-            return open_set(name, data or [], cache)
-
+        sets = _sets(data or [], cache)
         runner = Runner(plan, runs / folder.name, device, sets, _bar)
         todo = [step for step in steps if not runner.done(step)]
         if dry_run:
@@ -157,6 +159,9 @@ def reproduce(
         for step in todo:
             if runner.begun(step) and not resume:
                 raise SettingsError(f"{runs / folder.name / step.name}: was interrupted; --resume goes on with it")
+        if jobs > 1:
+            do_at_once(todo, jobs, partial(_quiet_runner, folder, runs / folder.name, data or [], cache))
+            return
         for number, step in enumerate(todo, 1):
             log.info("%d of %d: %s", number, len(todo), step.told)
             runner.do(step)
@@ -247,6 +252,7 @@ def _mistakes_told(goes_on: str = "nothing was written") -> Iterator[None]:
     from train.checkpoint import CheckpointError
     from train.data.files import DataError
     from train.export import ExportError
+    from train.jobs import JobError
     from train.readers import ReaderError
     from train.settings import SettingsError
 
@@ -257,6 +263,9 @@ def _mistakes_told(goes_on: str = "nothing was written") -> Iterator[None]:
         sys.exit(UNUSABLE)
     except OSError as error:
         log.error("%s: %s", error.filename or "the disk", error.strerror or error)
+        sys.exit(BROKE)
+    except JobError as error:
+        log.error("%s", error)
         sys.exit(BROKE)
     except KeyboardInterrupt:
         log.error("interrupted; %s", goes_on)
@@ -294,6 +303,23 @@ def _print_table(result: dict[str, Any]) -> None:
             read = [f"{readings[rendition][way]:.1f}" for readings in result["recognition"].values()]
             table.add_row(rendition, "" if rendition == "original" else f"{fidelity:.2f}", *read)
         Console().print(table)
+
+
+def _sets(data: list[Path], cache: Path) -> "Callable[[str], SmallSet]":
+    """Opens data sets by name, each once."""
+    from functools import cache as remembered
+
+    from train.data.small import open_set
+
+    return remembered(lambda name: open_set(name, data, cache))
+
+
+def _quiet_runner(schedule: Path, runs: Path, data: list[Path], cache: Path) -> "Runner":
+    """For a process beside others: progress stands in the runs' logs."""
+    from train.devices import find_device
+    from train.reproduce import Runner, Schedule
+
+    return Runner(Schedule(schedule), runs, find_device(), _sets(data, cache), _no_bar)
 
 
 @contextmanager

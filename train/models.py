@@ -13,7 +13,8 @@ from train.networks.classifiers.classifier import Classifier
 from train.networks.csnet import CSNet
 from train.settings import MODEL_KINDS, ClassifierRun, CSNetRun
 
-_BATCH = 250
+_BATCH = {"cpu": 250, "cuda": 2000}
+"""Pictures that are looked at together when measuring, by kind of device."""
 
 
 def classifier_of(path: Path, device: Device) -> tuple[Classifier, dict[str, Any]]:
@@ -50,9 +51,9 @@ def pictures_of(model: CSNet, originals: Pictures, device: Device) -> Pictures:
 
     In float32 on every device, as exported models run.
     """
-    made = []
-    for start in range(0, len(originals), _BATCH):
-        picture = originals[start : start + _BATCH].to(device.torch).all()[0]
+    made, batch = [], _BATCH[device.torch.type]
+    for start in range(0, len(originals), batch):
+        picture = originals[start : start + batch].to(device.torch).all()[0]
         reconstruction = model(padded(picture).contiguous(memory_format=torch.channels_last))
         made.append((cropped(reconstruction, picture) * 255).round().clamp(0, 255).to(torch.uint8).cpu())
     return Pictures(torch.cat(made), originals.y.cpu())
@@ -66,9 +67,9 @@ def recognition(net: Classifier, pictures: Pictures, device: Device) -> float:
     """
     if net.training:
         raise ValueError("a classifier that is measured must be in evaluation mode")
-    right = 0
-    for start in range(0, len(pictures), _BATCH):
-        picture, label = pictures[start : start + _BATCH].to(device.torch).all()
+    right, batch = 0, _BATCH[device.torch.type]
+    for start in range(0, len(pictures), batch):
+        picture, label = pictures[start : start + batch].to(device.torch).all()
         scores = net(padded(picture).contiguous(memory_format=torch.channels_last))
         right += int((scores.argmax(1) == label).sum())
     return 100 * right / len(pictures)

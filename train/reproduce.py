@@ -18,8 +18,6 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from train import checkpoint
 from train.data.small import SmallSet
 from train.devices import Device
@@ -41,7 +39,7 @@ from train.settings import (
 log = logging.getLogger("veilcam.train")
 
 RUN_FILES = Path(__file__).parent / "runs" / "paper"
-SCHEDULES = ("reduced", "full")
+SCHEDULES = ("reduced", "short", "full")
 MEASUREMENT = "measurement.toml"
 
 _WARM_ITERATIONS, _TRIED_ITERATIONS = 2, 6
@@ -224,8 +222,6 @@ class Runner:
 
     def do(self, step: Step) -> None:
         """Train, or measure; goes on from the last checkpoint."""
-        # Compiled code of the networks before would count against the limits of this one.
-        torch.compiler.reset()
         if step.run is None:
             self._measure(step.name)
             return

@@ -234,6 +234,40 @@ def test_an_interrupted_run_goes_on_only_when_asked(
     assert "1 of" not in caplog.text
 
 
+def test_steps_done_at_once_give_what_they_give_one_by_one(
+    done: tuple[Schedule, Path], tmp_path: Path, data_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    schedule, runs = done
+    asked = ("reproduce", "--schedule", schedule.folder, "--data", data_folder, "--runs", tmp_path, "--jobs", 2)
+    code, output = command(*asked)
+    assert code == 0, output
+    for name in schedule.models:
+        one_by_one, at_once = (checkpoint.load(f / name / "final.pt")["net"] for f in (runs, tmp_path / "reduced"))
+        for key, value in one_by_one.items():
+            assert torch.allclose(at_once[key], value, atol=1e-3), (name, key)
+    begun = [record.getMessage() for record in caplog.records if record.getMessage().startswith("begun")]
+    assert len(begun) == len(schedule.steps())
+    caplog.clear()
+    assert command(*asked)[0] == 0
+    assert "begun" not in caplog.text
+
+
+def test_what_needs_a_step_that_failed_is_left_and_the_rest_is_done(
+    tmp_path: Path, data_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    greedy = FILES["adv-csnet-vgg-r10"].replace("batch = 20", "batch = 4000")
+    folder = write_schedule(tmp_path / "plan", **{"adv-csnet-vgg-r10": greedy})
+    code, _ = command(
+        "reproduce", "--schedule", folder, "--data", data_folder, "--runs", tmp_path / "runs", "--jobs", 2
+    )
+    assert code == 1
+    assert "adversarial adv-csnet-vgg-r10 failed; 1 more need them" in caplog.text
+    assert "500 pictures to learn from, expected at least a batch of 4000" in caplog.text
+    assert (tmp_path / "runs" / "plan" / "adv-csnet-e-r10" / "evaluation.json").exists()
+    assert not (tmp_path / "runs" / "plan" / "adv-csnet-vgg-r10" / "final.pt").exists()
+
+
 def test_a_run_done_by_other_settings_is_not_overwritten(done: tuple[Schedule, Path], data: SmallSet) -> None:
     schedule, runs = done
     runner = Runner(schedule, runs, CPU, lambda name: data, no_bar)
@@ -291,9 +325,9 @@ def test_recognition_is_counted_rightly() -> None:
 
 def test_controls_cost_as_much_as_is_asked(data: SmallSet) -> None:
     plain = Pictures(data.test.x, data.test.y)
-    for control in controls(plain, data.test, 30.0).values():
+    for control in controls(plain, data.test, 30.0, CPU).values():
         assert mean_psnr(control, data.test) == pytest.approx(30.0, abs=0.1)
-    found = controls(plain, data.test, 25.0)
+    found = controls(plain, data.test, 25.0, CPU)
     assert not torch.equal(found[NOISE].x, found[BLUR].x)
     assert torch.equal(found[NOISE].y, data.test.y)
 
@@ -320,7 +354,8 @@ def test_the_report_is_written_from_its_numbers(
     done: tuple[Schedule, Path], tmp_path: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     schedule, runs = done
-    write_schedule(schedule.folder.parent / "full")
+    for other in ("short", "full"):
+        write_schedule(schedule.folder.parent / other)
     monkeypatch.setattr("train.reproduce.RUN_FILES", schedule.folder.parent)
     asked = ("report", "--data", data_folder, "--docs", tmp_path, "--runs")
     assert command(*asked, tmp_path / "nothing")[0] == 2

@@ -79,7 +79,7 @@ def measure_model(
     renditions = {ITSELF: pictures_of(model, test, device)}
     if base is not None:
         plain = pictures_of(base, test, device)
-        renditions |= controls(plain, test, mean_psnr(renditions[ITSELF], test))
+        renditions |= controls(plain, test, mean_psnr(renditions[ITSELF], test), device)
     result: dict[str, Any] = {"pictures": len(test)}
     result["psnr"] = {name: round(mean_psnr(pictures, test), 4) for name, pictures in renditions.items()}
     result["ssim"] = {name: round(mean_ssim(pictures, test), 5) for name, pictures in renditions.items()}
@@ -109,17 +109,24 @@ def purify(pictures: Pictures, way: str) -> Pictures:
     return Pictures(torch.from_numpy(np.stack(made))[:, None], pictures.y)
 
 
-def controls(plain: Pictures, originals: Pictures, target: float) -> dict[str, Pictures]:
+def controls(plain: Pictures, originals: Pictures, target: float, device: Device) -> dict[str, Pictures]:
     """The plain pictures with as much Gaussian noise, and blurred as much, as brings their mean PSNR to a target.
 
     Where the plain ones have less than that already, they stay as they are.
+
+    Args:
+        plain: pictures of a CSNet.
+        originals: of the same.
+        target: mean PSNR in dB.
+        device: that the search runs on.
     """
     generator = torch.Generator().manual_seed(0)
-    draw = torch.randn(plain.x.shape, generator=generator)
-    picture = plain.x.float() / 255
+    draw = torch.randn(plain.x.shape, generator=generator).to(device.torch)
+    picture = plain.x.to(device.torch).float() / 255
+    originals, labels = originals.to(device.torch), plain.y.to(device.torch)
 
     def made(name: str, strength: float) -> Pictures:
-        return _seen(picture + strength * draw if name == NOISE else blur(picture, strength), plain.y)
+        return _seen(picture + strength * draw if name == NOISE else blur(picture, strength), labels)
 
     found = {}
     for name, most in ((NOISE, 0.3), (BLUR, 4.0)):
@@ -130,7 +137,7 @@ def controls(plain: Pictures, originals: Pictures, target: float) -> dict[str, P
                 low = middle
             else:
                 high = middle
-        found[name] = made(name, low)
+        found[name] = made(name, low).to(torch.device("cpu"))
     return found
 
 

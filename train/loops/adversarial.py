@@ -7,6 +7,7 @@ picture ─▶ S, frozen ─▶ s ─▶ G ─▶ x' ─┬─▶ distance to th
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from train.data.small import Batches, SmallSet, cropped, padded
 from train.devices import Device
@@ -28,13 +29,13 @@ def train(run: AdversarialRun, data: SmallSet, device: Device, out: Path, report
     optimiser = torch.optim.Adam(net.reconstruction.parameters(), lr=run.learning_rate)
     reading = Reading(len(data.train) // run.batch)
     parts: dict[str, Stateful] = {"net": net, "optimiser": optimiser, "reading": reading}
-    compiled, seen_by = device.compiled(net), device.compiled(classifier)
+    graphed, seen_by = device.graphed(net), device.graphed(classifier)
     with Training(run, parts, generator, out, report, device) as training:
         while training.running:
             picture, label = batches.at(training.iteration)
             with device.precision():
                 whole = padded(picture).contiguous(memory_format=torch.channels_last)
-                reconstruction = cropped(compiled(whole).float(), picture)
+                reconstruction = cropped(graphed(whole).float(), picture)
                 scores = seen_by(padded(reconstruction)).float()
             beta = beta_due(run.beta, run.beta_later, run.read_below, reading.lowest)
             answers = scores.softmax(1) if run.answers == "softmax" else scores
@@ -43,8 +44,8 @@ def train(run: AdversarialRun, data: SmallSet, device: Device, out: Path, report
             descend(optimiser, sum(terms.values(), torch.zeros((), device=device.torch)), rate)
             read = (scores.argmax(1) == label).float().mean()
             reading.note(read)
-            told = {"psnr": psnr(reconstruction.detach(), picture).mean(), "recognition": read, "beta": beta}
-            training.advance(terms | told, rate)
+            told: dict[str, Tensor | float] = {"psnr": psnr(reconstruction.detach(), picture).mean()}
+            training.advance(terms | told | {"recognition": read, "beta": beta}, rate)
     return training.finish(net)
 
 

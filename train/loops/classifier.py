@@ -23,14 +23,14 @@ def train(run: ClassifierRun, data: SmallSet, device: Device, out: Path, report:
     net = device.placed(_with_statistics(CLASSIFIERS[run.network](), pictures))
     batches = Batches(pictures, run.batch, run.seed)
     optimiser = optimiser_of(run, net)
-    compiled = device.compiled(net)
+    graphed = device.graphed(net)
     with Training(run, {"net": net, "optimiser": optimiser}, generator, out, report, device) as training:
         net.train()
         while training.running:
             picture, label = batches.at(training.iteration)
             seen = padded(moved(picture, generator, mirror=run.data == "cifar10"))
             with device.precision():
-                scores = compiled(seen.contiguous(memory_format=torch.channels_last)).float()
+                scores = graphed(seen.contiguous(memory_format=torch.channels_last)).float()
             loss = functional.cross_entropy(scores, label)
             rate = learning_rate(training.iteration, run)
             descend(optimiser, loss, rate)

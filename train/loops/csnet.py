@@ -25,13 +25,13 @@ def train(run: CSNetRun, data: SmallSet, device: Device, out: Path, report: Repo
     net = device.placed(net)
     batches = Batches(data.train.to(device.torch), run.batch, run.seed)
     optimiser = torch.optim.Adam(net.parameters(), lr=run.learning_rate)
-    compiled = device.compiled(net)
+    graphed = device.graphed(net)
     with Training(run, {"net": net, "optimiser": optimiser}, generator, out, report, device) as training:
         while training.running:
             picture, _ = batches.at(training.iteration)
             whole = padded(picture).contiguous(memory_format=torch.channels_last)
             with device.precision():
-                reconstruction = cropped(compiled(whole).float(), picture)
+                reconstruction = cropped(graphed(whole).float(), picture)
             loss = reconstruction_loss(reconstruction, picture)
             rate = stepped_rate(training.iteration, run)
             descend(optimiser, loss, rate)

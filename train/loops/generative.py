@@ -35,30 +35,30 @@ def train(run: GenerativeRun, data: SmallSet, device: Device, out: Path, report:
     )
     parts: dict[str, Stateful] = {"net": net, "discriminator": judge}
     parts |= {"optimiser": optimiser, "of_real": of_real, "of_class": of_class}
-    compiled, looks = device.compiled(net, graph=False), device.compiled(judge, graph=False)
+    graphed = device.graphed(net)
     with Training(run, parts, generator, out, report, device) as training:
         while training.running:
             picture, label = batches.at(training.iteration)
             rate = stepped_rate(training.iteration, run)
             whole = padded(picture).contiguous(memory_format=torch.channels_last)
             with device.precision():
-                reconstruction = cropped(compiled(whole).float(), picture)
+                reconstruction = cropped(graphed(whole).float(), picture)
             seen = padded(reconstruction)
             told = {"psnr": psnr(reconstruction.detach(), picture).mean()}
             if run.gamma_d:
                 with device.precision():
-                    scores = looks(whole)[1].float()
+                    scores = judge(whole)[1].float()
                 terms = discriminator_of_class(scores, label, run.gamma_d)
                 descend(of_class, terms["D_rec"], rate)
                 told |= terms | {"originals_recognition": (scores.argmax(1) == label).float().mean()}
             with device.precision():
-                real = looks(torch.cat([whole, seen.detach()]))[0].float()
+                real = judge(torch.cat([whole, seen.detach()]))[0].float()
             terms = discriminator_of_real(real[: len(whole)], real[len(whole) :], run.lambda_d)
             descend(of_real, terms["D_rf"], rate)
             told |= terms
             judge.requires_grad_(False)
             with device.precision():
-                real, scores = looks(seen)
+                real, scores = judge(seen)
             terms = against_discriminator(
                 reconstruction, picture, real.float(), scores.float(), label, run.alpha, run.lambda_g, run.gamma_g
             )

@@ -46,14 +46,14 @@ def train(run: RetrainedRun, data: SmallSet, device: Device, out: Path, report: 
     batches = Batches(learned_from, run.batch, run.seed)
     optimiser = torch.optim.SGD(net.parameters(), run.learning_rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
     rise = Rise(run.patience)
-    compiled = device.compiled(net)
+    graphed = device.graphed(net)
     with Training(run, {"net": net, "optimiser": optimiser, "rise": rise}, generator, out, report, device) as training:
         while training.running and not rise.ended:
             picture, label = batches.at(training.iteration)
             seen = padded(moved(picture, generator, mirror=run.data == "cifar10"))
             net.train()
             with device.precision():
-                scores = compiled(seen.contiguous(memory_format=torch.channels_last)).float()
+                scores = graphed(seen.contiguous(memory_format=torch.channels_last)).float()
             loss = functional.cross_entropy(scores, label)
             if training.iteration >= run.iterations * _LATEST_DROP:
                 rise.lower()

@@ -15,6 +15,7 @@ Told = dict[str, Any]
 
 _TITLES = {
     "reduced": "Reduced schedule (for a CPU)",
+    "short": "Short schedule (for one GPU, in ten minutes)",
     "full": "Full schedule (the paper's)",
 }
 _RUN_FILES = "../train/runs/paper"

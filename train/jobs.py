@@ -1,0 +1,90 @@
+"""Steps of a schedule done several at once, each in a process: one of these small networks leaves a GPU half idle."""
+
+import logging
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+
+import torch
+
+from train.reproduce import Runner, Step
+
+log = logging.getLogger("veilcam.train")
+
+
+class JobError(RuntimeError):
+    """Steps that couldn't be done, or a process that ended on its own."""
+
+
+def do_at_once(steps: Sequence[Step], jobs: int, open_runner: Callable[[], Runner]) -> None:
+    """Do steps as soon as what they need is done, those first that most others wait for, and the longest of them.
+
+    What a step that fails is needed for isn't done; everything else is, and the failures are told at the end.
+
+    Args:
+        steps: in an order in which one thing needs another; what they need beside each other is done already.
+        jobs: processes.
+        open_runner: called once in every process; can be pickled.
+
+    Raises:
+        JobError: some steps failed, or a process was killed.
+    """
+    runs = {step.name for step in steps if step.run is not None}
+    waiting = sorted(steps, key=lambda step: (-_dependents(step, steps), -(step.run.iterations if step.run else 0)))
+    done: set[str] = set()
+    failed: dict[str, str] = {}
+    under_way: dict[Future[None], Step] = {}
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, initializer=_open, initargs=(open_runner, jobs)) as processes:
+        while True:
+            ready = [step for step in waiting if runs.intersection(step.needs) <= done]
+            for step in ready[: jobs - len(under_way)]:
+                waiting.remove(step)
+                log.info("begun: %s", step.told)
+                under_way[processes.submit(_do, step)] = step
+            if not under_way:
+                break
+            for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+                step = under_way.pop(future)
+                error = future.exception()
+                if isinstance(error, BrokenProcessPool):
+                    raise JobError(f"{step.told}: its process was killed (by lack of memory?)") from None
+                if error is not None:
+                    failed[step.told] = f"{type(error).__name__}: {error}"
+                    log.error("failed: %s: %s", step.told, failed[step.told])
+                    continue
+                log.info("done: %s, %d to go", step.told, len(waiting) + len(under_way))
+                if step.run is not None:
+                    done.add(step.name)
+    if failed:
+        without = f"; {len(waiting)} more need them" if waiting else ""
+        raise JobError(f"{', '.join(failed)} failed{without}")
+
+
+def _dependents(step: Step, steps: Sequence[Step]) -> int:
+    """How many steps wait for one, directly or not."""
+    if step.run is None:
+        return 0
+    names, count = {step.name}, 0
+    for other in steps:
+        if names.intersection(other.needs):
+            count += 1
+            if other.run is not None:
+                names.add(other.name)
+    return count
+
+
+_runner: Runner | None = None
+
+
+def _open(open_runner: Callable[[], Runner], jobs: int) -> None:
+    global _runner
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
+    _runner = open_runner()
+
+
+def _do(step: Step) -> None:
+    assert _runner is not None
+    _runner.do(step)
