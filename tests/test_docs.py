@@ -1,11 +1,13 @@
 """Documents say what the raw results say, and their links lead somewhere."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 from benchmarks import report
+from train.report.tables import render
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -17,6 +19,11 @@ PAGES = [
 
 def test_no_figure_in_the_documents_is_stale() -> None:
     assert not list(report.stale()), "run python -m benchmarks.report"
+
+
+def test_the_papers_page_is_what_its_numbers_render_to() -> None:
+    paper = json.loads((ROOT / "docs" / "paper.json").read_text())
+    assert (ROOT / "docs" / "paper.md").read_text() == render(paper), "run veilcam-train report"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())

@@ -11,7 +11,7 @@ import logging
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from graphlib import CycleError, TopologicalSorter
@@ -269,10 +269,16 @@ def finished(runs: Path, name: str, run: SmallRun) -> dict[str, Any] | None:
     state = checkpoint.load(path)
     if not same_settings(state["run"], run):
         raise checkpoint.CheckpointError(f"{path}: of a run with other settings; move {path.parent} away to start anew")
-    if state.get("needs", {}) != fingerprints(runs, _names(run)):
+    if not made_from_what_is_there(runs, state.get("needs", {})):
         problem = f"made from other runs of {', '.join(_names(run))} than are there now"
         raise checkpoint.CheckpointError(f"{path}: {problem}; move {path.parent} away to start anew")
     return state
+
+
+def made_from_what_is_there(runs: Path, needs: Mapping[str, str]) -> bool:
+    """Whether none of the runs that something was made from, by name and fingerprint, is another one now."""
+    there = [name for name in needs if (runs / name / "final.pt").exists()]
+    return fingerprints(runs, there) == {name: needs[name] for name in there}
 
 
 def evaluated(schedule: Schedule, runs: Path, model: str) -> dict[str, Any] | None:

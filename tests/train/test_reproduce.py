@@ -90,7 +90,7 @@ FILES = {
 
 
 def write_schedule(folder: Path, **changed: str) -> Path:
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name, text in {**FILES, **changed}.items():
         (folder / f"{name}.toml").write_text(text)
     return folder
@@ -372,6 +372,38 @@ def test_the_report_is_written_from_its_numbers(
         assert (tmp_path / "paper" / figure["file"]).read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "paper" / "reduced" / "csnet-r10.csv").read_text().startswith("iteration,loss")
     assert "inception-retrained-on-adv-csnet-e-r10" in paper["schedules"]["reduced"]["retrained"]
+
+
+def test_a_report_keeps_what_was_told_of_runs_that_are_elsewhere(
+    done: tuple[Schedule, Path], tmp_path: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, runs = done
+    plans = tmp_path / "plans"
+    for name in SCHEDULES:
+        write_schedule(plans / name)
+    monkeypatch.setattr("train.reproduce.RUN_FILES", plans)
+    shutil.copytree(runs, tmp_path / "runs" / "reduced")
+
+    def models() -> set[str]:
+        code, output = command(
+            "report", "--data", data_folder, "--docs", tmp_path / "docs", "--runs", tmp_path / "runs"
+        )
+        assert code == 0, output
+        paper = json.loads((tmp_path / "docs" / "paper.json").read_text())
+        assert all((tmp_path / "docs" / "paper" / figure["file"]).exists() for figure in paper["figures"])
+        return set(paper["schedules"]["reduced"]["models"])
+
+    everything = {"csnet-r10", "adv-csnet-vgg-r10", "adv-csnet-e-r10"}
+    assert models() == everything
+    shutil.rmtree(tmp_path / "runs" / "reduced" / "adv-csnet-e-r10")
+    shutil.rmtree(tmp_path / "runs" / "reduced" / "adv-csnet-vgg-r10")
+    assert models() == everything
+    (plans / "reduced" / "adv-csnet-vgg-r10.toml").write_text(FILES["adv-csnet-vgg-r10"] + "beta = 0.5")
+    assert models() == everything - {"adv-csnet-vgg-r10"}
+    other = tmp_path / "runs" / "reduced" / "inception" / "final.pt"
+    checkpoint.save(other, checkpoint.load(other) | {"recognition": 1.0})
+    shutil.rmtree(tmp_path / "runs" / "reduced" / "inception-retrained-on-adv-csnet-e-r10")
+    assert command("report", "--data", data_folder, "--docs", tmp_path / "docs", "--runs", tmp_path / "runs")[0] == 2
 
 
 def told(**recognition: float) -> dict[str, Any]:

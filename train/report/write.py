@@ -8,16 +8,20 @@ from typing import Any
 from train.checkpoint import CheckpointError
 from train.data.small import SmallSet
 from train.devices import Device
+from train.loops.schedule import same_settings
 from train.report.collect import collect
 from train.report.figures import draw_pictures, draw_trade
 from train.report.tables import render
-from train.reproduce import SCHEDULES
+from train.reproduce import SCHEDULES, Schedule, made_from_what_is_there
 
 NUMBERS, PAGE, BESIDE = "paper.json", "paper.md", "paper"
 
 
 def write(schedules: Path, runs: Path, docs: Path, sets: Callable[[str], SmallSet], device: Device) -> Path:
-    """Write it from finished runs; returns the page's path. A schedule that didn't run here keeps what was told of it.
+    """Write it from finished runs; returns the page's path.
+
+    What an earlier report told of runs that aren't there stays, where it is of the settings in their run files and was
+    measured with no other readers than are there.
 
     Args:
         schedules: folder of schedules' run files.
@@ -37,16 +41,29 @@ def write(schedules: Path, runs: Path, docs: Path, sets: Callable[[str], SmallSe
     before = _told_before(docs / NUMBERS)
     figures: list[dict[str, str]] = []
     for name in SCHEDULES:
-        if told[name]["models"]:
-            figures += draw_pictures(name, runs / name, sets, device, beside)
-            figures += draw_trade(name, told[name], beside)
-        elif name in before["schedules"]:
-            told[name] = before["schedules"][name]
-            figures += [figure for figure in before["figures"] if figure["schedule"] == name]
+        here = bool(told[name]["models"])
+        _keep(told[name], before["schedules"].get(name, {}), Schedule(schedules / name), runs / name)
+        drawn: list[dict[str, str]] = []
+        if here:
+            drawn = draw_pictures(name, runs / name, sets, device, beside) + draw_trade(name, told[name], beside)
+        files = {figure["file"] for figure in drawn}
+        figures += drawn
+        figures += [f for f in before["figures"] if f["schedule"] == name and f["file"] not in files]
     paper = {"schedules": told, "figures": figures}
     (docs / NUMBERS).write_text(json.dumps(paper, indent=1, ensure_ascii=False) + "\n")
     (docs / PAGE).write_text(render(paper))
     return docs / PAGE
+
+
+def _keep(told: dict[str, Any], before: dict[str, Any], schedule: Schedule, runs: Path) -> None:
+    """Add what an earlier report told of runs that aren't there, if it goes together with those that are."""
+    settings = {**schedule.runs, **schedule.retrained()}
+    for group, entries in before.items():
+        for name, entry in entries.items():
+            fits = name in settings and same_settings(entry["run"], settings[name])
+            if name not in told[group] and fits and made_from_what_is_there(runs, entry.get("needs", {})):
+                told[group][name] = entry
+        told[group] = dict(sorted(told[group].items()))
 
 
 def _told_before(path: Path) -> dict[str, Any]:
