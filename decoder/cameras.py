@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import grpc
 
@@ -16,6 +17,15 @@ SILENT_AFTER_S = 3.0
 """A connected camera that sends nothing for so long is shown as silent, and a newer stream may take its name."""
 _LATELY_S = 5.0
 _WINDOW = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What an engine is at: one rendition of one frame, for those who watched when it began."""
+
+    measurement: Measurement
+    rendition: str
+    relay: Relay
 
 
 class Camera:
@@ -34,13 +44,13 @@ class Camera:
         """What viewers can be given."""
         self.newest: Measurement | None = None
         self.latest: Picture | None = None
-        """The last picture that was shown of it."""
+        """The last picture that was shown of it: of the rendition for those who don't ask, if anyone watches that."""
         self.tally = Tally()
         self.relays = {rendition: Relay(self._viewers_changed) for rendition in RENDITIONS}
         self._work = work
         self._taken: dict[str, Measurement] = {}
         self._served: dict[str, float] = {}
-        self._at_work = 0
+        self._at_work: list[Work] = []
         self._arrivals: deque[tuple[float, int]] = deque(maxlen=_WINDOW)
 
     def see(self, measurement: Measurement, size: int) -> None:
@@ -50,49 +60,45 @@ class Camera:
         self._arrivals.append((self.last_seen, size))
         self.tally.received += 1
         self.tally.bytes += size
-        if before is not None and before.stream is measurement.stream and not before.taken:
-            if self.watched:
-                self.tally.newer += 1
-                measurement.stream.drop()
-            else:
-                self.tally.unwatched += 1
-                measurement.stream.pass_by()
+        if before is not None:
+            self._pass_over(before, "newer" if self.watched else "unwatched")
         self._viewers_changed()
+
+    def lack_base(self, size: int) -> None:
+        """A difference came whose base isn't here, in a message of ``size`` bytes."""
+        self.tally.received += 1
+        self.tally.bytes += size
+        self.tally.fates["no_base"] += 1
+
+    def part(self, stream: Stream) -> None:
+        """A stream is over: what it sent last has passed by, unless someone waits for it."""
+        newest = self.newest
+        if newest is not None and newest.stream is stream and not self.wanted():
+            self._pass_over(newest, "unwatched")
 
     def wanted(self) -> list[tuple[float, str]]:
         """Renditions that someone watches and that no engine has taken yet: when each was last served, and its name."""
-        if self.newest is None or self.newest.failed:
+        if self.newest is None or self.newest.fate == "failed":
             return []
         watched = (name for name, relay in self.relays.items() if relay.viewers)
         return [(self._served.get(name, 0.0), name) for name in watched if self._taken.get(name) is not self.newest]
 
-    def begin(self, rendition: str) -> Measurement:
+    def begin(self, rendition: str) -> Work:
         """An engine takes what the camera sees now, to make a rendition of it; ``end`` follows."""
-        measurement = self.newest
-        assert measurement is not None
-        measurement.taken = True
-        self._at_work += 1
-        self._taken[rendition] = measurement
+        assert self.newest is not None
+        work = Work(self.newest, rendition, self.relays[rendition])
+        self._at_work.append(work)
+        self._taken[rendition] = work.measurement
         self._served[rendition] = time.monotonic()
-        return measurement
+        return work
 
-    def end(self, measurement: Measurement, picture: Picture | None) -> None:
+    def end(self, work: Work, picture: Picture | None) -> None:
         """The engine is through: a picture for its viewers, or None if it failed."""
-        self._at_work -= 1
+        self._at_work.remove(work)
         if picture is None:
-            self.lose(measurement)
-            return
-        self.tally.shown[picture.rendition] = self.tally.shown.get(picture.rendition, 0) + 1
-        if picture.rendition == self.rendition:
-            self.latest = picture
-            measurement.stream.show(picture)
-        self.relays[picture.rendition].publish(picture)
-        self._settle()
-
-    def lose(self, measurement: Measurement) -> None:
-        """No picture can be made of it."""
-        measurement.failed = True
-        self.tally.failed += 1
+            self._decide(work.measurement, "failed")
+        else:
+            self._show(work, picture)
         self._settle()
 
     def offer(self, renditions: tuple[str, ...]) -> None:
@@ -132,6 +138,30 @@ class Camera:
         seconds = came[-1][0] - came[0][0]
         return (len(came) - 1) / seconds, sum(size for _, size in came[1:]) * 8 / seconds / 1000
 
+    def _show(self, work: Work, picture: Picture) -> None:
+        self._decide(work.measurement, "shown")
+        self.tally.shown[work.rendition] = self.tally.shown.get(work.rendition, 0) + 1
+        if work.rendition == self.rendition or not self.relays[self.rendition].viewers:
+            self.latest = picture
+        work.measurement.stream.show(picture)
+        work.relay.publish(picture)
+
+    def _pass_over(self, measurement: Measurement, fate: str) -> None:
+        """No engine will take it any more; if one has it, what becomes of it is open."""
+        if all(work.measurement is not measurement for work in self._at_work):
+            self._decide(measurement, fate)
+
+    def _decide(self, measurement: Measurement, fate: str) -> None:
+        """A frame has one fate, the first, and is counted once."""
+        if measurement.fate:
+            return
+        measurement.fate = fate
+        self.tally.fates[fate] += 1
+        if fate == "newer":
+            measurement.stream.drop()
+        elif fate == "unwatched":
+            measurement.stream.pass_by()
+
     def _viewers_changed(self) -> None:
         for name, relay in self.relays.items():
             if not relay.viewers and self._taken.get(name) is not self.newest:
@@ -141,10 +171,13 @@ class Camera:
         self._settle()
 
     def _settle(self) -> None:
-        """Tell the stream when nothing more happens with what it sent."""
+        """Tell the stream up to where nothing more happens with what it sent."""
         newest = self.newest
-        if newest is not None and newest.stream is self.stream and not self._at_work and not self.wanted():
-            newest.stream.settle(newest.sequence)
+        if newest is None or newest.stream is not self.stream:
+            return
+        pending = [work.measurement for work in self._at_work] + ([newest] if self.wanted() else [])
+        open_ones = (each.sequence for each in pending if each.stream is newest.stream)
+        newest.stream.settle(min(open_ones, default=newest.sequence + 1) - 1)
 
 
 class Cameras:
@@ -193,6 +226,7 @@ class Cameras:
 
     def disconnect(self, camera: Camera, stream: Stream) -> None:
         """The stream is over; the camera stays known."""
+        camera.part(stream)
         if camera.stream is stream:
             camera.stream = None
 

@@ -118,7 +118,7 @@ class Worker:
         try:
             batching = await self._batching_of(jobs[0])
         except Exception as error:  # noqa: BLE001 - an engine's own; whatever it is, this frame is lost
-            jobs[0].camera.lose(jobs[0].measurement)
+            jobs[0].camera.end(jobs[0].camera.begin(jobs[0].rendition), None)
             await self._failed(jobs[0].reconstructor, jobs[:1], error)
             return []
         while True:
@@ -161,13 +161,13 @@ class Worker:
         taken = [job.camera.begin(job.rendition) for job in batch]
         pictures: Sequence[Picture | None] = [None] * len(batch)
         try:
-            pictures = await self._reconstructed(reconstructor, taken)
+            pictures = await self._reconstructed(reconstructor, [work.measurement for work in taken])
             self._rebuilt.discard(reconstructor.id)
         except Exception as error:  # noqa: BLE001 - an engine's own; whatever it is, this batch is lost
             await self._failed(reconstructor, batch, error)
         finally:
-            for job, measurement, picture in zip(batch, taken, pictures, strict=True):
-                job.camera.end(measurement, picture)
+            for job, work, picture in zip(batch, taken, pictures, strict=True):
+                job.camera.end(work, picture)
                 if picture is not None:
                     self._metrics.shown(reconstructor, picture)
             self._cameras.tell()

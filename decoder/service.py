@@ -96,11 +96,13 @@ class CamerasService(CamerasServicer):
         try:
             while True:
                 await stream.news.wait()
-                stream.news.clear()
                 if stream.problem:
                     raise stream.problem
+                if over := reader.done() and stream.settled:
+                    camera.part(stream)
+                stream.news.clear()
                 yield stream.acknowledgement()
-                if reader.done() and stream.settled and not stream.news.is_set():
+                if over and not stream.news.is_set():
                     break
         finally:
             reader.cancel()
@@ -111,10 +113,11 @@ class CamerasService(CamerasServicer):
                 if not request.HasField("frame"):
                     raise invalid("message", "expected a frame after the hello")
                 measurement = await stream.receive(request.frame)
+                size = len(request.frame.payload)
                 if measurement is None:
-                    camera.tally.no_base += 1
+                    camera.lack_base(size)
                 elif camera.stream is stream and not stream.problem:
-                    camera.see(measurement, len(request.frame.payload))
+                    camera.see(measurement, size)
                     if self._recorder is not None:
                         self._recorder.offer(camera.name, request.frame, time.time_ns())
         except Refusal as refusal:

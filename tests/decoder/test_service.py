@@ -11,7 +11,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from numpy.typing import NDArray
 
+from decoder.cameras import Camera as Known
 from decoder.catalogue import SHIPPED, Catalogue, load_catalogue
+from decoder.engines.onnx_runtime import OnnxRuntimeEngine
 from decoder.server import ServerError
 from decoder.settings import Settings
 from encoder.packing import Packer
@@ -210,7 +212,7 @@ def test_the_last_frame_is_acknowledged_to_a_camera_that_has_said_goodbye(
         camera.say(frame=message)
     camera.bye()
     last = [response.acknowledgement for response in camera.call][-1]
-    assert (last.settled, last.shown, last.unwatched) == (3, 0, 2)
+    assert (last.settled, last.shown, last.unwatched) == (3, 0, 3)
 
 
 def test_a_camera_that_never_says_who_it_is(channel: grpc.Channel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -461,10 +463,125 @@ def test_a_camera_that_nobody_watches_is_not_reconstructed(
     assert (told.received, told.shown, told.unwatched, told.dropped) == (3, 0, 2, 0)
     known = service.server.cameras.get("camera")
     assert known is not None
-    assert (known.tally.received, known.tally.shown, known.tally.unwatched) == (3, {}, 2)
+    assert (known.tally.received, known.tally.shown, known.tally.fates) == (3, {}, {"unwatched": 2})
     seen = next(ViewersStub(channel).Watch(pb.WatchRequest(camera="camera"), timeout=TIMEOUT))
     assert seen.sequence == 3, "one who comes later is shown what the camera sees now"
     assert known.tally.shown == {"veiled": 1}
+    camera.bye()
+
+
+class Held:
+    """Engines that begin, and go on when they are told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.began, self._go, run = threading.Semaphore(0), threading.Semaphore(0), OnnxRuntimeEngine._run
+
+        def held(engine: OnnxRuntimeEngine, measurements: NDArray[np.int8]) -> NDArray[np.uint8]:
+            if measurements.any():  # else it is only timed
+                self.began.release()
+                assert self._go.acquire(timeout=TIMEOUT)
+            return run(engine, measurements)
+
+        monkeypatch.setattr(OnnxRuntimeEngine, "_run", held)
+
+    def go(self, runs: int = 1) -> None:
+        self._go.release(runs)
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
+    held = Held(monkeypatch)
+    yield held
+    held.go(1000)
+
+
+def watch(channel: grpc.Channel, known: Known, *renditions: str) -> list[Any]:
+    """Viewers of renditions, once they are there."""
+    numbers = {"veiled": pb.RENDITION_VEILED, "plain": pb.RENDITION_PLAIN}
+    watching = [
+        ViewersStub(channel).Watch(pb.WatchRequest(camera=known.name, rendition=numbers[each]), timeout=60)
+        for each in renditions
+    ]
+    wait_until(lambda: all(known.relays[each].viewers for each in renditions))
+    return watching
+
+
+def known_of(service: Service) -> Known:
+    known = service.server.cameras.get("camera")
+    assert known is not None
+    return known
+
+
+def test_what_is_shown_is_settled_while_the_next_frame_is_in_the_engine(
+    service: Service, channel: grpc.Channel, operator: Operator, photographs: list[NDArray[np.uint8]],
+    messages: list[pb.Frame], held: Held,
+) -> None:  # fmt: skip
+    camera = Camera(channel)
+    camera.say(hello=hello_of(operator, photographs[0]))
+    camera.answer()
+    watching = watch(channel, known_of(service), "veiled")
+    camera.say(frame=messages[0])
+    assert held.began.acquire(timeout=TIMEOUT)
+    camera.say(frame=messages[1])
+    wait_until(lambda: (newest := known_of(service).newest) is not None and newest.sequence == 2)
+    held.go()
+    told = camera.settled(1)
+    assert (told.settled, told.shown, next(watching[0]).sequence) == (1, 1, 1)
+
+
+def test_each_frame_is_counted_once(
+    service: Service, channel: grpc.Channel, operator: Operator, photographs: list[NDArray[np.uint8]],
+    messages: list[pb.Frame], held: Held, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def key(sequence: int) -> pb.Frame:
+        return altered(messages[0], sequence=sequence)
+
+    camera = Camera(channel)
+    camera.say(hello=hello_of(operator, photographs[0]))
+    camera.say(frame=key(1))
+    camera.say(frame=key(2))
+    camera.settled(2)
+    known = known_of(service)
+    watching = watch(channel, known, "veiled", "plain")
+    assert held.began.acquire(timeout=TIMEOUT)
+    camera.say(frame=key(3))  # while an engine has the second
+    camera.say(frame=key(4))
+    camera.say(frame=altered(messages[1], sequence=5, base_sequence=3))
+    wait_until(lambda: known.tally.fates["no_base"] == 1)
+    held.go(1000)
+    camera.settled(4)
+    assert known.tally.fates == {"unwatched": 1, "shown": 2, "newer": 1, "no_base": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr(OnnxRuntimeEngine, "_run", lambda *_: 1 / 0)
+        camera.say(frame=key(6))
+        camera.settled(6)
+    camera.say(frame=key(7))
+    camera.shown(7)
+    camera.settled(7)
+    for call in watching:
+        call.cancel()
+    wait_until(lambda: not known.watched)
+    camera.say(frame=key(8))
+    camera.bye()
+    last = [response.acknowledgement for response in camera.call][-1]
+    assert (last.settled, last.shown, last.dropped, last.unwatched) == (8, 7, 1, 2)
+    assert known.tally.fates == {"unwatched": 2, "shown": 3, "newer": 1, "no_base": 1, "failed": 1}
+    assert known.tally.received == known.tally.fates.total() == 8
+
+
+def test_a_picture_is_shown_whichever_rendition_is_watched(
+    service: Service, channel: grpc.Channel, operator: Operator, photographs: list[NDArray[np.uint8]],
+    messages: list[pb.Frame],
+) -> None:  # fmt: skip
+    camera = Camera(channel)
+    camera.say(hello=hello_of(operator, photographs[0]))
+    camera.answer()
+    known = known_of(service)
+    (watching,) = watch(channel, known, "plain")
+    camera.say(frame=messages[0])
+    assert camera.shown(1).shown == next(watching).sequence == 1
+    assert known.latest is not None
+    assert known.latest.rendition == "plain"
     camera.bye()
 
 
