@@ -40,8 +40,8 @@ class Camera:
         self.name = name
         self.stream: Stream | None = None
         self.last_seen = time.monotonic()
-        self.renditions: tuple[str, ...] = RENDITIONS[:1]
-        """What viewers can be given."""
+        self.renditions: tuple[str, ...] = ()
+        """What viewers can be given, first what they get who don't ask."""
         self.newest: Measurement | None = None
         self.latest: Picture | None = None
         """The last picture that was shown of it: of the rendition for those who don't ask, if anyone watches that."""
@@ -92,30 +92,35 @@ class Camera:
         self._served[rendition] = time.monotonic()
         return work
 
-    def end(self, work: Work, picture: Picture | None) -> None:
-        """The engine is through: a picture for its viewers, or None if it failed."""
+    def end(self, work: Work, picture: Picture | None) -> bool:
+        """The engine is through: a picture for its viewers, or None if it failed. Whether it was shown."""
         self._at_work.remove(work)
+        offered = self.relays[work.rendition] is work.relay
         if picture is None:
             self._decide(work.measurement, "failed")
-        else:
+        elif offered:
             self._show(work, picture)
+        elif work.measurement is not self.newest:
+            self._pass_over(work.measurement, "unwatched")
         self._settle()
+        return picture is not None and offered
 
     def offer(self, renditions: tuple[str, ...]) -> None:
         """From now on, viewers can be given these. Whoever watches another is let go, and so is a camera with none."""
-        self.renditions = renditions or self.renditions
+        self.renditions = renditions
         for name, relay in self.relays.items():
             if name not in renditions:
                 relay.close()
                 self.relays[name] = Relay(self._viewers_changed)
+                self._taken.pop(name, None)
         if not renditions and self.stream is not None:
             problem = f"{self.stream.hello.operator_id!r} has no reconstructor here any more"
             self.stream.end(Refusal(grpc.StatusCode.NOT_FOUND, "hello.operator_id", problem))
 
     @property
-    def rendition(self) -> str:
-        """What viewers get who don't ask for another."""
-        return self.renditions[0]
+    def rendition(self) -> str | None:
+        """What viewers get who don't ask for another; None if there is nothing for them."""
+        return self.renditions[0] if self.renditions else None
 
     @property
     def watched(self) -> bool:
@@ -141,7 +146,7 @@ class Camera:
     def _show(self, work: Work, picture: Picture) -> None:
         self._decide(work.measurement, "shown")
         self.tally.shown[work.rendition] = self.tally.shown.get(work.rendition, 0) + 1
-        if work.rendition == self.rendition or not self.relays[self.rendition].viewers:
+        if work.rendition == self.renditions[0] or not self.relays[self.renditions[0]].viewers:
             self.latest = picture
         work.measurement.stream.show(picture)
         work.relay.publish(picture)
@@ -258,8 +263,7 @@ class Cameras:
             problem = f"{len(self._cameras)} cameras are connected, this server allows no more"
             raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "hello.camera", problem)
         oldest = min(gone, key=lambda camera: camera.last_seen)
-        for relay in oldest.relays.values():
-            relay.close()
+        oldest.offer(())
         del self._cameras[oldest.name]
         for tell in self.forgotten:
             tell(oldest.name)

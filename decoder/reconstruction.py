@@ -167,8 +167,7 @@ class Worker:
             await self._failed(reconstructor, batch, error)
         finally:
             for job, work, picture in zip(batch, taken, pictures, strict=True):
-                job.camera.end(work, picture)
-                if picture is not None:
+                if job.camera.end(work, picture) and picture is not None:
                     self._metrics.shown(reconstructor, picture)
             self._cameras.tell()
 

@@ -75,7 +75,7 @@ def web_app(
             seen = {str(name): int(serial) for name, serial in seen.items()}
         except (ValueError, TypeError, AttributeError):
             return text(400, 'seen: expected JSON as in {"NAME": 7}')
-        return await _newer(request, cameras, seen, request.query_params.getlist("camera"))
+        return await _newer(request, cameras, policy, seen, request.query_params.getlist("camera"))
 
     async def still(request: Request) -> Response:
         match = found(request)
@@ -117,6 +117,8 @@ def asked_rendition(request: Request, renditions: tuple[str, ...], there: tuple[
         renditions: that this server gives.
         there: that can be made of these measurements, the one for those who don't ask first.
     """
+    if not there:
+        return text(404, "no reconstructor here for these measurements that this server may use")
     rendition = request.query_params.get("rendition", there[0])
     if rendition not in RENDITIONS:
         return text(400, f"rendition: expected one of {', '.join(RENDITIONS)}")
@@ -132,7 +134,9 @@ def text(status: int, line: str) -> Response:
     return PlainTextResponse(line + "\n", status, headers=NEVER_STORED)
 
 
-async def _newer(request: Request, cameras: Cameras, seen: dict[str, int], names: list[str]) -> Response:
+async def _newer(
+    request: Request, cameras: Cameras, policy: Policy, seen: dict[str, int], names: list[str]
+) -> Response:
     """The newest picture of every camera, or of those named, unless it is ``seen`` by its serial number; else 204.
 
     What the page asks for, again and again, with one request for all cameras, since a browser opens few connections
@@ -147,7 +151,11 @@ async def _newer(request: Request, cameras: Cameras, seen: dict[str, int], names
         watched: set[Relay] = set()
         while True:
             changed = cameras.changed()
-            asked = {c.name: c.relays[c.rendition] for c in cameras.all() if not names or c.name in names}
+            asked = {
+                camera.name: camera.relays[camera.rendition]
+                for camera in cameras.all()
+                if camera.rendition in policy.renditions and (not names or camera.name in names)
+            }
             for relay in set(asked.values()) - watched:
                 watched.add(relay)
                 watching.enter_context(relay.watch())

@@ -1,6 +1,8 @@
 import queue
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -583,6 +585,56 @@ def test_a_picture_is_shown_whichever_rendition_is_watched(
     assert known.latest is not None
     assert known.latest.rendition == "plain"
     camera.bye()
+
+
+def test_a_picture_that_is_no_longer_allowed_when_the_engine_has_it_ready_is_shown_to_nobody(
+    service: Service, channel: grpc.Channel, operator: Operator, photographs: list[NDArray[np.uint8]],
+    messages: list[pb.Frame], held: Held,
+) -> None:  # fmt: skip
+    def allow_plain(allowed: bool) -> None:
+        settings = service.server.settings.model_copy(update={"allow_plain": allowed})
+        service.loop.call_soon_threadsafe(service.server.apply, settings)
+
+    camera = Camera(channel)
+    camera.say(hello=hello_of(operator, photographs[0]))
+    camera.answer()
+    known = known_of(service)
+    (watching,) = watch(channel, known, "plain")
+    camera.say(frame=messages[0])
+    assert held.began.acquire(timeout=TIMEOUT)
+    allow_plain(False)
+    with pytest.raises(grpc.RpcError) as error:
+        next(watching)
+    assert isinstance(error.value, grpc.Call)
+    assert error.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    allow_plain(True)
+    held.go()
+    camera.settled(1)
+    assert (known.tally.shown, known.latest) == ({}, None)
+    (again,) = watch(channel, known, "plain")
+    held.go()
+    assert next(again).sequence == 1, "it is made for those who may see it"
+
+
+def test_a_camera_whose_reconstructors_are_no_longer_allowed_is_shown_to_nobody(
+    start_service: StartService, catalogue: Catalogue, operator: Operator, photographs: list[NDArray[np.uint8]]
+) -> None:
+    plain = Catalogue([each for each in catalogue.reconstructors if each.rendition == "plain"])
+    service = start_service(Settings(port=0, http=0, allow_plain=True), plain)
+    with service.channel() as channel:
+        camera = Camera(channel)
+        camera.say(hello=hello_of(operator, photographs[0]))
+        camera.answer()
+        service.loop.call_soon_threadsafe(service.server.apply, Settings(port=0, http=0))
+        assert camera.refusal()[0] is grpc.StatusCode.NOT_FOUND
+        with pytest.raises(grpc.RpcError) as error:
+            next(ViewersStub(channel).Watch(pb.WatchRequest(camera="camera"), timeout=TIMEOUT))
+        assert isinstance(error.value, grpc.Call)
+        assert error.value.code() is grpc.StatusCode.NOT_FOUND
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(f"{service.page}/cameras/camera.jpg", timeout=TIMEOUT)
+        assert refused.value.code == 404
+        refused.value.close()
 
 
 def test_one_reconstruction_serves_every_viewer_of_a_rendition(
