@@ -141,7 +141,7 @@ async def _newer(
 
     What the page asks for, again and again, with one request for all cameras, since a browser opens few connections
     to a server: a slow browser asks less often and never gets a backlog, and a hidden one doesn't ask. While it asks it
-    counts as a viewer.
+    counts as a viewer, and a little longer: what is made between two of its requests is for it.
 
     The body holds for each picture: u32 length of its JSON, u32 length of its JPEG, JSON (name, serial, time captured
     in ms since 1970), JPEG.
@@ -167,8 +167,14 @@ async def _newer(
             if fresh:
                 break
             await _before_long(changed.wait(), min(_LOOK_EVERY_S, deadline - time.monotonic()))
-            if cameras.closed or time.monotonic() >= deadline or await request.is_disconnected():
+            if cameras.closed or await request.is_disconnected():
                 return Response(status_code=204, headers=NEVER_STORED)
+            if time.monotonic() >= deadline:
+                break
+        for relay in watched:
+            relay.linger()
+    if not fresh:
+        return Response(status_code=204, headers=NEVER_STORED)
     parts: list[bytes] = []
     for name, serial, picture in fresh:
         head = {"name": name, "serial": serial, "time_ms": round(picture.capture_time_ns / 1e6, 3)}

@@ -163,6 +163,23 @@ def test_the_newest_pictures_of_all_cameras_in_one_answer(
         camera.bye()
 
 
+def test_a_page_is_a_viewer_also_between_two_of_its_requests(
+    service: Service, shown: Camera, operator: Operator, photographs: list[NDArray[np.uint8]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Else a camera whose picture comes while the page draws another's would be passed over, again and again."""
+    packer = Packer(operator, 0.1)
+    monkeypatch.setattr("decoder.pictures.LINGER_S", 60.0)
+    assert [serial for _, serial, _ in pictures_of(get(f"{service.page}/pictures")[1])] == [1]
+    shown.say(frame=packer.pack(frame_of(photographs[1], time.time_ns()), 2)[0])
+    assert shown.shown(2).unwatched == 0
+    monkeypatch.setattr("decoder.pictures.LINGER_S", 0.1)
+    asked = quote(json.dumps({"porch": 1}))
+    assert [serial for _, serial, _ in pictures_of(get(f"{service.page}/pictures?seen={asked}")[1])] == [2]
+    wait_until(lambda: not known(service).watched)
+    shown.bye()
+
+
 @pytest.mark.parametrize("seen", ["[]", "{", "7", '{"porch":"x"}', '{"porch":[]}'])
 def test_a_list_of_seen_pictures_that_is_malformed(service: Service, seen: str) -> None:
     status, body, _ = get(f"{service.page}/pictures?seen={quote(seen)}")
