@@ -57,6 +57,10 @@ class Catalogue:
         """Block side of an operator that the catalogue has."""
         return next(each.engine.block for each in self.reconstructors if each.operator_id == operator_id)
 
+    def most_blocks(self, operator_id: str) -> int:
+        """Blocks of a picture, down or across, that every engine for an operator takes."""
+        return min(each.engine.most_blocks for each in self.reconstructors if each.operator_id == operator_id)
+
     def choose(self, operator_id: str, rendition: str, rows: int) -> Reconstructor | None:
         """The reconstructor that wastes least: the fewest rows that hold ``rows``, else the most there are."""
         fitting = [r for r in self.reconstructors if (r.operator_id, r.rendition) == (operator_id, rendition)]

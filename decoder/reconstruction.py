@@ -12,16 +12,17 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 import grpc
 import numpy as np
 from numpy.typing import NDArray
 
 from decoder.admission import Policy, Refusal
-from decoder.batching import Batching, measure
+from decoder.batching import Batching
 from decoder.cameras import Camera, Cameras
 from decoder.catalogue import Catalogue, Reconstructor, fit_rows
-from decoder.engines import EngineError
+from decoder.engines import Engine, EngineError
 from decoder.metrics import Metrics
 from decoder.pictures import Picture
 from decoder.stream import Measurement
@@ -30,6 +31,9 @@ from protos.v1 import veilcam_pb2 as pb
 log = logging.getLogger("veilcam.decode")
 
 _T = TypeVar("_T")
+
+_GRIDS = 256
+"""Picture sizes whose batching is remembered for an engine."""
 
 Group = tuple[Reconstructor, tuple[int, ...]]
 """Frames that can go through an engine together: the reconstructor, and blocks of a picture down and across."""
@@ -63,7 +67,7 @@ class Worker:
         self._catalogue = catalogue
         self._policy = policy
         self._metrics = metrics
-        self._batching: dict[Group, Batching] = {}
+        self._batching: WeakKeyDictionary[Engine, dict[tuple[int, ...], Batching]] = WeakKeyDictionary()
         self._rebuilt: set[str] = set()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="engine")
 
@@ -74,8 +78,8 @@ class Worker:
             jobs = self._jobs()
             if not jobs:
                 await self._cameras.work.wait()
-            elif batch := await self._gathered(jobs):
-                await self._do(batch)
+            elif (batch := await self._gathered(jobs)) and await self._do(batch):
+                await self._learn(batch[0])
 
     def renditions_for(self, operator_id: str) -> tuple[str, ...]:
         """What this server can show of an operator's measurements, first what it shows when nobody asks."""
@@ -115,20 +119,15 @@ class Worker:
     async def _gathered(self, jobs: list[_Job]) -> list[_Job]:
         """The jobs that go with the first one. Others that may soon be there are waited for while that pays."""
         group = jobs[0].group
-        try:
-            batching = await self._batching_of(jobs[0])
-        except Exception as error:  # noqa: BLE001 - an engine's own; whatever it is, this frame is lost
-            jobs[0].camera.end(jobs[0].camera.begin(jobs[0].rendition), None)
-            await self._failed(jobs[0].reconstructor, jobs[:1], error)
-            return []
+        batching = self._batching_of(jobs[0])
         while True:
-            most = min(batching.most, self._policy.batch)
+            most = batching.fitting(self._most(group[0]))
             batch = [job for job in jobs if job.group == group][:most]
             if len(batch) in (0, most) or len(jobs) > len(batch) or not self._more_may_come(batch):
-                return batch
+                return batch[: batching.fitting(len(batch))]
             left = min(job.measurement.ready_s for job in batch) + batching.wait_s - time.monotonic()
             if left <= 0:
-                return batch
+                return batch[: batching.fitting(len(batch))]
             self._cameras.work.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._cameras.work.wait(), left)
@@ -144,19 +143,29 @@ class Worker:
             if camera.newest is not None and camera.watched and camera.state == "live" and camera not in there
         )
 
-    async def _batching_of(self, job: _Job) -> Batching:
-        known = self._batching.get(job.group)
-        if known is None:
-            _, grid = job.group
-            engine, most = job.reconstructor.engine, self._policy.batch
-            known = await self._in_engine_thread(lambda: measure(engine, (grid[0], grid[1]), most))
-            self._batching[job.group] = known
-            width, height = (blocks * engine.block for blocks in reversed(grid))
-            log.info("reconstructor %s at %d×%d: %s", job.reconstructor.name, width, height, known)
-        return known
+    def _most(self, reconstructor: Reconstructor) -> int:
+        return min(self._policy.batch, reconstructor.engine.most_at_once)
 
-    async def _do(self, batch: list[_Job]) -> None:
-        """Reconstruct a batch and give its pictures to their viewers."""
+    def _batching_of(self, job: _Job) -> Batching:
+        """What is known of a job's engine and size. An engine that is replaced takes it along."""
+        known, (_, grid) = self._batching.setdefault(job.reconstructor.engine, {}), job.group
+        if grid not in known and len(known) >= _GRIDS:
+            del known[next(iter(known))]
+        return known.setdefault(grid, Batching())
+
+    async def _learn(self, job: _Job) -> None:
+        """One run of a batch of a size that isn't measured yet: other cameras wait for no more than that."""
+        reconstructor, (height, width) = job.group
+        batching, engine, most = self._batching_of(job), reconstructor.engine, self._most(reconstructor)
+        if not batching.learning(most):
+            return
+        await self._in_engine_thread(lambda: batching.step(engine, (height, width)))
+        if not batching.learning(most):
+            side = engine.block
+            log.info("reconstructor %s at %d×%d: %s", reconstructor.name, width * side, height * side, batching)
+
+    async def _do(self, batch: list[_Job]) -> bool:
+        """Reconstruct a batch and give its pictures to their viewers. Whether that worked."""
         reconstructor = batch[0].reconstructor
         taken = [job.camera.begin(job.rendition) for job in batch]
         pictures: Sequence[Picture | None] = [None] * len(batch)
@@ -170,6 +179,7 @@ class Worker:
                 if job.camera.end(work, picture) and picture is not None:
                     self._metrics.shown(reconstructor, picture)
             self._cameras.tell()
+        return all(picture is not None for picture in pictures)
 
     async def _reconstructed(self, reconstructor: Reconstructor, taken: Sequence[Measurement]) -> list[Picture]:
         engine = reconstructor.engine

@@ -82,7 +82,7 @@ class CamerasService(CamerasServicer):
             problem = f"{operator_id[:80]!r} isn't among the operators of this server ({known})"
             raise Refusal(grpc.StatusCode.NOT_FOUND, "hello.operator_id", problem)
         block = self._catalogue.block(operator_id)
-        check_size(first.hello, block, self._policy)
+        check_size(first.hello, block, self._catalogue.most_blocks(operator_id), self._policy)
         renditions = self._worker.renditions_for(operator_id)
         if not renditions:
             problem = f"{operator_id!r} has only plain reconstructors here, and this server gives only veiled pictures"

@@ -56,9 +56,12 @@ class Engine(ABC):
     Attributes:
         name, model, threads: as given.
         device: what it really runs on, as the runtime says.
+        most_at_once: pictures in one call.
+        most_blocks: of a picture, down or across.
     """
 
     device: str
+    most_at_once = most_blocks = 1 << 16
 
     def __init__(self, name: str, model: Model, threads: int) -> None:
         self.name, self.model, self.threads = name, model, threads
@@ -80,6 +83,9 @@ class Engine(ABC):
             ValueError: another type or shape than the reconstructor takes, or than it gave back.
         """
         count, rows, height, width = measurements.shape
+        if count > self.most_at_once or max(height, width) > self.most_blocks:
+            limits = f"at most {self.most_at_once} at once and {self.most_blocks} blocks a side"
+            raise ValueError(f"measurements {measurements.shape}: {self.name} takes {limits}")
         if measurements.dtype != np.int8 or rows != self.rows:
             raise ValueError(
                 f"measurements {measurements.dtype} {measurements.shape}: expected int8 (N, {self.rows}, …)"

@@ -1,8 +1,10 @@
+import gc
 import queue
 import threading
 import time
 import urllib.error
 import urllib.request
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -635,6 +637,115 @@ def test_a_camera_whose_reconstructors_are_no_longer_allowed_is_shown_to_nobody(
             urllib.request.urlopen(f"{service.page}/cameras/camera.jpg", timeout=TIMEOUT)
         assert refused.value.code == 404
         refused.value.close()
+
+
+class Watched:
+    """Cameras that are watched, and an engine for which a larger batch costs little more: how many frames it got."""
+
+    def __init__(
+        self, service: Service, catalogue: Catalogue, channel: grpc.Channel, hellos: list[pb.Hello], frame: pb.Frame
+    ) -> None:
+        self._frame, self._sequence = frame, 0
+        self.service, self.catalogue, self.cameras = service, catalogue, [Camera(channel) for _ in hellos]
+        self.calls: list[tuple[int, bool]] = []
+        for camera, hello in zip(self.cameras, hellos, strict=True):
+            camera.say(hello=hello)
+            camera.answer()
+        stub = ViewersStub(channel)
+        self._watching = [stub.Watch(pb.WatchRequest(camera=hello.camera), timeout=60) for hello in hellos]
+        wait_until(lambda: all(known.watched for known in service.server.cameras.all()))
+
+    def run(self, engine: OnnxRuntimeEngine, measurements: NDArray[np.int8]) -> NDArray[np.uint8]:
+        count, _, height, width = measurements.shape
+        self.calls.append((count, bool(measurements.any())))
+        time.sleep(0.02 + 0.001 * count)
+        return np.zeros((count, height * engine.block, width * engine.block), np.uint8)
+
+    def frames_at_once(self) -> list[int]:
+        """Each sends a frame: the batches that they went through."""
+        self._sequence += 1
+        self.calls.clear()
+        for camera in self.cameras:
+            camera.say(frame=altered(self._frame, sequence=self._sequence))
+        for camera in self.cameras:
+            camera.settled(self._sequence)
+        return [count for count, real in self.calls if real]
+
+    def apply(self, catalogue: Catalogue | None = None, **changes: object) -> None:
+        settings, applied = self.service.server.settings.model_copy(update=changes), threading.Event()
+        self.service.loop.call_soon_threadsafe(self.service.server.apply, settings, catalogue)
+        self.service.loop.call_soon_threadsafe(applied.set)
+        assert applied.wait(TIMEOUT)
+
+
+@pytest.fixture
+def five(
+    start_service: StartService, operator: Operator, photographs: list[NDArray[np.uint8]], messages: list[pb.Frame],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Watched]:  # fmt: skip
+    catalogue = load_catalogue([SHIPPED / "veil-r10.onnx"], "onnxruntime", 1)
+    service = start_service(catalogue=catalogue)
+    hellos = [hello_of(operator, photographs[0], f"camera{number}") for number in range(5)]
+    with service.channel() as channel:
+        watched = Watched(service, catalogue, channel, hellos, messages[0])
+        monkeypatch.setattr(OnnxRuntimeEngine, "_run", lambda *given: watched.run(*given))
+        yield watched
+
+
+def test_batches_grow_between_the_pictures_of_cameras_and_are_of_sizes_that_were_measured(five: Watched) -> None:
+    assert five.frames_at_once() == [1] * 5, "nobody waits until it is known how many at once pay"
+    wait_until(lambda: 4 in five.frames_at_once())
+    for _ in range(10):
+        assert set(five.frames_at_once()) <= {1, 2, 4}
+    five.apply(batch=2)
+    assert set(five.frames_at_once()) <= {1, 2}
+    five.apply(batch=16)
+    wait_until(lambda: 4 in five.frames_at_once())
+
+
+def test_a_batch_setting_that_is_raised_holds_for_sizes_that_are_measured_already(five: Watched) -> None:
+    five.apply(batch=1)
+    for _ in range(3):
+        assert five.frames_at_once() == [1] * 5
+    five.apply(batch=16)
+    wait_until(lambda: 4 in five.frames_at_once())
+
+
+def test_more_frames_at_once_than_an_engine_takes_are_no_failure(
+    five: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out_of_memory(engine: OnnxRuntimeEngine, measurements: NDArray[np.int8]) -> NDArray[np.uint8]:
+        if len(measurements) > 2:
+            raise RuntimeError("out of memory")
+        return five.run(engine, measurements)
+
+    monkeypatch.setattr(OnnxRuntimeEngine, "_run", out_of_memory)
+    (reconstructor,) = five.catalogue.reconstructors
+    engine = reconstructor.engine
+    wait_until(lambda: 2 in five.frames_at_once())
+    for _ in range(10):
+        assert set(five.frames_at_once()) <= {1, 2}
+    assert reconstructor.engine is engine, "it was not rebuilt"
+    assert all(not camera.tally.fates["failed"] for camera in five.service.server.cameras.all())
+
+
+def test_an_engine_that_is_replaced_is_let_go(five: Watched) -> None:
+    five.frames_at_once()
+    before = weakref.ref(five.catalogue.reconstructors[0].engine)
+    five.apply(load_catalogue([SHIPPED / "veil-r10.onnx"], "onnxruntime", 1))
+    five.frames_at_once()
+    wait_until(lambda: gc.collect() >= 0 and before() is None)
+
+
+def test_a_picture_with_more_blocks_than_the_engine_takes_is_refused(
+    channel: grpc.Channel, operator: Operator, photographs: list[NDArray[np.uint8]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OnnxRuntimeEngine, "most_blocks", 20)
+    camera = Camera(channel)
+    camera.say(hello=hello_of(operator, photographs[0]))
+    code, details = camera.refusal()
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert details == "hello.width and hello.height: 448×336, an engine here takes no side of more than 320"
 
 
 def test_one_reconstruction_serves_every_viewer_of_a_rendition(
