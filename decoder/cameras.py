@@ -220,7 +220,7 @@ class Cameras:
                 problem = f"{name!r} is publishing already"
                 raise Refusal(grpc.StatusCode.ALREADY_EXISTS, "hello.camera", problem)
             camera.stream.end(Refusal(grpc.StatusCode.ABORTED, "hello.camera", f"{name!r} came back on a newer stream"))
-        if name not in self._cameras and len(self._cameras) >= self._policy.cameras:
+        while name not in self._cameras and len(self._cameras) >= self._policy.cameras:  # it may have been lowered
             self._forget_longest_gone()
         self._cameras[name] = camera
         camera.stream = stream

@@ -394,6 +394,15 @@ def test_no_more_cameras_than_allowed_and_the_longest_gone_is_forgotten(
         cameras[3].answer()
         names = [camera.name for camera in service.server.cameras.all()]
         assert names == ["camera1", "camera3"]
+        for index in (1, 3):
+            cameras[index].bye()
+            assert not [response for response in cameras[index].call if response.HasField("accepted")]
+        lowered = Settings(port=0, http=0, max_cameras=1)
+        service.loop.call_soon_threadsafe(service.server.apply, lowered)
+        last = Camera(channel)
+        last.say(hello=hello_of(operator, photographs[0], "camera4"))
+        last.answer()
+        assert [camera.name for camera in service.server.cameras.all()] == ["camera4"]
 
 
 @pytest.mark.parametrize(
