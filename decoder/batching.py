@@ -3,7 +3,7 @@
 import logging
 from dataclasses import dataclass, field
 
-from decoder.engines import Engine
+from decoder.engines import Engine, EngineError
 
 log = logging.getLogger("veilcam.decode")
 
@@ -51,8 +51,8 @@ class Batching:
         size = self.trying
         try:
             self._runs.append(engine.timed(size, grid))
-        except Exception as error:  # noqa: BLE001 - an engine's own; whatever it is, so many are too many
-            log.warning("%s can't take %d frames at once (%s)", engine.name, size, error)
+        except EngineError as error:
+            log.warning("%d frames at once are too many: %s", size, error)
             self.trying = 0
             return
         if len(self._runs) < _REPEATS:

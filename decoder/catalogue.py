@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from decoder.engines import Engine, open_engine
-from decoder.engines.choice import fastest
+from decoder.engines import Engine
+from decoder.engines.choice import agreed, fastest
 from decoder.model import Model, ModelError, read_model
 
 log = logging.getLogger("veilcam.decode")
@@ -80,7 +80,7 @@ def load_catalogue(paths: Sequence[Path], engine: str, threads: int) -> Catalogu
 
     Raises:
         CatalogueError: nothing there, or a file that is no reconstructor.
-        EngineError: the engine isn't there, or can't run a file.
+        EngineError: the engine isn't there, can't run a file, or gives other pictures than the reference.
     """
     return Catalogue([_open(each, engine, threads) for each in read_forms(paths)])
 
@@ -124,7 +124,7 @@ def _open(forms: Mapping[str, Model], engine: str, threads: int) -> Reconstructo
         for each in tried:
             log.info("%s at 320×240, %s%s", model.path.stem, each, ", taken" if each.name == opened.name else "")
     else:
-        opened = open_engine(engine, forms, threads)
+        opened = agreed(engine, forms, threads)
     told = model.told
     return Reconstructor(model.id, model.path.stem, told["rendition"], told["operator_id"], opened, measured)
 

@@ -91,12 +91,20 @@ class Worker:
         Args:
             levels: quantised measurements (rows, H/B, W/B) of the camera that said ``hello``.
             rendition: one of ``renditions_for`` its operator.
+
+        Raises:
+            EngineError: the engine failed; it was rebuilt if that is possible.
         """
         reconstructor = self._catalogue.choose(hello.operator_id, rendition, len(levels))
         assert reconstructor is not None
         engine = reconstructor.engine
         fitted = fit_rows(levels, engine.rows)[None]
-        pixels = await self._in_engine_thread(lambda: engine.reconstruct(fitted))
+        try:
+            pixels = await self._in_engine_thread(lambda: engine.reconstruct(fitted))
+        except EngineError as error:
+            await self._rebuild(reconstructor, hello.camera, error)
+            raise
+        self._rebuilt.discard(reconstructor.id)
         return pixels[0, : hello.height, : hello.width]
 
     def close(self) -> None:
@@ -173,7 +181,10 @@ class Worker:
             pictures = await self._reconstructed(reconstructor, [work.measurement for work in taken])
             self._rebuilt.discard(reconstructor.id)
         except Exception as error:  # noqa: BLE001 - an engine's own; whatever it is, this batch is lost
-            await self._failed(reconstructor, batch, error)
+            if not await self._rebuild(reconstructor, ", ".join(job.camera.name for job in batch), error):
+                problem = "the reconstructor failed, see the server's log"
+                for work in taken:
+                    work.measurement.stream.end(Refusal(grpc.StatusCode.INTERNAL, "frame", problem))
         finally:
             for job, work, picture in zip(batch, taken, pictures, strict=True):
                 if job.camera.end(work, picture) and picture is not None:
@@ -204,9 +215,8 @@ class Worker:
             )
         return pictures
 
-    async def _failed(self, reconstructor: Reconstructor, batch: Sequence[_Job], error: Exception) -> None:
-        """Rebuild the engine; end the cameras' streams if that doesn't help."""
-        names = ", ".join(job.camera.name for job in batch)
+    async def _rebuild(self, reconstructor: Reconstructor, names: str, error: Exception) -> bool:
+        """After an engine has failed on frames of the cameras named: whether it was rebuilt, which is tried once."""
         log.error("reconstructor %s failed on frames of %s", reconstructor.name, names, exc_info=error)
         self._metrics.failed(reconstructor)
         if reconstructor.id not in self._rebuilt:
@@ -217,11 +227,9 @@ class Worker:
             else:
                 self._rebuilt.add(reconstructor.id)
                 log.warning("reconstructor %s: its engine was rebuilt", reconstructor.name)
-                return
+                return True
         self._rebuilt.discard(reconstructor.id)
-        problem = f"the reconstructor failed ({type(error).__name__}), see the server's log"
-        for job in batch:
-            job.measurement.stream.end(Refusal(grpc.StatusCode.INTERNAL, "frame", problem))
+        return False
 
     async def _in_engine_thread(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)

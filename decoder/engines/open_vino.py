@@ -7,7 +7,7 @@ import numpy as np
 import openvino
 from numpy.typing import NDArray
 
-from decoder.engines import Engine, EngineError
+from decoder.engines import Engine
 from decoder.model import Model
 
 _GRIDS = 8
@@ -20,11 +20,8 @@ class OpenVinoEngine(Engine):
     def __init__(self, name: str, model: Model, threads: int) -> None:
         super().__init__(name, model, threads)
         self._core = openvino.Core()
-        try:
-            self._network = self._core.read_model(model.path)
-            self.device = str(self._core.get_property("CPU", "FULL_DEVICE_NAME"))
-        except RuntimeError as error:
-            raise EngineError(f"{model.path}: OpenVINO can't run it ({str(error).splitlines()[0]})") from None
+        self._network = self._core.read_model(model.path)
+        self.device = str(self._core.get_property("CPU", "FULL_DEVICE_NAME"))
         self._compiled: OrderedDict[tuple[int, ...], dict[int, Any]] = OrderedDict()
 
     def _run(self, measurements: NDArray[np.int8]) -> NDArray[np.uint8]:

@@ -19,6 +19,7 @@ from starlette.routing import Route
 from decoder.admission import Policy
 from decoder.cameras import Camera, Cameras
 from decoder.catalogue import Catalogue, Reconstructor
+from decoder.engines import EngineError
 from decoder.model import RENDITIONS
 from decoder.pictures import Relay
 
@@ -107,6 +108,7 @@ def web_app(
             *more,
         ],
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=LOOPBACK)] if host in LOOPBACK else [],
+        exception_handlers={EngineError: _engine_failed},
     )
 
 
@@ -132,6 +134,10 @@ def asked_rendition(request: Request, renditions: tuple[str, ...], there: tuple[
 def text(status: int, line: str) -> Response:
     """A line of text, never stored."""
     return PlainTextResponse(line + "\n", status, headers=NEVER_STORED)
+
+
+async def _engine_failed(request: Request, error: Exception) -> Response:
+    return text(503, "the reconstructor failed, see the server's log")
 
 
 async def _newer(

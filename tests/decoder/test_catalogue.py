@@ -125,7 +125,7 @@ def test_an_engine_that_does_not_agree_is_refused(monkeypatch: pytest.MonkeyPatc
     assert "refused, expected 5" in told["onnxruntime-int8"].problem
     assert told["onnxruntime-int8"].milliseconds is None
     assert "pip install 'veilcam[nothing]'" in told["missing"].problem
-    assert told["broken"].problem == "fails (RuntimeError: no such device)"
+    assert told["broken"].problem.endswith("veil-r10.onnx: fails (RuntimeError: no such device)")
     assert engine.name in ("onnxruntime", "openvino")
     assert "refused" in str(told["onnxruntime-int8"])
 
@@ -133,6 +133,49 @@ def test_an_engine_that_does_not_agree_is_refused(monkeypatch: pytest.MonkeyPatc
 class Broken(Engine):
     def _run(self, measurements: NDArray[np.int8]) -> NDArray[np.uint8]:
         raise RuntimeError("no such device")
+
+
+def test_an_engine_asked_for_by_name_must_agree_too(tmp_path: Path) -> None:
+    swapped, veil = onnx.load(SHIPPED / "plain-r10.int8.onnx"), SHIPPED / "veil-r10.onnx"
+    for told in swapped.metadata_props:
+        if told.key == "veilcam.of":
+            told.value = read_model(veil).id
+    onnx.save(swapped, tmp_path / "swapped.int8.onnx")
+    with pytest.raises(EngineError, match=r"engine onnxruntime-int8: .*swapped.* dB, refused, expected 5\d\.\d dB to"):
+        load_catalogue([veil, tmp_path / "swapped.int8.onnx"], "onnxruntime-int8", 1)
+    (served,) = load_catalogue([veil, SHIPPED / "veil-r10.int8.onnx"], "onnxruntime-int8", 1).reconstructors
+    assert served.engine.name == "onnxruntime-int8"
+
+
+class Failing(Engine):
+    """A runtime that fails while it opens a file."""
+
+    problem: Exception
+
+    def __init__(self, name: str, model: Model, threads: int) -> None:
+        raise self.problem
+
+    def _run(self, measurements: NDArray[np.int8]) -> NDArray[np.uint8]:
+        raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("problem", "told"),
+    [
+        (ImportError("no module named cuda"), r"engine failing: no module named cuda; install it with pip install"),
+        (RuntimeError("driver too old\nmore"), r"engine failing: .*tiny\.onnx: fails \(RuntimeError: driver too old\)"),
+        (MemoryError(), r"engine failing: .*tiny\.onnx: fails \(MemoryError: it doesn't say why\)"),
+    ],
+)
+def test_an_engine_that_cannot_be_opened_says_so_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: Exception, told: str
+) -> None:
+    monkeypatch.setitem(ENGINES, "failing", Kind("tests.decoder.test_catalogue:Failing", ("float32",), "nothing"))
+    monkeypatch.setattr(Failing, "problem", problem, raising=False)
+    model = read_model(write_model(tmp_path / "tiny.onnx", METADATA))
+    with pytest.raises(EngineError, match=told) as error:
+        open_engine("failing", {"float32": model}, 1)
+    assert "\n" not in str(error.value)
 
 
 def test_an_integer_form_of_a_file_that_is_not_there(tmp_path: Path) -> None:

@@ -454,13 +454,40 @@ def test_an_engine_that_raises_is_rebuilt_and_if_that_does_not_help_its_cameras_
             camera.say(frame=messages[1])
             code, details = camera.refusal()
         assert code is grpc.StatusCode.INTERNAL
-        assert "RuntimeError" in details
-        assert "out of memory" not in details
+        assert details == "frame: the reconstructor failed, see the server's log"
         again = Camera(channel)
         again.say(hello=hello_of(operator, photographs[0]))
         again.say(frame=messages[0])
         assert again.shown(1).shown == 1
         assert next(watching).sequence == 1
+        again.bye()
+
+
+def test_an_engine_that_cannot_be_rebuilt_ends_its_cameras_and_not_the_service(
+    start_service: StartService, operator: Operator, photographs: list[NDArray[np.uint8]], messages: list[pb.Frame],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def broken(*_: object) -> None:
+        raise RuntimeError("device lost")
+
+    service = start_service(catalogue=load_catalogue([SHIPPED], "onnxruntime", 1))
+    with service.channel() as channel:
+        camera = Camera(channel)
+        camera.say(hello=hello_of(operator, photographs[0]))
+        camera.answer()
+        (watching,) = watch(channel, known_of(service), "veiled")
+        with monkeypatch.context() as patch:
+            patch.setattr(OnnxRuntimeEngine, "_run", broken)
+            patch.setattr(OnnxRuntimeEngine, "__init__", broken)
+            camera.say(frame=messages[0])
+            assert camera.refusal() == (
+                grpc.StatusCode.INTERNAL,
+                "frame: the reconstructor failed, see the server's log",
+            )
+        again = Camera(channel)
+        again.say(hello=hello_of(operator, photographs[0]))
+        again.say(frame=messages[0])
+        assert next(watching).sequence == again.shown(1).shown == 1
         again.bye()
 
 
