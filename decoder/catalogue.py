@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from decoder.engines import Engine
 from decoder.engines.choice import agreed, fastest
-from decoder.model import Model, ModelError, read_model
+from decoder.model import RENDITIONS, Model, ModelError, read_model
 
 log = logging.getLogger("veilcam.decode")
 
@@ -70,19 +70,23 @@ class Catalogue:
         return max(fitting, key=lambda r: r.engine.rows, default=None)
 
 
-def load_catalogue(paths: Sequence[Path], engine: str, threads: int) -> Catalogue:
-    """Open every reconstructor of the files and folders given.
+def load_catalogue(
+    paths: Sequence[Path], engine: str, threads: int, renditions: Collection[str] = RENDITIONS
+) -> Catalogue:
+    """Open the reconstructors of the files and folders given.
 
     Args:
         paths: integer forms stand beside the float32 files that they came from.
         engine: one of ``decoder.engines.ENGINES``; ``auto`` for the fastest that agrees.
         threads: that each may use.
+        renditions: reconstructors of others are checked, and left out.
 
     Raises:
         CatalogueError: nothing there, or a file that is no reconstructor.
         EngineError: the engine isn't there, can't run a file, or gives other pictures than the reference.
     """
-    return Catalogue([_open(each, engine, threads) for each in read_forms(paths)])
+    wanted = [forms for forms in read_forms(paths) if forms["float32"].told["rendition"] in renditions]
+    return Catalogue([_open(forms, engine, threads) for forms in wanted])
 
 
 def read_forms(paths: Sequence[Path]) -> list[dict[str, Model]]:
@@ -105,7 +109,7 @@ def read_forms(paths: Sequence[Path]) -> list[dict[str, Model]]:
         models = [read_model(file) for file in files]
     except ModelError as error:
         raise CatalogueError(str(error)) from None
-    forms = {model.id: {model.precision: model} for model in models if model.of == model.id}
+    forms = {model.id: {model.precision: model} for model in models if model.precision == "float32"}
     for model in models:
         if model.of not in forms:
             raise CatalogueError(f"{model.path}: is {model.precision} of {model.of}, which isn't among the files given")

@@ -20,7 +20,7 @@ class OpenVinoEngine(Engine):
     def __init__(self, name: str, model: Model, threads: int) -> None:
         super().__init__(name, model, threads)
         self._core = openvino.Core()
-        self._network = self._core.read_model(model.path)
+        self._network = self._core.read_model(model.content)
         self.device = str(self._core.get_property("CPU", "FULL_DEVICE_NAME"))
         self._compiled: OrderedDict[tuple[int, ...], dict[int, Any]] = OrderedDict()
 

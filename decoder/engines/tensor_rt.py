@@ -96,7 +96,7 @@ def build(runtime: Any, model: Model, capability: str | None = None) -> bytes:
     strongly_typed = 1 << int(runtime.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = builder.create_network(strongly_typed)
     parser = runtime.OnnxParser(network, heard.logger)
-    if not parser.parse(model.path.read_bytes()):
+    if not parser.parse(model.content):
         problems = [parser.get_error(number).desc() for number in range(parser.num_errors)]
         raise EngineError(f"{model.path}: TensorRT can't parse it ({_first_lines(problems)})")
     config = builder.create_builder_config()

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from decoder.catalogue import SHIPPED, Catalogue, CatalogueError, load_catalogue
 from decoder.engines import ENGINES, Engine, EngineError, Kind, open_engine
 from decoder.engines.choice import fastest
-from decoder.model import PRECISIONS, Model, ModelError, read_model
+from decoder.model import PRECISIONS, RENDITIONS, Model, ModelError, read_model
 from encoder.sampling import Operator
 
 NOT_HERE = re.compile("pip install|no NVIDIA GPU here")
@@ -178,11 +178,26 @@ def test_an_engine_that_cannot_be_opened_says_so_in_a_line(
     assert "\n" not in str(error.value)
 
 
-def test_an_integer_form_of_a_file_that_is_not_there(tmp_path: Path) -> None:
-    metadata = METADATA | {"precision": "int8", "of": "f" * 16}
-    path = write_model(tmp_path / "tiny.int8.onnx", metadata)
-    with pytest.raises(CatalogueError, match=r"tiny\.int8\.onnx: is int8 of f{16}, which isn't among the files given"):
+@pytest.mark.parametrize(("of", "told"), [({"of": "f" * 16}, "f{16}"), ({}, "[0-9a-f]{16}")])
+def test_an_integer_form_of_a_file_that_is_not_there(tmp_path: Path, of: dict[str, str], told: str) -> None:
+    path = write_model(tmp_path / "tiny.int8.onnx", METADATA | {"precision": "int8"} | of)
+    with pytest.raises(
+        CatalogueError, match=rf"tiny\.int8\.onnx: is int8 of {told}, which isn't among the files given"
+    ):
         load_catalogue([path], "onnxruntime", 1)
+
+
+def test_an_engine_is_rebuilt_from_the_file_that_was_checked(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "tiny.onnx", METADATA)
+    (served,) = load_catalogue([path], "onnxruntime", 1).reconstructors
+    path.write_text("replaced")
+    assert (served.engine.reopened().reconstruct(np.zeros((1, 1, 1, 1), np.int8)) == 128).all()
+
+
+def test_only_the_renditions_that_are_asked_for_are_opened(tmp_path: Path) -> None:
+    paths = [write_model(tmp_path / f"{each}.onnx", METADATA | {"rendition": each}) for each in RENDITIONS]
+    (served,) = load_catalogue(paths, "onnxruntime", 1, ["veiled"]).reconstructors
+    assert (served.rendition, served.name) == ("veiled", "veiled")
 
 
 def test_every_reconstructor_that_ships_has_integer_forms_that_lose_little() -> None:
@@ -198,7 +213,7 @@ def test_every_reconstructor_that_ships_has_integer_forms_that_lose_little() -> 
 @given(sample=st.text(max_size=40), fidelity=st.text(max_size=6))
 def test_any_sample_is_measurements_or_told(sample: str, fidelity: str) -> None:
     told = {"sample": sample, "sample_psnr": fidelity}
-    model = Model(Path("x.onnx"), "0" * 16, told, 1, 2)
+    model = Model(Path("x.onnx"), "0" * 16, told, 1, 2, b"")
     with pytest.raises(ModelError, match=r"x\.onnx: metadata veilcam\.sample"):
         model.sample()
 
