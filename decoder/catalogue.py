@@ -113,6 +113,10 @@ def read_forms(paths: Sequence[Path]) -> list[dict[str, Model]]:
     for model in models:
         if model.of not in forms:
             raise CatalogueError(f"{model.path}: is {model.precision} of {model.of}, which isn't among the files given")
+        base = forms[model.of]["float32"]
+        if (model.rows, model.block) != (base.rows, base.block):
+            told = f"{model.rows} rows of blocks of {model.block}, {base.path} has {base.rows} and {base.block}"
+            raise CatalogueError(f"{model.path}: {told}")
         forms[model.of][model.precision] = model
     return list(forms.values())
 

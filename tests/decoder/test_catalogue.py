@@ -181,10 +181,17 @@ def test_an_engine_that_cannot_be_opened_says_so_in_a_line(
 @pytest.mark.parametrize(("of", "told"), [({"of": "f" * 16}, "f{16}"), ({}, "[0-9a-f]{16}")])
 def test_an_integer_form_of_a_file_that_is_not_there(tmp_path: Path, of: dict[str, str], told: str) -> None:
     path = write_model(tmp_path / "tiny.int8.onnx", METADATA | {"precision": "int8"} | of)
-    with pytest.raises(
-        CatalogueError, match=rf"tiny\.int8\.onnx: is int8 of {told}, which isn't among the files given"
-    ):
+    problem = rf"tiny\.int8\.onnx: is int8 of {told}, which isn't among the files given"
+    with pytest.raises(CatalogueError, match=problem):
         load_catalogue([path], "onnxruntime", 1)
+
+
+def test_an_integer_form_that_takes_other_measurements_than_its_file(tmp_path: Path) -> None:
+    base = write_model(tmp_path / "tiny.onnx", METADATA, rows=3)
+    metadata = METADATA | {"precision": "int8", "of": read_model(base).id}
+    form = write_model(tmp_path / "tiny.int8.onnx", metadata, rows=2)
+    with pytest.raises(CatalogueError, match=r"tiny\.int8\.onnx: 2 rows of blocks of 2, .*tiny\.onnx has 3 and 2"):
+        load_catalogue([base, form], "auto", 1)
 
 
 def test_an_engine_is_rebuilt_from_the_file_that_was_checked(tmp_path: Path) -> None:
