@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import grpc
 
@@ -18,6 +19,15 @@ _LATELY_S = 5.0
 _WINDOW = 256
 
 
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What an engine is at: one rendition of one frame, for those who watched when it began."""
+
+    measurement: Measurement
+    rendition: str
+    relay: Relay
+
+
 class Camera:
     """A camera by its name, whether it is connected or not: viewers stay while streams come and go.
 
@@ -30,17 +40,17 @@ class Camera:
         self.name = name
         self.stream: Stream | None = None
         self.last_seen = time.monotonic()
-        self.renditions: tuple[str, ...] = RENDITIONS[:1]
-        """What viewers can be given."""
+        self.renditions: tuple[str, ...] = ()
+        """What viewers can be given, first what they get who don't ask."""
         self.newest: Measurement | None = None
         self.latest: Picture | None = None
-        """The last picture that was shown of it."""
+        """The last picture that was shown of it: of the rendition for those who don't ask, if anyone watches that."""
         self.tally = Tally()
         self.relays = {rendition: Relay(self._viewers_changed) for rendition in RENDITIONS}
         self._work = work
         self._taken: dict[str, Measurement] = {}
         self._served: dict[str, float] = {}
-        self._at_work = 0
+        self._at_work: list[Work] = []
         self._arrivals: deque[tuple[float, int]] = deque(maxlen=_WINDOW)
 
     def see(self, measurement: Measurement, size: int) -> None:
@@ -50,66 +60,67 @@ class Camera:
         self._arrivals.append((self.last_seen, size))
         self.tally.received += 1
         self.tally.bytes += size
-        if before is not None and before.stream is measurement.stream and not before.taken:
-            if self.watched:
-                self.tally.newer += 1
-                measurement.stream.drop()
-            else:
-                self.tally.unwatched += 1
-                measurement.stream.pass_by()
+        if before is not None:
+            self._pass_over(before, "newer" if self.watched else "unwatched")
         self._viewers_changed()
+
+    def lack_base(self, size: int) -> None:
+        """A difference came whose base isn't here, in a message of ``size`` bytes."""
+        self.tally.received += 1
+        self.tally.bytes += size
+        self.tally.fates["no_base"] += 1
+
+    def part(self, stream: Stream) -> None:
+        """A stream is over: what it sent last has passed by, unless someone waits for it."""
+        newest = self.newest
+        if newest is not None and newest.stream is stream and not self.wanted():
+            self._pass_over(newest, "unwatched")
 
     def wanted(self) -> list[tuple[float, str]]:
         """Renditions that someone watches and that no engine has taken yet: when each was last served, and its name."""
-        if self.newest is None or self.newest.failed:
+        if self.newest is None or self.newest.fate == "failed":
             return []
         watched = (name for name, relay in self.relays.items() if relay.viewers)
         return [(self._served.get(name, 0.0), name) for name in watched if self._taken.get(name) is not self.newest]
 
-    def begin(self, rendition: str) -> Measurement:
+    def begin(self, rendition: str) -> Work:
         """An engine takes what the camera sees now, to make a rendition of it; ``end`` follows."""
-        measurement = self.newest
-        assert measurement is not None
-        measurement.taken = True
-        self._at_work += 1
-        self._taken[rendition] = measurement
+        assert self.newest is not None
+        work = Work(self.newest, rendition, self.relays[rendition])
+        self._at_work.append(work)
+        self._taken[rendition] = work.measurement
         self._served[rendition] = time.monotonic()
-        return measurement
+        return work
 
-    def end(self, measurement: Measurement, picture: Picture | None) -> None:
-        """The engine is through: a picture for its viewers, or None if it failed."""
-        self._at_work -= 1
+    def end(self, work: Work, picture: Picture | None) -> bool:
+        """The engine is through: a picture for its viewers, or None if it failed. Whether it was shown."""
+        self._at_work.remove(work)
+        offered = self.relays[work.rendition] is work.relay
         if picture is None:
-            self.lose(measurement)
-            return
-        self.tally.shown[picture.rendition] = self.tally.shown.get(picture.rendition, 0) + 1
-        if picture.rendition == self.rendition:
-            self.latest = picture
-            measurement.stream.show(picture)
-        self.relays[picture.rendition].publish(picture)
+            self._decide(work.measurement, "failed")
+        elif offered:
+            self._show(work, picture)
+        elif work.measurement is not self.newest:
+            self._pass_over(work.measurement, "unwatched")
         self._settle()
-
-    def lose(self, measurement: Measurement) -> None:
-        """No picture can be made of it."""
-        measurement.failed = True
-        self.tally.failed += 1
-        self._settle()
+        return picture is not None and offered
 
     def offer(self, renditions: tuple[str, ...]) -> None:
         """From now on, viewers can be given these. Whoever watches another is let go, and so is a camera with none."""
-        self.renditions = renditions or self.renditions
+        self.renditions = renditions
         for name, relay in self.relays.items():
             if name not in renditions:
                 relay.close()
                 self.relays[name] = Relay(self._viewers_changed)
+                self._taken.pop(name, None)
         if not renditions and self.stream is not None:
             problem = f"{self.stream.hello.operator_id!r} has no reconstructor here any more"
             self.stream.end(Refusal(grpc.StatusCode.NOT_FOUND, "hello.operator_id", problem))
 
     @property
-    def rendition(self) -> str:
-        """What viewers get who don't ask for another."""
-        return self.renditions[0]
+    def rendition(self) -> str | None:
+        """What viewers get who don't ask for another; None if there is nothing for them."""
+        return self.renditions[0] if self.renditions else None
 
     @property
     def watched(self) -> bool:
@@ -132,6 +143,30 @@ class Camera:
         seconds = came[-1][0] - came[0][0]
         return (len(came) - 1) / seconds, sum(size for _, size in came[1:]) * 8 / seconds / 1000
 
+    def _show(self, work: Work, picture: Picture) -> None:
+        self._decide(work.measurement, "shown")
+        self.tally.shown[work.rendition] = self.tally.shown.get(work.rendition, 0) + 1
+        if work.rendition == self.renditions[0] or not self.relays[self.renditions[0]].viewers:
+            self.latest = picture
+        work.measurement.stream.show(picture)
+        work.relay.publish(picture)
+
+    def _pass_over(self, measurement: Measurement, fate: str) -> None:
+        """No engine will take it any more; if one has it, what becomes of it is open."""
+        if all(work.measurement is not measurement for work in self._at_work):
+            self._decide(measurement, fate)
+
+    def _decide(self, measurement: Measurement, fate: str) -> None:
+        """A frame has one fate, the first, and is counted once."""
+        if measurement.fate:
+            return
+        measurement.fate = fate
+        self.tally.fates[fate] += 1
+        if fate == "newer":
+            measurement.stream.drop()
+        elif fate == "unwatched":
+            measurement.stream.pass_by()
+
     def _viewers_changed(self) -> None:
         for name, relay in self.relays.items():
             if not relay.viewers and self._taken.get(name) is not self.newest:
@@ -141,10 +176,13 @@ class Camera:
         self._settle()
 
     def _settle(self) -> None:
-        """Tell the stream when nothing more happens with what it sent."""
+        """Tell the stream up to where nothing more happens with what it sent."""
         newest = self.newest
-        if newest is not None and newest.stream is self.stream and not self._at_work and not self.wanted():
-            newest.stream.settle(newest.sequence)
+        if newest is None or newest.stream is not self.stream:
+            return
+        pending = [work.measurement for work in self._at_work] + ([newest] if self.wanted() else [])
+        open_ones = (each.sequence for each in pending if each.stream is newest.stream)
+        newest.stream.settle(min(open_ones, default=newest.sequence + 1) - 1)
 
 
 class Cameras:
@@ -182,7 +220,7 @@ class Cameras:
                 problem = f"{name!r} is publishing already"
                 raise Refusal(grpc.StatusCode.ALREADY_EXISTS, "hello.camera", problem)
             camera.stream.end(Refusal(grpc.StatusCode.ABORTED, "hello.camera", f"{name!r} came back on a newer stream"))
-        if name not in self._cameras and len(self._cameras) >= self._policy.cameras:
+        while name not in self._cameras and len(self._cameras) >= self._policy.cameras:  # it may have been lowered
             self._forget_longest_gone()
         self._cameras[name] = camera
         camera.stream = stream
@@ -193,6 +231,7 @@ class Cameras:
 
     def disconnect(self, camera: Camera, stream: Stream) -> None:
         """The stream is over; the camera stays known."""
+        camera.part(stream)
         if camera.stream is stream:
             camera.stream = None
 
@@ -224,8 +263,7 @@ class Cameras:
             problem = f"{len(self._cameras)} cameras are connected, this server allows no more"
             raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "hello.camera", problem)
         oldest = min(gone, key=lambda camera: camera.last_seen)
-        for relay in oldest.relays.values():
-            relay.close()
+        oldest.offer(())
         del self._cameras[oldest.name]
         for tell in self.forgotten:
             tell(oldest.name)

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from decoder.engines import Engine, open_engine
-from decoder.engines.choice import fastest
-from decoder.model import Model, ModelError, read_model
+from decoder.engines import Engine
+from decoder.engines.choice import agreed, fastest
+from decoder.model import RENDITIONS, Model, ModelError, read_model
 
 log = logging.getLogger("veilcam.decode")
 
@@ -57,6 +57,10 @@ class Catalogue:
         """Block side of an operator that the catalogue has."""
         return next(each.engine.block for each in self.reconstructors if each.operator_id == operator_id)
 
+    def most_blocks(self, operator_id: str) -> int:
+        """Blocks of a picture, down or across, that every engine for an operator takes."""
+        return min(each.engine.most_blocks for each in self.reconstructors if each.operator_id == operator_id)
+
     def choose(self, operator_id: str, rendition: str, rows: int) -> Reconstructor | None:
         """The reconstructor that wastes least: the fewest rows that hold ``rows``, else the most there are."""
         fitting = [r for r in self.reconstructors if (r.operator_id, r.rendition) == (operator_id, rendition)]
@@ -66,19 +70,23 @@ class Catalogue:
         return max(fitting, key=lambda r: r.engine.rows, default=None)
 
 
-def load_catalogue(paths: Sequence[Path], engine: str, threads: int) -> Catalogue:
-    """Open every reconstructor of the files and folders given.
+def load_catalogue(
+    paths: Sequence[Path], engine: str, threads: int, renditions: Collection[str] = RENDITIONS
+) -> Catalogue:
+    """Open the reconstructors of the files and folders given.
 
     Args:
         paths: integer forms stand beside the float32 files that they came from.
         engine: one of ``decoder.engines.ENGINES``; ``auto`` for the fastest that agrees.
         threads: that each may use.
+        renditions: reconstructors of others are checked, and left out.
 
     Raises:
         CatalogueError: nothing there, or a file that is no reconstructor.
-        EngineError: the engine isn't there, or can't run a file.
+        EngineError: the engine isn't there, can't run a file, or gives other pictures than the reference.
     """
-    return Catalogue([_open(each, engine, threads) for each in read_forms(paths)])
+    wanted = [forms for forms in read_forms(paths) if forms["float32"].told["rendition"] in renditions]
+    return Catalogue([_open(forms, engine, threads) for forms in wanted])
 
 
 def read_forms(paths: Sequence[Path]) -> list[dict[str, Model]]:
@@ -101,10 +109,14 @@ def read_forms(paths: Sequence[Path]) -> list[dict[str, Model]]:
         models = [read_model(file) for file in files]
     except ModelError as error:
         raise CatalogueError(str(error)) from None
-    forms = {model.id: {model.precision: model} for model in models if model.of == model.id}
+    forms = {model.id: {model.precision: model} for model in models if model.precision == "float32"}
     for model in models:
         if model.of not in forms:
             raise CatalogueError(f"{model.path}: is {model.precision} of {model.of}, which isn't among the files given")
+        base = forms[model.of]["float32"]
+        if (model.rows, model.block) != (base.rows, base.block):
+            told = f"{model.rows} rows of blocks of {model.block}, {base.path} has {base.rows} and {base.block}"
+            raise CatalogueError(f"{model.path}: {told}")
         forms[model.of][model.precision] = model
     return list(forms.values())
 
@@ -120,7 +132,7 @@ def _open(forms: Mapping[str, Model], engine: str, threads: int) -> Reconstructo
         for each in tried:
             log.info("%s at 320×240, %s%s", model.path.stem, each, ", taken" if each.name == opened.name else "")
     else:
-        opened = open_engine(engine, forms, threads)
+        opened = agreed(engine, forms, threads)
     told = model.told
     return Reconstructor(model.id, model.path.stem, told["rendition"], told["operator_id"], opened, measured)
 

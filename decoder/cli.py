@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -186,10 +186,10 @@ def _stamp(config: Path | None) -> tuple[int, int] | None:
     return (told.st_mtime_ns, told.st_size) if told is not None else None
 
 
-def _catalogue(settings: "Settings") -> "Catalogue":
+def _catalogue(settings: "Settings", renditions: Collection[str] = tuple(_RENDITION.values())) -> "Catalogue":
     from decoder.catalogue import SHIPPED, load_catalogue
 
-    return load_catalogue(settings.reconstructor or [SHIPPED], settings.engine, settings.threads)
+    return load_catalogue(settings.reconstructor or [SHIPPED], settings.engine, settings.threads, renditions)
 
 
 def _tell_reconstructors(catalogue: "Catalogue") -> None:
@@ -227,7 +227,7 @@ def export(
         sys.exit(UNUSABLE)
     try:
         settings = read_settings(None, {"reconstructor": reconstructor or None, "engine": engine, "threads": threads})
-        played = Recording(recording, _catalogue(settings), _RENDITION[plain])
+        played = Recording(recording, _catalogue(settings, [_RENDITION[plain]]), _RENDITION[plain])
         with Progress() as bar:
             task = bar.add_task(film.name, total=len(played.times(start_ns, end_ns)))
             count = write_film(played.shots(start_ns, end_ns), film, lambda: bar.advance(task))
@@ -269,8 +269,8 @@ def replay(
 
     async def serve() -> int:
         settings = read_settings(None, given)
-        catalogue = _catalogue(settings)
-        segments = Recording(recording, catalogue, _RENDITION[bool(settings.allow_plain)]).segments
+        catalogue = _catalogue(settings, {"veiled", _RENDITION[settings.allow_plain]})
+        segments = Recording(recording, catalogue, _RENDITION[settings.allow_plain]).segments
         server = Server(catalogue, settings)
         await server.start()
         ports = {"grpc_port": server.port, "http_port": server.http_port}

@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 from decoder.cameras import Cameras
 from decoder.catalogue import Reconstructor
 from decoder.pictures import Picture
+from decoder.stream import FATES
 
 if TYPE_CHECKING:
     from decoder.recordings.recorder import Recorded
@@ -81,6 +82,7 @@ class _Frames(Collector):
     def collect(self) -> Iterator[Metric]:
         received = CounterMetricFamily("veilcam_frames_received", "Frames that came.", labels=["camera"])
         size = CounterMetricFamily("veilcam_received_bytes", "Bytes of frames that came.", labels=["camera"])
+        frames_shown = CounterMetricFamily("veilcam_frames_shown", "Frames shown in any rendition.", labels=["camera"])
         shown = CounterMetricFamily("veilcam_pictures_shown", "Pictures made.", labels=["camera", "rendition"])
         told = "Frames that came and were not shown, by reason."
         dropped = CounterMetricFamily("veilcam_frames_dropped", told, labels=["camera", "reason"])
@@ -93,11 +95,14 @@ class _Frames(Collector):
             for rendition, relay in camera.relays.items():
                 shown.add_metric([name, rendition], tally.shown.get(rendition, 0))
                 viewers.add_metric([name, rendition], relay.viewers)
-            for reason in ("newer", "unwatched", "no_base", "failed"):
-                dropped.add_metric([name, reason], getattr(tally, reason))
+            for fate in FATES:
+                if fate == "shown":
+                    frames_shown.add_metric([name], tally.fates[fate])
+                else:
+                    dropped.add_metric([name, fate], tally.fates[fate])
             for each in STATES:
                 state.add_metric([name, each], camera.state == each)
-        yield from (received, size, shown, dropped, viewers, state)
+        yield from (received, size, frames_shown, shown, dropped, viewers, state)
         frames = CounterMetricFamily("veilcam_recorded_frames", "Frames recorded.", labels=["camera"])
         written = CounterMetricFamily("veilcam_recorded_bytes", "Bytes recorded.", labels=["camera"])
         lost = CounterMetricFamily(

@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ class Model:
         told: its metadata, without the prefix ``veilcam.``.
         rows: measurements a block that it takes.
         block: side of a block in pixels.
+        content: of the file, so that an engine runs what was checked, also when it is rebuilt later.
     """
 
     path: Path
@@ -36,6 +37,7 @@ class Model:
     told: dict[str, str]
     rows: int
     block: int
+    content: bytes = field(repr=False)
 
     @property
     def precision(self) -> str:
@@ -69,14 +71,14 @@ def read_model(path: Path) -> Model:
         ModelError: it can't be read, or isn't a reconstructor.
     """
     try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        content = path.read_bytes()
     except OSError as error:
         raise ModelError(f"{path}: can't be read ({error.strerror})") from None
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # noqa: BLE001 - its own classes are private, and any of them means the same here
         raise ModelError(f"{path}: not a model that onnxruntime runs ({str(error).splitlines()[0]})") from None
     inputs, outputs = session.get_inputs(), session.get_outputs()
@@ -93,4 +95,4 @@ def read_model(path: Path) -> Model:
         raise ModelError(f"{path}: metadata veilcam.block, and a fixed number of rows: expected both")
     if told.get("precision", "float32") not in PRECISIONS:
         raise ModelError(f"{path}: metadata veilcam.precision: expected one of {', '.join(PRECISIONS)}")
-    return Model(path, digest, told, rows, int(block))
+    return Model(path, hashlib.sha256(content).hexdigest()[:16], told, rows, int(block), content)

@@ -9,6 +9,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+LINGER_S = 1.5
+"""How long the place is kept of someone who asks again and again: longer than a page takes to show what it got."""
 JPEG_QUALITY = 75
 """The lowest quality at which the shipped veils were measured; a higher one would only cost more bytes."""
 
@@ -71,8 +73,9 @@ class Relay:
 
     def __init__(self, joined: Callable[[], None] = lambda: None) -> None:
         self.latest: Picture | None = None
-        self.viewers = 0
         self._joined = joined
+        self._places = 0
+        self._lingering: asyncio.TimerHandle | None = None
         self._serial = 0
         self._closed = False
         self._changed = asyncio.Event()
@@ -109,14 +112,29 @@ class Relay:
         """How many pictures were published."""
         return self._serial
 
+    @property
+    def viewers(self) -> int:
+        """Who watches; one at least while someone may be about to ask again."""
+        return max(self._places, int(self._lingering is not None))
+
     def enter(self) -> None:
         """One viewer more."""
-        self.viewers += 1
+        self._places += 1
         self._joined()
 
     def leave(self) -> None:
         """One viewer fewer."""
-        self.viewers -= 1
+        self._places -= 1
+        self._joined()
+
+    def linger(self) -> None:
+        """Someone leaves who will ask again: for a little while, that is no gap."""
+        if self._lingering is not None:
+            self._lingering.cancel()
+        self._lingering = asyncio.get_running_loop().call_later(LINGER_S, self._gone)
+
+    def _gone(self) -> None:
+        self._lingering = None
         self._joined()
 
     def _wake(self) -> None:

@@ -12,16 +12,17 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 import grpc
 import numpy as np
 from numpy.typing import NDArray
 
 from decoder.admission import Policy, Refusal
-from decoder.batching import Batching, measure
+from decoder.batching import Batching
 from decoder.cameras import Camera, Cameras
 from decoder.catalogue import Catalogue, Reconstructor, fit_rows
-from decoder.engines import EngineError
+from decoder.engines import Engine, EngineError
 from decoder.metrics import Metrics
 from decoder.pictures import Picture
 from decoder.stream import Measurement
@@ -30,6 +31,9 @@ from protos.v1 import veilcam_pb2 as pb
 log = logging.getLogger("veilcam.decode")
 
 _T = TypeVar("_T")
+
+_GRIDS = 256
+"""Picture sizes whose batching is remembered for an engine."""
 
 Group = tuple[Reconstructor, tuple[int, ...]]
 """Frames that can go through an engine together: the reconstructor, and blocks of a picture down and across."""
@@ -63,7 +67,7 @@ class Worker:
         self._catalogue = catalogue
         self._policy = policy
         self._metrics = metrics
-        self._batching: dict[Group, Batching] = {}
+        self._batching: WeakKeyDictionary[Engine, dict[tuple[int, ...], Batching]] = WeakKeyDictionary()
         self._rebuilt: set[str] = set()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="engine")
 
@@ -74,8 +78,8 @@ class Worker:
             jobs = self._jobs()
             if not jobs:
                 await self._cameras.work.wait()
-            elif batch := await self._gathered(jobs):
-                await self._do(batch)
+            elif (batch := await self._gathered(jobs)) and await self._do(batch):
+                await self._learn(batch[0])
 
     def renditions_for(self, operator_id: str) -> tuple[str, ...]:
         """What this server can show of an operator's measurements, first what it shows when nobody asks."""
@@ -87,12 +91,20 @@ class Worker:
         Args:
             levels: quantised measurements (rows, H/B, W/B) of the camera that said ``hello``.
             rendition: one of ``renditions_for`` its operator.
+
+        Raises:
+            EngineError: the engine failed; it was rebuilt if that is possible.
         """
         reconstructor = self._catalogue.choose(hello.operator_id, rendition, len(levels))
         assert reconstructor is not None
         engine = reconstructor.engine
         fitted = fit_rows(levels, engine.rows)[None]
-        pixels = await self._in_engine_thread(lambda: engine.reconstruct(fitted))
+        try:
+            pixels = await self._in_engine_thread(lambda: engine.reconstruct(fitted))
+        except EngineError as error:
+            await self._rebuild(reconstructor, hello.camera, error)
+            raise
+        self._rebuilt.discard(reconstructor.id)
         return pixels[0, : hello.height, : hello.width]
 
     def close(self) -> None:
@@ -115,20 +127,15 @@ class Worker:
     async def _gathered(self, jobs: list[_Job]) -> list[_Job]:
         """The jobs that go with the first one. Others that may soon be there are waited for while that pays."""
         group = jobs[0].group
-        try:
-            batching = await self._batching_of(jobs[0])
-        except Exception as error:  # noqa: BLE001 - an engine's own; whatever it is, this frame is lost
-            jobs[0].camera.lose(jobs[0].measurement)
-            await self._failed(jobs[0].reconstructor, jobs[:1], error)
-            return []
+        batching = self._batching_of(jobs[0])
         while True:
-            most = min(batching.most, self._policy.batch)
+            most = batching.fitting(self._most(group[0]))
             batch = [job for job in jobs if job.group == group][:most]
             if len(batch) in (0, most) or len(jobs) > len(batch) or not self._more_may_come(batch):
-                return batch
+                return batch[: batching.fitting(len(batch))]
             left = min(job.measurement.ready_s for job in batch) + batching.wait_s - time.monotonic()
             if left <= 0:
-                return batch
+                return batch[: batching.fitting(len(batch))]
             self._cameras.work.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._cameras.work.wait(), left)
@@ -144,33 +151,46 @@ class Worker:
             if camera.newest is not None and camera.watched and camera.state == "live" and camera not in there
         )
 
-    async def _batching_of(self, job: _Job) -> Batching:
-        known = self._batching.get(job.group)
-        if known is None:
-            _, grid = job.group
-            engine, most = job.reconstructor.engine, self._policy.batch
-            known = await self._in_engine_thread(lambda: measure(engine, (grid[0], grid[1]), most))
-            self._batching[job.group] = known
-            width, height = (blocks * engine.block for blocks in reversed(grid))
-            log.info("reconstructor %s at %d×%d: %s", job.reconstructor.name, width, height, known)
-        return known
+    def _most(self, reconstructor: Reconstructor) -> int:
+        return min(self._policy.batch, reconstructor.engine.most_at_once)
 
-    async def _do(self, batch: list[_Job]) -> None:
-        """Reconstruct a batch and give its pictures to their viewers."""
+    def _batching_of(self, job: _Job) -> Batching:
+        """What is known of a job's engine and size. An engine that is replaced takes it along."""
+        known, (_, grid) = self._batching.setdefault(job.reconstructor.engine, {}), job.group
+        if grid not in known and len(known) >= _GRIDS:
+            del known[next(iter(known))]
+        return known.setdefault(grid, Batching())
+
+    async def _learn(self, job: _Job) -> None:
+        """One run of a batch of a size that isn't measured yet: other cameras wait for no more than that."""
+        reconstructor, (height, width) = job.group
+        batching, engine, most = self._batching_of(job), reconstructor.engine, self._most(reconstructor)
+        if not batching.learning(most):
+            return
+        await self._in_engine_thread(lambda: batching.step(engine, (height, width)))
+        if not batching.learning(most):
+            side = engine.block
+            log.info("reconstructor %s at %d×%d: %s", reconstructor.name, width * side, height * side, batching)
+
+    async def _do(self, batch: list[_Job]) -> bool:
+        """Reconstruct a batch and give its pictures to their viewers. Whether that worked."""
         reconstructor = batch[0].reconstructor
         taken = [job.camera.begin(job.rendition) for job in batch]
         pictures: Sequence[Picture | None] = [None] * len(batch)
         try:
-            pictures = await self._reconstructed(reconstructor, taken)
+            pictures = await self._reconstructed(reconstructor, [work.measurement for work in taken])
             self._rebuilt.discard(reconstructor.id)
         except Exception as error:  # noqa: BLE001 - an engine's own; whatever it is, this batch is lost
-            await self._failed(reconstructor, batch, error)
+            if not await self._rebuild(reconstructor, ", ".join(job.camera.name for job in batch), error):
+                problem = "the reconstructor failed, see the server's log"
+                for work in taken:
+                    work.measurement.stream.end(Refusal(grpc.StatusCode.INTERNAL, "frame", problem))
         finally:
-            for job, measurement, picture in zip(batch, taken, pictures, strict=True):
-                job.camera.end(measurement, picture)
-                if picture is not None:
+            for job, work, picture in zip(batch, taken, pictures, strict=True):
+                if job.camera.end(work, picture) and picture is not None:
                     self._metrics.shown(reconstructor, picture)
             self._cameras.tell()
+        return all(picture is not None for picture in pictures)
 
     async def _reconstructed(self, reconstructor: Reconstructor, taken: Sequence[Measurement]) -> list[Picture]:
         engine = reconstructor.engine
@@ -195,9 +215,8 @@ class Worker:
             )
         return pictures
 
-    async def _failed(self, reconstructor: Reconstructor, batch: Sequence[_Job], error: Exception) -> None:
-        """Rebuild the engine; end the cameras' streams if that doesn't help."""
-        names = ", ".join(job.camera.name for job in batch)
+    async def _rebuild(self, reconstructor: Reconstructor, names: str, error: Exception) -> bool:
+        """After an engine has failed on frames of the cameras named: whether it was rebuilt, which is tried once."""
         log.error("reconstructor %s failed on frames of %s", reconstructor.name, names, exc_info=error)
         self._metrics.failed(reconstructor)
         if reconstructor.id not in self._rebuilt:
@@ -208,11 +227,9 @@ class Worker:
             else:
                 self._rebuilt.add(reconstructor.id)
                 log.warning("reconstructor %s: its engine was rebuilt", reconstructor.name)
-                return
+                return True
         self._rebuilt.discard(reconstructor.id)
-        problem = f"the reconstructor failed ({type(error).__name__}), see the server's log"
-        for job in batch:
-            job.measurement.stream.end(Refusal(grpc.StatusCode.INTERNAL, "frame", problem))
+        return False
 
     async def _in_engine_thread(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)

@@ -82,7 +82,7 @@ class CamerasService(CamerasServicer):
             problem = f"{operator_id[:80]!r} isn't among the operators of this server ({known})"
             raise Refusal(grpc.StatusCode.NOT_FOUND, "hello.operator_id", problem)
         block = self._catalogue.block(operator_id)
-        check_size(first.hello, block, self._policy)
+        check_size(first.hello, block, self._catalogue.most_blocks(operator_id), self._policy)
         renditions = self._worker.renditions_for(operator_id)
         if not renditions:
             problem = f"{operator_id!r} has only plain reconstructors here, and this server gives only veiled pictures"
@@ -96,11 +96,13 @@ class CamerasService(CamerasServicer):
         try:
             while True:
                 await stream.news.wait()
-                stream.news.clear()
                 if stream.problem:
                     raise stream.problem
+                if over := reader.done() and stream.settled:
+                    camera.part(stream)
+                stream.news.clear()
                 yield stream.acknowledgement()
-                if reader.done() and stream.settled and not stream.news.is_set():
+                if over and not stream.news.is_set():
                     break
         finally:
             reader.cancel()
@@ -111,10 +113,11 @@ class CamerasService(CamerasServicer):
                 if not request.HasField("frame"):
                     raise invalid("message", "expected a frame after the hello")
                 measurement = await stream.receive(request.frame)
+                size = len(request.frame.payload)
                 if measurement is None:
-                    camera.tally.no_base += 1
+                    camera.lack_base(size)
                 elif camera.stream is stream and not stream.problem:
-                    camera.see(measurement, len(request.frame.payload))
+                    camera.see(measurement, size)
                     if self._recorder is not None:
                         self._recorder.offer(camera.name, request.frame, time.time_ns())
         except Refusal as refusal:
@@ -138,32 +141,40 @@ class ViewersService(ViewersServicer):
     ) -> AsyncIterator[pb.Picture]:
         try:
             camera, rendition = self._asked(request)
+            with camera.relays[rendition].watch() as pictures:
+                async for picture in pictures:
+                    yield await _message(picture, request.encoding)
+            self._check_allowed(rendition)
+            self._asked(request)  # it is let go for what would now refuse it, or for a while
+            raise Refusal(grpc.StatusCode.UNAVAILABLE, "watch.camera", "let go: the server is shutting down or changes")
         except Refusal as refusal:
             await _abort(context, refusal)
-        with camera.relays[rendition].watch() as pictures:
-            async for picture in pictures:
-                yield await _message(picture, request.encoding)
-        await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is shutting down, or has forgotten this camera")
 
     def _asked(self, request: pb.WatchRequest) -> tuple[Camera, str]:
         if request.encoding not in _ENCODINGS:
             raise invalid("watch.encoding", f"{request.encoding} is unknown")
         if request.rendition not in _RENDITIONS:
             raise invalid("watch.rendition", f"{request.rendition} is unknown")
-        rendition = _RENDITIONS[request.rendition]
-        if rendition and rendition not in self._policy.renditions:
-            problem = f"this server gives only {', '.join(self._policy.renditions)} pictures"
-            raise Refusal(grpc.StatusCode.PERMISSION_DENIED, "watch.rendition", problem)
+        asked = _RENDITIONS[request.rendition]
+        if asked:
+            self._check_allowed(asked)
         camera = self._cameras.get(request.camera)
         if camera is None:
             known = ", ".join(each.name for each in self._cameras.all()) or "none yet"
             raise Refusal(
                 grpc.StatusCode.NOT_FOUND, "watch.camera", f"{request.camera[:80]!r} isn't here (here: {known})"
             )
-        if rendition and rendition not in camera.renditions:
-            problem = f"no {rendition} reconstructor for the operator of {camera.name!r} here"
+        rendition = asked or camera.rendition
+        if rendition is None or rendition not in camera.renditions:
+            problem = f"no {rendition or 'permitted'} reconstructor for the operator of {camera.name!r} here"
             raise Refusal(grpc.StatusCode.NOT_FOUND, "watch.rendition", problem)
-        return camera, rendition or camera.rendition
+        self._check_allowed(rendition)
+        return camera, rendition
+
+    def _check_allowed(self, rendition: str) -> None:
+        if rendition not in self._policy.renditions:
+            problem = f"this server gives only {', '.join(self._policy.renditions)} pictures"
+            raise Refusal(grpc.StatusCode.PERMISSION_DENIED, "watch.rendition", problem)
 
 
 async def _first(requests: AsyncIterator[pb.PublishRequest]) -> pb.PublishRequest | None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +15,10 @@ from protos.v1 import veilcam_pb2 as pb
 _ASK_LOWER_EVERY_S = 1.0
 _LASTING_DROPS, _LASTING_DROPS_S = 5, 2.0
 
+FATES = ("shown", "newer", "unwatched", "no_base", "failed")
+"""What a frame comes to: shown in one rendition or more; watched, and never shown because a newer one came; passed by
+while nobody watched; a difference whose base isn't here; lost with an engine that failed."""
+
 
 @dataclass(eq=False)
 class Measurement:
@@ -23,8 +27,7 @@ class Measurement:
     Attributes:
         stream: that it came on.
         ready_s: when it was unpacked, by the monotonic clock.
-        taken: whether an engine has it, or had it.
-        failed: whether an engine failed on it.
+        fate: one of ``FATES``; empty while that is open.
     """
 
     stream: "Stream"
@@ -33,8 +36,7 @@ class Measurement:
     levels: NDArray[np.int8]
     times: Times
     ready_s: float = field(default_factory=time.monotonic)
-    taken: bool = False
-    failed: bool = False
+    fate: str = ""
 
 
 @dataclass
@@ -44,15 +46,9 @@ class Tally:
     received: int = 0
     bytes: int = 0
     shown: dict[str, int] = field(default_factory=dict)
-    """By rendition."""
-    newer: int = 0
-    """Received and watched, and never shown because a newer one came."""
-    unwatched: int = 0
-    """Received while nobody watched, and so not reconstructed."""
-    no_base: int = 0
-    """Differences whose base isn't here."""
-    failed: int = 0
-    """Lost with an engine that failed."""
+    """Pictures, by rendition."""
+    fates: Counter[str] = field(default_factory=Counter)
+    """Frames, each once. Received and in none of them: what the camera sees now, and what an engine has."""
 
 
 class Stream:
@@ -104,6 +100,7 @@ class Stream:
     def drop(self) -> None:
         """A frame was never shown to those who watch, because a newer one came."""
         self._dropped += 1
+        self.news.set()
         now = time.monotonic()
         self._drops.append(now)
         # A single one is no overload.
@@ -115,17 +112,19 @@ class Stream:
     def pass_by(self) -> None:
         """A frame passed by while nobody watched."""
         self._unwatched += 1
+        self.news.set()
 
     def show(self, picture: Picture) -> None:
         """A picture is ready for those who watch."""
         if picture.sequence > self._shown[0]:
             self._shown = (picture.sequence, picture.shown_time_ns)
+            self.news.set()
 
     def settle(self, sequence: int) -> None:
         """Nothing more happens with the frames up to this one."""
         if sequence > self._settled:
             self._settled = sequence
-        self.news.set()
+            self.news.set()
 
     @property
     def settled(self) -> bool:

@@ -39,7 +39,7 @@ REFERENCE = "onnxruntime"
 
 
 class EngineError(Exception):
-    """A runtime that isn't there, or a file that it can't run; the message says what to do."""
+    """A runtime that isn't there, a file that it can't run, or a run that failed; the message says what to do."""
 
 
 class Engine(ABC):
@@ -50,15 +50,15 @@ class Engine(ABC):
         model: that it runs.
         threads: that it may use.
 
-    Raises:
-        EngineError: a file that the runtime can't run.
-
     Attributes:
         name, model, threads: as given.
         device: what it really runs on, as the runtime says.
+        most_at_once: pictures in one call.
+        most_blocks: of a picture, down or across.
     """
 
     device: str
+    most_at_once = most_blocks = 1 << 16
 
     def __init__(self, name: str, model: Model, threads: int) -> None:
         self.name, self.model, self.threads = name, model, threads
@@ -77,17 +77,24 @@ class Engine(ABC):
         """Pictures (N, H, W) uint8 from quantised measurements (N, m, H/B, W/B) int8.
 
         Raises:
-            ValueError: another type or shape than the reconstructor takes, or than it gave back.
+            ValueError: another type or shape than the reconstructor takes.
+            EngineError: the runtime fails, or gives another type or shape back.
         """
         count, rows, height, width = measurements.shape
+        if count > self.most_at_once or max(height, width) > self.most_blocks:
+            limits = f"at most {self.most_at_once} at once and {self.most_blocks} blocks a side"
+            raise ValueError(f"measurements {measurements.shape}: {self.name} takes {limits}")
         if measurements.dtype != np.int8 or rows != self.rows:
             raise ValueError(
                 f"measurements {measurements.dtype} {measurements.shape}: expected int8 (N, {self.rows}, …)"
             )
-        pictures = self._run(measurements)
+        try:
+            pictures = self._run(measurements)
+        except Exception as error:
+            raise _failed(self.name, self.model, error) from error
         expected = (count, height * self.block, width * self.block)
         if pictures.dtype != np.uint8 or pictures.shape != expected:
-            raise ValueError(f"{self.name} gave {pictures.dtype} {pictures.shape}, expected uint8 {expected}")
+            raise EngineError(f"{self.name} gave {pictures.dtype} {pictures.shape}, expected uint8 {expected}")
         return pictures
 
     def timed(self, count: int, grid: tuple[int, int]) -> float:
@@ -108,7 +115,7 @@ class Engine(ABC):
         Raises:
             EngineError: that doesn't work.
         """
-        return type(self)(self.name, self.model, self.threads)
+        return open_engine(self.name, {self.model.precision: self.model}, self.threads)
 
     @abstractmethod
     def _run(self, measurements: NDArray[np.int8]) -> NDArray[np.uint8]: ...
@@ -135,8 +142,17 @@ def open_engine(name: str, forms: Mapping[str, Model], threads: int) -> Engine:
         raise EngineError(f"engine {name}: {path} has no {missing} form (veilcam-train quantise makes one)")
     module, attribute = kind.place.split(":")
     try:
-        engine = getattr(import_module(module), attribute)
+        opened: Engine = getattr(import_module(module), attribute)(name, model, threads)
+    except EngineError:
+        raise
     except ImportError as error:
         raise EngineError(f"engine {name}: {error}; install it with pip install 'veilcam[{kind.extra}]'") from None
-    opened: Engine = engine(name, model, threads)
+    except Exception as error:
+        raise _failed(name, model, error) from error
     return opened
+
+
+def _failed(name: str, model: Model, error: Exception) -> EngineError:
+    """A runtime's own exception, whose class no caller knows, in one line."""
+    line = next(iter(str(error).strip().splitlines()), "it doesn't say why")
+    return EngineError(f"engine {name}: {model.path}: fails ({type(error).__name__}: {line})")

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decoder.engines import ENGINES, REFERENCE, Engine, EngineError, open_engine
-from decoder.model import Model
+from decoder.model import Model, ModelError
 
 AGREES_DB = 50.0
 """PSNR of a float engine against the reference, at least."""
@@ -76,30 +76,47 @@ def agreeing(forms: Mapping[str, Model], threads: int) -> tuple[dict[str, Engine
             continue
         try:
             engine = open_engine(name, forms, threads)
-            agreement, least = _agreement(engine, reference), _least(engine.model)
+            tried[name] = _compared(engine, reference)
         except EngineError as error:
             tried[name] = Tried(name, problem=str(error))
             continue
-        except Exception as error:  # noqa: BLE001 - an engine's own: whatever it is, it isn't taken
-            tried[name] = Tried(name, problem=f"fails ({type(error).__name__}: {str(error).splitlines()[0]})")
-            continue
-        problem = "" if agreement >= least else f"refused, expected {least:.1f} dB and more"
-        tried[name] = Tried(name, agreement_db=agreement, problem=problem)
-        if not problem:
+        if not tried[name].problem:
             engines[name] = engine
     return engines, tried
 
 
-def _agreement(engine: Engine, reference: Engine) -> float:
-    sampled = engine.model.sample()
-    measurements = sampled[0] if sampled else _drawn(reference.model)
+def agreed(name: str, forms: Mapping[str, Model], threads: int) -> Engine:
+    """One engine by its name, if it agrees with the reference.
+
+    Args:
+        name: in ``ENGINES``.
+        forms: of a reconstructor, by precision.
+        threads: that it may use.
+
+    Raises:
+        EngineError: it doesn't run, or doesn't agree.
+    """
+    engine = open_engine(name, forms, threads)
+    if name != REFERENCE:
+        tried = _compared(engine, open_engine(REFERENCE, forms, threads))
+        if tried.problem:
+            raise EngineError(f"engine {name}: {engine.model.path}: {tried.agreement_db:.1f} dB, {tried.problem}")
+    return engine
+
+
+def _compared(engine: Engine, reference: Engine) -> Tried:
+    try:
+        sampled = engine.model.sample()
+    except ModelError as error:
+        raise EngineError(str(error)) from None
+    if sampled is None:
+        measurements, least = _drawn(reference.model), AGREES_DB
+    else:
+        measurements, least = sampled[0], sampled[1] - _INTEGER_SLACK_DB
     ours, theirs = (each.reconstruct(measurements).astype(np.float64) for each in (engine, reference))
-    return float(10 * np.log10(255**2 / max(1e-9, float(((ours - theirs) ** 2).mean()))))
-
-
-def _least(model: Model) -> float:
-    sampled = model.sample()
-    return AGREES_DB if sampled is None else sampled[1] - _INTEGER_SLACK_DB
+    agreement = float(10 * np.log10(255**2 / max(1e-9, float(((ours - theirs) ** 2).mean()))))
+    problem = "" if agreement >= least else f"refused, expected {least:.1f} dB to {REFERENCE} and more"
+    return Tried(engine.name, agreement_db=agreement, problem=problem)
 
 
 def _drawn(model: Model) -> NDArray[np.int8]:

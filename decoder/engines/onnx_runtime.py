@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from decoder.engines import Engine, EngineError
+from decoder.engines import Engine
 from decoder.model import Model
 
 _WANTED = ("CUDAExecutionProvider", "CPUExecutionProvider")
@@ -24,10 +24,7 @@ class OnnxRuntimeEngine(Engine):
         # Idle threads that spin would take the cores that the encoder or the JPEG of the last picture needs.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         providers = [each for each in _WANTED if each in onnxruntime.get_available_providers()]
-        try:
-            self._session = onnxruntime.InferenceSession(model.path, options, providers=providers)
-        except Exception as error:  # noqa: BLE001 - its own classes are private, and any of them means the same here
-            raise EngineError(f"{model.path}: onnxruntime can't run it ({str(error).splitlines()[0]})") from None
+        self._session = onnxruntime.InferenceSession(model.content, options, providers=providers)
         # A provider that is installed and doesn't work is left out without a word: ask what it came to.
         self.device = ", ".join(self._session.get_providers())
         self._input, self._output = self._session.get_inputs()[0].name, self._session.get_outputs()[0].name

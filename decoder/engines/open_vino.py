@@ -7,11 +7,11 @@ import numpy as np
 import openvino
 from numpy.typing import NDArray
 
-from decoder.engines import Engine, EngineError
+from decoder.engines import Engine
 from decoder.model import Model
 
-_SHAPES = 8
-"""Compiled at one time; a model for one size is up to a third faster than one for all."""
+_GRIDS = 8
+"""Picture sizes at one time, each with all its batches; a model for one is up to a third faster than one for all."""
 
 
 class OpenVinoEngine(Engine):
@@ -20,12 +20,9 @@ class OpenVinoEngine(Engine):
     def __init__(self, name: str, model: Model, threads: int) -> None:
         super().__init__(name, model, threads)
         self._core = openvino.Core()
-        try:
-            self._network = self._core.read_model(model.path)
-            self.device = str(self._core.get_property("CPU", "FULL_DEVICE_NAME"))
-        except RuntimeError as error:
-            raise EngineError(f"{model.path}: OpenVINO can't run it ({str(error).splitlines()[0]})") from None
-        self._compiled: OrderedDict[tuple[int, ...], Any] = OrderedDict()
+        self._network = self._core.read_model(model.content)
+        self.device = str(self._core.get_property("CPU", "FULL_DEVICE_NAME"))
+        self._compiled: OrderedDict[tuple[int, ...], dict[int, Any]] = OrderedDict()
 
     def _run(self, measurements: NDArray[np.int8]) -> NDArray[np.uint8]:
         request = self._request(measurements.shape)
@@ -33,7 +30,12 @@ class OpenVinoEngine(Engine):
         return np.array(request.get_output_tensor(0).data)
 
     def _request(self, shape: tuple[int, ...]) -> Any:
-        if shape not in self._compiled:
+        count, _, *grid = shape
+        batches = self._compiled.setdefault(tuple(grid), {})
+        self._compiled.move_to_end(tuple(grid))
+        if len(self._compiled) > _GRIDS:
+            self._compiled.popitem(last=False)
+        if count not in batches:
             self._network.reshape({0: list(shape)})
             # Left alone, it takes bfloat16 where the processor has it, which is slower here and not what was measured.
             hints = {
@@ -41,8 +43,5 @@ class OpenVinoEngine(Engine):
                 "INFERENCE_PRECISION_HINT": "f32",
                 "INFERENCE_NUM_THREADS": self.threads,
             }
-            self._compiled[shape] = self._core.compile_model(self._network, "CPU", hints).create_infer_request()
-            if len(self._compiled) > _SHAPES:
-                self._compiled.popitem(last=False)
-        self._compiled.move_to_end(shape)
-        return self._compiled[shape]
+            batches[count] = self._core.compile_model(self._network, "CPU", hints).create_infer_request()
+        return batches[count]

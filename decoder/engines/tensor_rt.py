@@ -11,7 +11,7 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -32,7 +32,8 @@ MOST_BLOCKS = 256
 """Down and across; 4096 pixels for blocks of 16."""
 _USUAL_BLOCKS = (30, 40)
 _MAGIC = b"VCTRT1\n"
-_GRAPHS = 8
+_GRAPHS = 16
+"""Sizes and batches at one time; each holds its own memory on the GPU."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def build(runtime: Any, model: Model, capability: str | None = None) -> bytes:
     strongly_typed = 1 << int(runtime.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = builder.create_network(strongly_typed)
     parser = runtime.OnnxParser(network, heard.logger)
-    if not parser.parse(model.path.read_bytes()):
+    if not parser.parse(model.content):
         problems = [parser.get_error(number).desc() for number in range(parser.num_errors)]
         raise EngineError(f"{model.path}: TensorRT can't parse it ({_first_lines(problems)})")
     config = builder.create_builder_config()
@@ -151,6 +152,8 @@ def key_of(model: Model, gpu: Gpu, runtime: Any) -> str:
 class TensorRtEngine(Engine):
     """An engine on the first GPU."""
 
+    most_at_once, most_blocks = MOST_AT_ONCE, MOST_BLOCKS
+
     def __init__(self, name: str, model: Model, threads: int) -> None:
         super().__init__(name, model, threads)
         gpu, runtime = find_gpu(), load_runtime()
@@ -182,10 +185,6 @@ class TensorRtEngine(Engine):
         """Buffers and a graph for one size and batch: copy there, compute, copy back, as one launch."""
         if sides not in self._shapes:
             count, _, height, width = sides
-            if count > MOST_AT_ONCE or max(height, width) > MOST_BLOCKS:
-                raise ValueError(
-                    f"measurements {sides}: at most {MOST_AT_ONCE} at once and {MOST_BLOCKS} blocks a side"
-                )
             if len(self._shapes) >= _GRAPHS:
                 self._free(self._shapes.popitem(last=False)[1])
             self._shapes[sides] = self._made(sides, (count, height * self.block, width * self.block))
@@ -193,14 +192,27 @@ class TensorRtEngine(Engine):
         return self._shapes[sides]
 
     def _made(self, sides: tuple[int, ...], picture: tuple[int, ...]) -> "_Shape":
+        with ExitStack() as undone:  # so many pictures may be more than its memory holds
+            shape = self._recorded(sides, picture, undone)
+            undone.pop_all()
+        return shape
+
+    def _recorded(self, sides: tuple[int, ...], picture: tuple[int, ...], undone: ExitStack) -> "_Shape":
+        def taken(take: str, free: str, size: int) -> int:
+            address: int = self._call(take, size)
+            undone.callback(self._call, free, address)
+            return address
+
         sizes = [int(np.prod(sides)), int(np.prod(picture))]
-        pinned = [self._call("cudaMallocHost", size) for size in sizes]
-        device = [self._call("cudaMalloc", size) for size in sizes]
+        pinned = [taken("cudaMallocHost", "cudaFreeHost", size) for size in sizes]
+        device = [taken("cudaMalloc", "cudaFree", size) for size in sizes]
         sent, received = (
             np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
             for size, address in zip(sizes, pinned, strict=True)
         )
         context = self._engine.create_execution_context()  # its own: a recorded graph holds on to its context's memory
+        if context is None:
+            raise RuntimeError(f"TensorRT has no room for {sides} ({_first_lines(self._heard.errors)})")
         if not context.set_input_shape(self._input, sides):
             raise ValueError(f"measurements {sides}: TensorRT doesn't take them")
         context.set_tensor_address(self._input, device[0])

