@@ -1,9 +1,12 @@
 """Recordings: what a kill at any byte leaves, retention, a slow or full disk, and a real service that records."""
 
+import contextlib
 import json
 import os
 import random
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,7 +23,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from benchmarks.fidelity import psnr
-from decoder.catalogue import Catalogue
+from decoder.catalogue import SHIPPED, Catalogue, load_catalogue
 from decoder.recordings.playback import Playback, Recording, RecordingError
 from decoder.recordings.recorder import Recorder, SegmentLimits
 from decoder.recordings.segment import Entry, Segment, SegmentError, SegmentWriter, index_of
@@ -386,6 +389,73 @@ def test_a_recording_that_is_not_given(
     code, body, _ = get(f"{service.page}/recordings/{asked}")
     assert code == status
     assert body.startswith(told) or told in body
+
+
+def test_a_disk_that_hangs_holds_up_recordings_alone(
+    recorded: Path,
+    tmp_path: Path,
+    start_service: StartService,
+    operator: Operator,
+    photographs: list[NDArray[np.uint8]],
+) -> None:
+    """A pipe in place of a segment keeps whoever opens it. Those who have gone are passed over when it lets go."""
+    shutil.copytree(recorded, tmp_path / "camera")
+    pipe = tmp_path / "stuck" / f"{10**9:020d}.vcseg"
+    pipe.parent.mkdir()
+    os.mkfifo(pipe)
+    service = start_service(Settings(port=0, http=0, record=tmp_path))
+    camera = Camera(service.channel())
+    with contextlib.ExitStack() as waiting:
+        waiting.callback(lambda: os.close(os.open(pipe, os.O_RDWR)))
+        for _ in range(40):
+            viewer = waiting.enter_context(socket.create_connection(("127.0.0.1", service.server.http_port)))
+            viewer.sendall(b"GET /recordings/stuck.jpg?at=5 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        camera.say(hello=hello_of(operator, photographs[0], "porch"))
+        camera.say(frame=Packer(operator, 0.1).pack(frame_of(photographs[0], time.time_ns()), 1)[0])
+        camera.settled(1)
+        assert get(f"{service.page}/cameras/porch.jpg")[0] == 200
+    assert get(f"{service.page}/recordings/camera.jpg?at=1000")[0] == 200
+    camera.bye()
+
+
+def test_a_recording_that_grows_is_played_to_its_new_end(
+    recorded: Path, tmp_path: Path, catalogue: Catalogue, operator: Operator, photographs: list[NDArray[np.uint8]]
+) -> None:
+    store, packer = Store(tmp_path, Retention()), Packer(operator, 0.1)
+    writer = SegmentWriter(store.place("camera", 10**9), hello_of(operator, photographs[0]))
+    playback = Playback(store, catalogue)
+    for second, picture in enumerate(photographs, 1):
+        writer.append(packer.pack(frame_of(picture, second * 10**9), second)[0], second)
+        for asked in (second, 1):
+            moment = playback.at("camera", asked * 10**9)
+            assert moment is not None
+            assert moment.capture_time_ns == asked * 10**9
+            assert moment.next_ns == (None if asked == second else 2 * 10**9)
+    writer.close()
+
+
+def test_a_recording_that_cannot_be_shown_says_why(
+    recorded: Path, tmp_path: Path, start_service: StartService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(recorded, tmp_path / "camera")
+    (tmp_path / "foreign").mkdir()
+    written(tmp_path / "foreign" / "1.vcseg", frames(3))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "1.vcseg").write_bytes(b"not a segment at all")
+    catalogue = load_catalogue([SHIPPED], "onnxruntime", 1)
+    service = start_service(Settings(port=0, http=0, record=tmp_path), catalogue)
+    code, body, _ = get(f"{service.page}/recordings/foreign.jpg?at=5")
+    assert (code, b"no reconstructor for operator 0000000000000000 here" in body) == (404, True)
+    code, body, _ = get(f"{service.page}/recordings/broken.jpg?at=5")
+    assert (code, b"begins with" in body) == (500, True)
+
+    def out_of_memory(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    for each in catalogue.reconstructors:
+        monkeypatch.setattr(type(each.engine), "_run", out_of_memory)
+    code, body, _ = get(f"{service.page}/recordings/camera.jpg?at=1000")
+    assert (code, body) == (503, b"the reconstructor failed (RuntimeError), see the server's log\n")
 
 
 def test_spans_join_segments_and_show_gaps(tmp_path: Path, catalogue: Catalogue) -> None:
