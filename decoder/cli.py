@@ -104,6 +104,7 @@ def decode(
         from decoder.engines import EngineError
         from decoder.server import Server, ServerError
         from decoder.settings import Settings, SettingsError, read_settings
+        from decoder.viewers.web import is_loopback
     said = {name: context.params[name] for name in Settings.model_fields}
     given = {name: value for name, value in said.items() if value not in (None, [], ())}
     try:
@@ -124,7 +125,7 @@ def decode(
         _tell_reconstructors(catalogue)
         if settings.allow_plain:
             log.warning("%s", _PLAIN_ALLOWED)
-        if settings.host not in ("127.0.0.1", "::1", "localhost"):
+        if not is_loopback(settings.host):
             text = "listening on %s without TLS and authentication: everyone who reaches it can watch"
             log.warning(text, settings.host)
         ports = {"grpc_port": server.port, "http_port": server.http_port}

@@ -163,14 +163,20 @@ def test_the_newest_pictures_of_all_cameras_in_one_answer(
         camera.bye()
 
 
-@pytest.mark.parametrize("seen", ["[]", "{", "7", '{"porch":"x"}', '{"porch":[]}'])
+@pytest.mark.parametrize(
+    "seen", ["[]", "{", "7", '{"porch":"x"}', '{"porch":[]}', '{"porch":1e999}', pytest.param("[" * 20_000, id="deep")]
+)
 def test_a_list_of_seen_pictures_that_is_malformed(service: Service, seen: str) -> None:
     status, body, _ = get(f"{service.page}/pictures?seen={quote(seen)}")
     assert (status, body.startswith(b"seen: expected JSON")) == (400, True)
 
 
-def test_foreign_names_for_loopback_are_refused(service: Service) -> None:
-    request = urllib.request.Request(f"{service.page}/cameras.json", headers={"Host": "evil.example"})
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "localhost", "::1"])
+def test_foreign_names_for_loopback_are_refused(start_service: StartService, host: str) -> None:
+    service = start_service(Settings(host=host, port=0, http=0))
+    page = f"http://{f'[{host}]' if ':' in host else host}:{service.server.http_port}/cameras.json"
+    assert get(page)[0] == 200
+    request = urllib.request.Request(page, headers={"Host": "evil.example"})
     with pytest.raises(urllib.error.HTTPError) as error:
         urllib.request.urlopen(request, timeout=20)
     assert error.value.code == 400
