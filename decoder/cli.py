@@ -40,8 +40,8 @@ def main() -> None:
 
 
 Reconstructors = Annotated[
-    list[Path] | None,
-    typer.Option(help="reconstructor file, or a folder of them; may be repeated [the shipped ones]"),
+    list[str] | None,
+    typer.Option(metavar="PATH", help="reconstructor file, or a folder of them; may be repeated [the shipped ones]"),
 ]
 EngineName = Annotated[
     str | None, typer.Option(help="runtime, as onnxruntime-int8; auto takes the fastest that agrees [auto]")
@@ -60,7 +60,8 @@ Megabytes = Annotated[int | None, typer.Option(help="keep so much of them at mos
 def decode(
     context: typer.Context,
     config: Annotated[
-        Path | None, typer.Option(help="TOML file with these options' names, - as _; changes are taken up")
+        Path | None,
+        typer.Option(envvar="VEILCAM_CONFIG", help="TOML file with these options' names, - as _; changes are taken up"),
     ] = None,
     check_config: Annotated[bool, typer.Option("--check-config", help="check all settings and end")] = False,
     port: Annotated[int | None, typer.Option(help="gRPC port; 0 takes a free one [50051]")] = None,
@@ -71,10 +72,11 @@ def decode(
     threads: Threads = None,
     batch: Annotated[int | None, typer.Option(help="frames in an engine at once, at most [16]")] = None,
     save: Annotated[
-        Path | None, typer.Option(help="save pictures as they are shown: DIR/CAMERA/CAPTURETIME-SEQUENCE.png")
+        str | None,
+        typer.Option(metavar="DIR", help="save pictures as they are shown: DIR/CAMERA/CAPTURETIME-SEQUENCE.png"),
     ] = None,
     record: Annotated[
-        Path | None, typer.Option(help="record measurements as they come: DIR/CAMERA/CAPTURETIME.vcseg")
+        str | None, typer.Option(metavar="DIR", help="record measurements as they come: DIR/CAMERA/CAPTURETIME.vcseg")
     ] = None,
     record_hours: Annotated[float | None, typer.Option(help="delete recordings that are older [kept]")] = None,
     record_megabytes: Megabytes = None,

@@ -1,6 +1,7 @@
 """Settings: file, environment and command line, what is wrong told at once, and changes while the service runs."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -52,6 +53,32 @@ def test_everything_that_is_wrong_is_told_at_once_with_its_place_and_bounds(tmp_
     assert any(line.startswith(f"{file}: hots: no such setting (there are host, port") for line in told)
     assert any(line.startswith("VEILCAM_PROT: no such setting") for line in told)
     assert len(told) == 6
+
+
+def test_what_is_empty_is_not_given_in_the_environment_and_refused_elsewhere(tmp_path: Path) -> None:
+    """An empty folder would be the working directory, an empty address every address."""
+    environment = {f"VEILCAM_{name.upper()}": "" for name in Settings.model_fields}
+    assert read_settings(None, {}, environment) == Settings()
+    file = tmp_path / "veilcam.toml"
+    file.write_text('host = ""\nrecord = ""\n')
+    with pytest.raises(SettingsError) as error:
+        read_settings(file, {"save": "", "reconstructor": ["a", ""]}, {"VEILCAM_RECONSTRUCTOR": "a"})
+    assert str(error.value).splitlines() == [
+        f"{where}: '', expected something, or that it is left out"
+        for where in (f"{file}: host", "--reconstructor.1", "--save", f"{file}: record")
+    ]
+    done = subprocess.run([*DECODE, "--check-config", "--record", ""], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, "--record: ''" in done.stderr) == (2, True)
+
+
+def test_the_environment_may_name_the_settings_file(tmp_path: Path) -> None:
+    file = tmp_path / "veilcam.toml"
+    file.write_text("port = 12345\n")
+    environment = {**os.environ, "VEILCAM_CONFIG": str(file), "VEILCAM_HTTP": "54321"}
+    arguments = [*DECODE, "--check-config"]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "port = 12345, http = 54321" in done.stderr
 
 
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
