@@ -103,7 +103,7 @@ def decode(
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     with _extra_told():
         from decoder.catalogue import CatalogueError
-        from decoder.engines import EngineError
+        from decoder.engines import REFERENCE, EngineError
         from decoder.server import Server, ServerError
         from decoder.settings import Settings, SettingsError, read_settings
         from decoder.viewers.web import is_loopback
@@ -112,7 +112,9 @@ def decode(
     try:
         settings = read_settings(config, given)
         _start_logging(settings.log_json)
-        catalogue = _catalogue(settings)
+        # A check doesn't look for the fastest engine: that takes as long as a start, and the start does it anyway.
+        unmeasured = check_config and settings.engine == "auto"
+        catalogue = _catalogue(settings.model_copy(update={"engine": REFERENCE}) if unmeasured else settings)
     except (SettingsError, CatalogueError, EngineError) as error:
         _give_up(error)
     if check_config:

@@ -111,6 +111,7 @@ def test_check_config(tmp_path: Path, text: str, code: int, told: str) -> None:
     assert done.returncode == code, done.stderr
     assert told in done.stderr
     assert "Traceback" not in done.stderr
+    assert " ms" not in done.stderr, "no engine is timed for a check"
 
 
 class Running:
