@@ -549,3 +549,56 @@ def test_an_export_that_cannot_be_is_one_line(
     assert problem in lines[0]
     assert "Traceback" not in output
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["nowhere.vcseg"], "nowhere.vcseg: No such file"),
+        (["EMPTY"], "no segments (*.vcseg) there"),
+        (["RECORDED", "--from", "1980-01-01"], "no pictures in that range of time"),
+        (["RECORDED", "--from", "1970-01-01T00:00:04", "--to", "1970-01-01T00:00:03"], "no pictures in that range"),
+        (["ODD"], "1.vcseg: frame.payload: "),
+    ],
+)
+def test_a_replay_that_cannot_be_is_one_line(
+    arguments: list[str], problem: str, recorded: Path, tmp_path: Path, operator: Operator
+) -> None:
+    """The last one is only known to be odd by the service that it is played into."""
+    (tmp_path / "empty").mkdir()
+    writer = SegmentWriter(tmp_path / "1.vcseg", hello_of(operator, np.zeros((48, 64), np.uint8)))
+    for frame in frames(2):
+        writer.append(frame, 1)
+    writer.close()
+    places = {"RECORDED": recorded, "EMPTY": tmp_path / "empty", "ODD": tmp_path / "1.vcseg"}
+    code, output = told(
+        "replay", *(places.get(argument, argument) for argument in arguments), "--engine", "onnxruntime"
+    )
+    assert code == 2, output
+    lines = [line for line in output.splitlines() if "ERROR" in line]
+    assert len(lines) == 1
+    assert problem in lines[0]
+    assert "Traceback" not in output
+
+
+def test_a_replay_whose_disk_goes_away_ends_with_one_line(recorded: Path, tmp_path: Path) -> None:
+    shutil.copytree(recorded, tmp_path / "camera")
+    arguments = [*DECODE, "--log-json", "replay", str(tmp_path / "camera"), "--speed", "8", "--loop"]
+    with subprocess.Popen([*arguments, "--engine", "onnxruntime"], stderr=subprocess.PIPE, text=True) as process:
+        service = Running(process)
+        service.until("played 8 frames; again")
+        shutil.rmtree(tmp_path / "camera")
+        assert "vcseg: No such file or directory" in str(service.until("No such file")["message"])
+    assert process.returncode == 2
+
+
+def test_what_the_environment_tells_the_service_is_not_for_a_replay(recorded: Path, tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    environment = {**os.environ, "VEILCAM_RECORD": str(blocked), "VEILCAM_SAVE": str(blocked), "VEILCAM_BATCH": "0"}
+    environment |= {"VEILCAM_HOST": "192.0.2.1", "VEILCAM_ENGINE": "onnxruntime"}
+    arguments = [*DECODE, "--log-json", "replay", str(recorded), "--speed", "100"]
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        Running(process).until("played 8 frames")
+        process.send_signal(signal.SIGINT)
+    assert process.returncode == 0
