@@ -1,5 +1,6 @@
 """Settings: file, environment and command line, what is wrong told at once, and changes while the service runs."""
 
+import asyncio
 import json
 import os
 import signal
@@ -21,7 +22,7 @@ from encoder.packing import Packer
 from encoder.sampling import Operator
 from protos.v1 import veilcam_pb2 as pb
 from protos.v1.veilcam_pb2_grpc import ViewersStub
-from tests.conftest import frame_of, hello_of
+from tests.conftest import StartService, frame_of, hello_of
 from tests.decoder.test_service import Camera
 from tests.decoder.test_web import get
 
@@ -184,6 +185,27 @@ def test_changes_are_taken_up_while_cameras_go_on(running: Running, config: Path
     assert isinstance(error.value, grpc.Call)
     assert error.value.code() is grpc.StatusCode.UNAVAILABLE, "whoever watched plain pictures is let go"
     camera.bye()
+
+
+def test_what_waits_for_the_next_start_is_not_in_force(start_service: StartService, operator: Operator) -> None:
+    service = start_service(Settings(port=0, http=0))
+
+    async def apply(after: Settings) -> list[str]:
+        return service.server.apply(after)
+
+    after = Settings(port=0, http=0, max_payload=2048, max_connections=1, max_pixels=1024)
+    for _ in range(2):
+        later = asyncio.run_coroutine_threadsafe(apply(after), service.loop).result(20)
+        assert later == ["max_payload", "max_connections"], "they still wait"
+    assert changed(service.server.settings, after) == later
+    camera = Camera(service.channel())
+    camera.say(hello=hello_of(operator, np.zeros((32, 32), np.uint8)))
+    assert camera.answer().accepted.max_payload_bytes == Settings().max_payload
+    camera.bye()
+    large = Camera(service.channel())
+    large.say(hello=hello_of(operator, np.zeros((48, 64), np.uint8), "large"))
+    assert large.refusal()[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert asyncio.run_coroutine_threadsafe(apply(Settings(port=0, http=0)), service.loop).result(20) == []
 
 
 def test_what_is_taken_up_at_once_are_settings() -> None:

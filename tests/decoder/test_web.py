@@ -1,6 +1,8 @@
 import json
+import os
 import queue
 import struct
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -285,6 +287,25 @@ def test_a_disk_that_fails_later_does_not_stop_the_pictures(
         camera.settled(sequence)
         time.sleep(0.3)
     camera.bye()
+
+
+def test_a_disk_that_hangs_does_not_keep_the_service_from_stopping(
+    start_service: StartService, operator: Operator, photographs: list[NDArray[np.uint8]], tmp_path: Path
+) -> None:
+    """A pipe in the place of the picture keeps whoever writes it until somebody reads."""
+    service = start_service(Settings(port=0, http=0, save=tmp_path))
+    pipe = tmp_path / "porch" / "1-00000001.png"
+    pipe.parent.mkdir()
+    os.mkfifo(pipe)
+    camera = Camera(service.channel())
+    camera.say(hello=hello_of(operator, photographs[0], "porch"))
+    camera.say(frame=Packer(operator, 0.1).pack(frame_of(photographs[0]), 1)[0])
+    camera.shown(1)
+    try:
+        wait_until(lambda: any(thread.name.startswith("save") for thread in threading.enumerate()))
+        service.stop()
+    finally:
+        os.close(os.open(pipe, os.O_RDWR))
 
 
 def test_a_slow_viewer_gets_the_newest_picture_and_never_a_backlog(
