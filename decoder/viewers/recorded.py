@@ -43,7 +43,9 @@ def recorded(playback: Playback, worker: Worker, policy: Policy) -> list[Route]:
 
     async def spans(request: Request) -> Response:
         name = request.path_params["name"]
-        found = await read(lambda: playback.spans(name)) if CAMERA_NAME.fullmatch(name) else []
+        async with turn:
+            gone = await request.is_disconnected()
+            found = await read(lambda: playback.spans(name)) if CAMERA_NAME.fullmatch(name) and not gone else []
         # A picture is asked for by whole milliseconds: rounded so that the first and the last one are found.
         told = [{"start_ms": -(-start // _MS), "end_ms": -(-end // _MS)} for start, end in found]
         return JSONResponse({"segments": told}, headers=NEVER_STORED)

@@ -224,5 +224,6 @@ def _measured(each: Reconstructor) -> dict[str, Any]:
         "rows": each.engine.rows,
         "engine": each.engine.name,
         "device": each.engine.device,
+        "precision": each.engine.model.precision,
         "measured": each.measured,
     }
