@@ -8,7 +8,8 @@ import hashlib
 import json
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,8 @@ def quantise(
         What was measured: pictures, PSNR of both forms, and of one against the other.
 
     Raises:
-        ExportError: not such a file, another operator's, too few photographs, or more than 0.1 dB lost.
+        ExportError: not such a file, another operator's, a layer without weights of its own, too few photographs, or
+            more than 0.1 dB lost.
     """
     try:
         model = onnx.load(path)
@@ -71,15 +73,16 @@ def quantise(
     if told.get("of"):
         raise ExportError(f"{path}: is {told.get('precision')} already, expected the float32 file that it came from")
     rows = int(told["rows"])
-    samples = list(_samples(folders, operator, rows))
-    expected = CALIBRATED_ON + CHECKED_ON
-    if len(samples) < expected:
-        problem = f"{len(samples)} photographs of {CROP} pixels and more, expected at least {expected}"
+    samples, expected = _samples(folders, operator, rows), CALIBRATED_ON + CHECKED_ON
+    first = list(islice(samples, expected))
+    if len(first) < expected:
+        problem = f"{len(first)} photographs of {CROP} pixels and more, expected at least {expected}"
         raise ExportError(f"{', '.join(map(str, folders))}: {problem}")
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         partial = Path(folder) / out.name
-        _write(model, path, partial, [levels for _, levels in samples[:CALIBRATED_ON]], precision)
-        measured = _compared(path, partial, samples[CALIBRATED_ON:], progress)
+        _write(model, path, partial, [levels for _, levels in first[:CALIBRATED_ON]], precision)
+        # All that there are are checked with, and none of the rest is kept.
+        measured = _compared(path, partial, chain(first[CALIBRATED_ON:], samples), progress)
         if measured["lost_db"] > MOST_LOST_DB:
             problem = f"{precision} loses {measured['lost_db']:.3f} dB, at most {MOST_LOST_DB} are allowed"
             raise ExportError(f"{path}: {problem}; nothing was written")
@@ -118,7 +121,12 @@ def _write(
             return None if levels is None else {"measurements": levels[None]}
 
     weights = {each.name: tuple(each.dims) for each in model.graph.initializer}
-    trunk = [node.name for node in model.graph.node if node.op_type == "Conv" and _is_trunk(weights[node.input[1]])]
+    layers = [node for node in model.graph.node if node.op_type == "Conv"]
+    for node in layers:
+        if node.input[1] not in weights:
+            problem = f"weights {node.input[1]!r} aren't an initializer, so they can't be turned into integers"
+            raise ExportError(f"{path}: layer {node.name!r}: {problem}")
+    trunk = [node.name for node in layers if _is_trunk(weights[node.input[1]])]
     if not trunk:
         raise ExportError(f"{path}: has no 3×3 layers of {_TRUNK_CHANNELS} channels and more, nothing to quantise")
     symmetric = precision == "int8-symmetric"
@@ -157,7 +165,7 @@ def _sampled(picture: NDArray[np.uint8], operator: Operator, rows: int) -> Sampl
 
 
 def _compared(
-    path: Path, other: Path, samples: Sequence[Sample], progress: Callable[[], None] = lambda: None
+    path: Path, other: Path, samples: Iterable[Sample], progress: Callable[[], None] = lambda: None
 ) -> dict[str, Any]:
     import onnxruntime
 
@@ -170,7 +178,7 @@ def _compared(
         progress()
     before, after, agreement = (float(value) for value in np.mean(rows, 0))
     return {
-        "pictures": len(samples),
+        "pictures": len(rows),
         "psnr_float32": round(before, 3),
         "psnr": round(after, 3),
         "lost_db": round(before - after, 3),

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import onnx
 import pytest
+from numpy.typing import NDArray
 
 from decoder.catalogue import SHIPPED, load_catalogue
 from decoder.model import read_model
@@ -13,6 +15,7 @@ from encoder.sampling import Operator
 from tests.encoder.test_sampling import small_operator
 from train import quantise
 from train.data.leaves import dead_leaves
+from train.data.photographs import read_gray
 from train.export import ExportError
 
 PICTURES = 8
@@ -56,6 +59,36 @@ def test_an_integer_form_is_as_good_and_a_server_takes_it(model: Path, leaves: P
     if precision == "int8":
         (served,) = load_catalogue([model, out], "onnxruntime-int8", 1).reconstructors
         assert (served.id, served.engine.model.precision) == (base.id, "int8")
+
+
+def test_photographs_are_checked_with_one_after_the_other(
+    model: Path, leaves: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that aren't calibrated on; the later ones are only read once the earlier ones have been checked with."""
+    read, readings = [], []
+
+    def counted(path: Path) -> NDArray[np.uint8]:
+        read.append(path)
+        return read_gray(path)
+
+    monkeypatch.setattr(quantise, "read_gray", counted)
+    monkeypatch.setattr(quantise, "CHECKED_ON", 1)
+    operator, out = Operator.load(DEFAULT_OPERATOR), model.with_suffix(".int8.onnx")
+    told = quantise.quantise(model, operator, [leaves], out, "int8", lambda: readings.append(len(read)))
+    assert told["pictures"] == PICTURES // 2
+    assert readings == sorted(set(readings)), "each is read when its turn comes"
+
+
+def test_a_layer_whose_weights_are_computed_is_told(model: Path, leaves: Path) -> None:
+    loaded = onnx.load(model)
+    (layer, *_) = (node for node in loaded.graph.node if node.op_type == "Conv")
+    computed = onnx.helper.make_node("Identity", [layer.input[1]], ["computed"])
+    layer.input[1] = "computed"
+    loaded.graph.node.insert(0, computed)
+    onnx.save(loaded, model)
+    with pytest.raises(ExportError, match=r"veil\.onnx: layer .*: weights 'computed' aren't an initializer"):
+        quantise.quantise(model, Operator.load(DEFAULT_OPERATOR), [leaves], model.with_name("out.onnx"), "int8")
+    assert not model.with_name("out.onnx").exists()
 
 
 def test_what_cannot_be_quantised_is_told_and_nothing_is_written(
