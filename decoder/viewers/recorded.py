@@ -1,7 +1,6 @@
 """Recordings for the page and by URL: when a camera was recorded, and what it saw at any moment."""
 
 import asyncio
-import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -18,8 +17,6 @@ from decoder.reconstruction import Worker
 from decoder.recordings.playback import Moment, NoReconstructorError, Playback, RecordingError
 from decoder.viewers.web import NEVER_STORED, asked_rendition, text
 from protos.rules import CAMERA_NAME
-
-log = logging.getLogger("veilcam.decode")
 
 _MS = 1_000_000
 """Nanoseconds."""
@@ -83,10 +80,6 @@ def recorded(playback: Playback, worker: Worker, policy: Policy) -> list[Route]:
         rendition = asked_rendition(request, policy.renditions, there)
         if isinstance(rendition, Response):
             return rendition
-        try:
-            return moment, await worker.reconstruct(moment.hello, moment.levels, rendition)
-        except Exception as error:
-            log.exception("recording of camera %s: the reconstructor failed", name)
-            return text(503, f"the reconstructor failed ({type(error).__name__}), see the server's log")
+        return moment, await worker.reconstruct(moment.hello, moment.levels, rendition)
 
     return [Route("/recordings/{name}.json", spans), Route("/recordings/{name}.jpg", still)]
