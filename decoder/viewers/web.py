@@ -246,4 +246,5 @@ def _measured(each: Reconstructor) -> dict[str, Any]:
         "device": each.engine.device,
         "precision": each.engine.model.precision,
         "measured": each.measured,
+        "measured_form": json.loads(each.engine.model.told.get("quantised", "{}")),
     }
