@@ -1,4 +1,4 @@
-"""TensorRT on an NVIDIA GPU: ``tensorrt`` (10 and newer) or ``tensorrt-rtx``, the same code for both.
+"""TensorRT on an NVIDIA GPU: ``tensorrt`` (10.10 and newer) or ``tensorrt-rtx``, the same code for both.
 
 An engine is built on the machine that runs it, from the ONNX file, and kept in a cache by model, GPU, runtime, version
 and precision. Device memory, streams and graphs go through NVIDIA's ``cuda-bindings``. Nothing of TensorRT's runtime is
@@ -104,6 +104,8 @@ def build(runtime: Any, model: Model, capability: str | None = None) -> bytes:
     least, usual = (1, model.rows, 1, 1), (1, model.rows, *_USUAL_BLOCKS)
     profile.set_shape(network.get_input(0).name, least, usual, (MOST_AT_ONCE, model.rows, MOST_BLOCKS, MOST_BLOCKS))
     config.add_optimization_profile(profile)
+    if resize := getattr(runtime.PreviewFeature, "RUNTIME_ACTIVATION_RESIZE_10_10", None):
+        config.set_preview_feature(resize, True)
     if capability is not None:
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(runtime.ComputeCapability, capability), 0)
@@ -166,6 +168,7 @@ class TensorRtEngine(Engine):
             keep(CACHE, key, built)
         self._heard = _Listener(runtime)
         self._runtime = runtime.Runtime(self._heard.logger)
+        self._contexts = runtime.ExecutionContextAllocationStrategy.USER_MANAGED
         self._engine = self._runtime.deserialize_cuda_engine(built)
         if self._engine is None:
             raise EngineError(f"{model.path}: TensorRT can't run it on {gpu.name} ({_first_lines(self._heard.errors)})")
@@ -210,11 +213,17 @@ class TensorRtEngine(Engine):
             np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
             for size, address in zip(sizes, pinned, strict=True)
         )
-        context = self._engine.create_execution_context()  # its own: a recorded graph holds on to its context's memory
+        # A context for each, as a recorded graph holds on to its context's memory. That is given to it, as much as
+        # these sides need: left alone, it would take what the largest batch of the largest pictures needs, by the sizes
+        # of its layers some 13 GB in float32. How much it asks for, and that it then runs, was never seen on a GPU.
+        context = self._engine.create_execution_context(self._contexts)
         if context is None:
             raise RuntimeError(f"TensorRT has no room for {sides} ({_first_lines(self._heard.errors)})")
         if not context.set_input_shape(self._input, sides):
             raise ValueError(f"measurements {sides}: TensorRT doesn't take them")
+        between = max(1, context.update_device_memory_size_for_shapes())
+        device.append(taken("cudaMalloc", "cudaFree", between))
+        context.set_device_memory(device[-1], between)
         context.set_tensor_address(self._input, device[0])
         context.set_tensor_address(self._output, device[1])
         kinds = self._cuda.cudaMemcpyKind
