@@ -1,7 +1,8 @@
 """TensorRT on an NVIDIA GPU: ``tensorrt`` (10.10 and newer) or ``tensorrt-rtx``, the same code for both.
 
 An engine is built on the machine that runs it, from the ONNX file, and kept in a cache by model, GPU, runtime, version
-and precision. Device memory, streams and graphs go through NVIDIA's ``cuda-bindings``. Nothing of TensorRT's runtime is
+and precision. Precision is the file's: TensorRT takes types as they stand there, so the float16 form is written before
+it is built. Device memory, streams and graphs go through NVIDIA's ``cuda-bindings``. Nothing of TensorRT's runtime is
 made before a GPU was seen: without one, some of its versions end the process.
 """
 
@@ -12,7 +13,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -80,12 +81,27 @@ def load_runtime() -> Any:
     raise ImportError("; ".join(problems))
 
 
+def halved(model: Model) -> Model:
+    """The float16 form of a float32 file; what goes in and comes out keeps its type.
+
+    Raises:
+        ImportError: ``onnx`` isn't installed.
+    """
+    import onnx
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    network = convert_float_to_float16(onnx.load_from_string(model.content), keep_io_types=True)
+    content = network.SerializeToString()
+    told = model.told | {"precision": "float16", "of": model.of}
+    return replace(model, id=hashlib.sha256(content).hexdigest()[:16], told=told, content=content)
+
+
 def build(runtime: Any, model: Model, capability: str | None = None) -> bytes:
     """Build an engine; that needs no GPU if one is named.
 
     Args:
         runtime: of ``load_runtime``.
-        model: float32, or int8-symmetric.
+        model: float32, float16, or int8-symmetric.
         capability: as SM86, to build for (TensorRT-RTX); the GPU here if left out.
 
     Raises:
@@ -160,11 +176,13 @@ class TensorRtEngine(Engine):
         super().__init__(name, model, threads)
         gpu, runtime = find_gpu(), load_runtime()
         self._cuda = import_module("cuda.bindings.runtime")
-        key = key_of(model, gpu, runtime)
+        form = self._form()
+        self.precision = form.precision
+        key = key_of(form, gpu, runtime)
         built = cached(CACHE, key)
         if built is None:
-            log.info("%s: building for %s, once", model.path.name, gpu.name)
-            built = build(runtime, model)
+            log.info("%s: building in %s for %s, once", model.path.name, form.precision, gpu.name)
+            built = build(runtime, form)
             keep(CACHE, key, built)
         self._heard = _Listener(runtime)
         self._runtime = runtime.Runtime(self._heard.logger)
@@ -176,6 +194,10 @@ class TensorRtEngine(Engine):
         self.device = f"{gpu.name}, {runtime.__name__} {runtime.__version__}"
         self._stream = self._call("cudaStreamCreate")
         self._shapes: OrderedDict[tuple[int, ...], _Shape] = OrderedDict()
+
+    def _form(self) -> Model:
+        """What is built: the file as it is."""
+        return self.model
 
     def _run(self, measurements: NDArray[np.int8]) -> NDArray[np.uint8]:
         shape = self._shape(measurements.shape)
@@ -257,6 +279,13 @@ class TensorRtEngine(Engine):
         if int(status):
             raise RuntimeError(f"{function}: {status.name}")
         return results[0] if results else None
+
+
+class TensorRtHalfEngine(TensorRtEngine):
+    """In float16, from the float32 file."""
+
+    def _form(self) -> Model:
+        return halved(self.model)
 
 
 @dataclass(frozen=True, eq=False)
