@@ -11,11 +11,14 @@ from typing import Any
 
 from benchmarks.machine import headline
 from decoder.catalogue import SHIPPED, Reconstructor, load_catalogue
+from decoder.engines import REFERENCE
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 DOCUMENT = ROOT / "docs" / "measured.md"
 README = ROOT / "README.md"
+OURS, CSNET = "plain-r10", "csnet-r10"
+"""What is held against the paper's network, and that network, at r = 0.1."""
 BEGIN, END = "<!-- measured: written by python -m benchmarks.report -->", "<!-- end of measured -->"
 
 
@@ -27,6 +30,10 @@ def document() -> str:
         parts += veil_tables(veil)
     for result in results("latency"):
         parts += latency_table(result)
+    for result in results("engines"):
+        parts += engine_tables(result)
+    for result in results("serve"):
+        parts += serve_table(result)
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -80,13 +87,13 @@ def _judged(veil: Reconstructor, rendition: str, way: str) -> str:
 
 def quality_table(rows: list[dict[str, Any]]) -> list[str]:
     """Means of whole pictures."""
-    lines = ["## Quality", "", "| pictures | ratio | rows | rendition | PSNR, dB | SSIM | bits per pixel | raw |"]
+    lines = ["## Quality", "", "| pictures | reconstructor | ratio | rows | PSNR, dB | SSIM | bits per pixel | raw |"]
     lines += ["|---|---|---|---|---|---|---|---|"]
     for row in rows:
         name = f"{Path(row['folder']).name} ({len(row['pictures'])})"
         figures = f"{row['psnr']:.2f} | {row['ssim']:.4f} | {row['bpp']:.3f}"
         link = f"[json](../{row['file']})"
-        lines.append(f"| {name} | {row['ratio']} | {row['rows']} | {row['rendition']} | {figures} | {link} |")
+        lines.append(f"| {name} | {row['name']} | {row['ratio']} | {row['rows']} | {figures} | {link} |")
     if rows:
         lines += ["", f"Measured on {headline(rows[0]['machine'])}."]
     return [*lines, ""]
@@ -136,6 +143,65 @@ def latency_table(result: dict[str, Any]) -> list[str]:
         "",
     ]
     return lines
+
+
+def engine_tables(result: dict[str, Any]) -> list[str]:
+    """Milliseconds of each engine on each reconstructor, and of one reconstructor beside another."""
+    lines = ["## Engines", ""]
+    lines += [
+        f"Median milliseconds for a picture, and in brackets how many times faster than {REFERENCE} in the same round; "
+        f"{result['rounds']} rounds, {result['threads']} threads. Measured on {headline(result['machine'])}. "
+        f"[json](../{result['file']})",
+        "",
+    ]
+    for name, engines in result["reconstructors"].items():
+        sizes = list(engines[REFERENCE]["sizes"])
+        lines += [f"| {name} | " + " | ".join(sizes) + " |", "|---|" + "--:|" * len(sizes)]
+        for engine, row in engines.items():
+            if "sizes" not in row:
+                lines.append(f"| {engine} | " + " | ".join([row["problem"].splitlines()[0]] * len(sizes)) + " |")
+                continue
+            cells = [f"{each['median_ms']:.1f} ({each['times_faster']:.2f})" for each in row["sizes"].values()]
+            lines.append(f"| {engine} | " + " | ".join(cells) + " |")
+        lines.append("")
+    return lines + _against_csnet(result)
+
+
+def _against_csnet(result: dict[str, Any]) -> list[str]:
+    """What the paper's CSNet costs on the same engines in the same run, and what it gives on Set11."""
+    ours, theirs = (result["reconstructors"].get(name) for name in (OURS, CSNET))
+    if not (ours and theirs):
+        return []
+    given = {row["name"]: row["psnr"] for row in results("quality") if Path(row["folder"]).name == "set11"}
+    lines = [f"| {OURS} against {CSNET} | " + " | ".join(ours[REFERENCE]["sizes"]) + " |"]
+    lines += ["|---|" + "--:|" * len(ours[REFERENCE]["sizes"])]
+    for engine in ours.keys() & theirs.keys():
+        pairs = [each[engine].get("sizes", {}) for each in (ours, theirs)]
+        if all(pairs):
+            cells = [f"{pairs[1][size]['median_ms'] / pairs[0][size]['median_ms']:.1f} × faster" for size in pairs[0]]
+            lines.append(f"| {engine} | " + " | ".join(cells) + " |")
+    told = "; ".join(f"{name} {given[name]:.2f} dB" for name in (OURS, CSNET) if name in given)
+    return [*lines[:2], *sorted(lines[2:]), "", f"On Set11: {told}.", ""]
+
+
+def serve_table(result: dict[str, Any]) -> list[str]:
+    """A service as cameras and viewers grow."""
+    lines = [f"## A service under load, {result['size']} at {result['frame_rate']:g} frames/s", ""]
+    head = ["cameras", "viewers of each", "received", "made", "dropped", "frames/s of each", "median, ms", "p99, ms"]
+    head += ["frames a batch", "server CPU, ms a frame", "server, MiB"]
+    lines += ["| " + " | ".join(head) + " |", "|" + "--:|" * len(head)]
+    for row in result["rows"]:
+        took = row["latency_ms"]
+        cells = [row[name] for name in ("cameras", "viewers", "received", "made", "dropped", "fps")]
+        cells += [took["median"], took["p99"], row["batch"], row["server_cpu_ms_per_frame"], row["memory_mb"]]
+        lines.append("| " + " | ".join("–" if cell is None else str(cell) for cell in cells) + " |")
+    return [
+        *lines,
+        "",
+        f"{result['seconds']:g} s each; latency from capture until a viewer has the JPEG; cameras and viewers are "
+        f"processes on the same machine. Measured on {headline(result['machine'])}. [json](../{result['file']})",
+        "",
+    ]
 
 
 def stale() -> Iterator[Path]:

@@ -4,10 +4,11 @@ import asyncio
 import contextlib
 import logging
 import os
+import shlex
 import signal
 import sys
-from collections.abc import Collection, Iterator, Mapping
-from datetime import UTC, datetime
+from collections.abc import Callable, Collection, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -28,7 +29,8 @@ UNUSABLE = 2
 
 _LOOK_EVERY_S = 2.0
 _PLAIN_ALLOWED = "--allow-plain: every viewer may ask for plain pictures, which classifiers can read"
-_TIMES = ["%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y-%m-%d"]
+_TIMES = ["%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y-%m-%d", "%Y-%m-%dT%H:%M:%S.%f", "%Y-%m-%d %H:%M:%S.%f"]
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _RENDITION = {False: "veiled", True: "plain"}
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -225,13 +227,19 @@ def export(
     engine: EngineName = None,
     threads: Threads = None,
 ) -> None:
-    """Write a recording as a film. A long one can be written in parts, by ranges of time."""
+    """Write a recording as a film. A long one can be written in parts, by ranges of time.
+
+    After Ctrl-C, what is done is a film of its own, FILM.part1.mp4, and the command that goes on from there is told; a
+    second Ctrl-C ends at once, with nothing written. FILM itself is there only when it is whole.
+
+    Exit codes: 0 it is whole; 1 it was stopped, or can't be written; 2 what was asked for can't be done.
+    """
     with _extra_told():
         from rich.progress import Progress
 
         from decoder.catalogue import CatalogueError
         from decoder.engines import EngineError
-        from decoder.recordings.film import write_film
+        from decoder.recordings.film import part_of, utc, write_film
         from decoder.recordings.playback import Recording, RecordingError
         from decoder.settings import SettingsError
     start_ns, end_ns = _ns(begin, 0), _ns(end, 2**63 - 1)
@@ -241,9 +249,9 @@ def export(
     try:
         settings = _own_settings({"reconstructor": reconstructor or None, "engine": engine, "threads": threads})
         played = Recording(recording, _catalogue(settings, [_RENDITION[plain]]), _RENDITION[plain])
-        with Progress() as bar:
+        with Progress() as bar, _stopping() as asked:
             task = bar.add_task(film.name, total=len(played.times(start_ns, end_ns)))
-            count = write_film(played.shots(start_ns, end_ns), film, lambda: bar.advance(task))
+            written = write_film(played.shots(start_ns, end_ns), film, lambda: bar.advance(task), asked)
     except (SettingsError, CatalogueError, EngineError, RecordingError) as error:
         _give_up(error)
     except OSError as error:
@@ -252,7 +260,16 @@ def export(
     except KeyboardInterrupt:
         log.error("interrupted; nothing was written")
         sys.exit(BROKE)
-    log.info("%s: %d %s pictures", film, count, _RENDITION[plain])
+    log.info("%s: %d %s pictures", written.path, written.pictures, _RENDITION[plain])
+    if written.next_ns is not None:
+        again = ["veilcam-decode", "export", str(recording), str(part_of(film, 1)), "--from", utc(written.next_ns)]
+        again += ["--to", end.isoformat()] if end is not None else []
+        again += ["--plain"] if plain else []
+        again += [word for each in reconstructor or [] for word in ("--reconstructor", str(each))]
+        again += ["--engine", engine] if engine is not None else []
+        again += ["--threads", str(threads)] if threads is not None else []
+        log.error("stopped before the end; to go on: %s", shlex.join(again))
+        sys.exit(BROKE)
 
 
 @app.command()
@@ -333,7 +350,26 @@ def _give_up(error: Exception) -> NoReturn:
 
 
 def _ns(time: datetime | None, otherwise: int) -> int:
-    return otherwise if time is None else int(time.replace(tzinfo=UTC).timestamp()) * 1_000_000_000
+    return otherwise if time is None else (time.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1) * 1000
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[Callable[[], bool]]:
+    """Whether it was asked to stop, by Ctrl-C or SIGTERM; asked again, it is interrupted at once."""
+    asked = False
+
+    def ask(number: int, frame: object) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 async def _until_stopped(server: "Server", following: "asyncio.Task[None]") -> int:
