@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from pythonjsonlogger.json import JsonFormatter
 
+from decoder.access.commands import keys
+
 if TYPE_CHECKING:
     from decoder.catalogue import Catalogue
     from decoder.server import Server
@@ -34,6 +36,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _RENDITION = {False: "veiled", True: "plain"}
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app.add_typer(keys, name="keys")
 
 
 def main() -> None:
