@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from pythonjsonlogger.json import JsonFormatter
 
+from decoder.access import AccessError
 from decoder.access.commands import keys
 
 if TYPE_CHECKING:
@@ -72,6 +73,16 @@ def decode(
     port: Annotated[int | None, typer.Option(help="gRPC port; 0 takes a free one [50051]")] = None,
     http: Annotated[int | None, typer.Option(help="port of the web page; 0 takes a free one [8080]")] = None,
     host: Annotated[str | None, typer.Option(help="address to listen on [127.0.0.1]")] = None,
+    certificate: Annotated[
+        str | None, typer.Option(metavar="FILE", help="certificate of this service: TLS on both ports [none]")
+    ] = None,
+    key: Annotated[str | None, typer.Option(metavar="FILE", help="its key")] = None,
+    client_ca: Annotated[
+        str | None, typer.Option(metavar="FILE", help="authority whose certificates cameras and programs must show")
+    ] = None,
+    insecure: Annotated[
+        bool | None, typer.Option("--insecure", help="listen beyond loopback also without TLS and authentication")
+    ] = None,
     reconstructor: Reconstructors = None,
     engine: EngineName = None,
     threads: Threads = None,
@@ -107,20 +118,24 @@ def decode(
     # gRPC's core writes lines of its own beside ours; it reads this when it is imported.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     with _extra_told():
+        from decoder.access.exposure import check_exposure, is_loopback, lacking_guards
+        from decoder.access.tls import Certificates
         from decoder.catalogue import CatalogueError
         from decoder.engines import REFERENCE, EngineError
         from decoder.server import Server, ServerError
         from decoder.settings import Settings, SettingsError, read_settings
-        from decoder.viewers.web import is_loopback
     said = {name: context.params[name] for name in Settings.model_fields}
     given = {name: value for name, value in said.items() if value not in (None, [], ())}
     try:
         settings = read_settings(config, given)
         _start_logging(settings.log_json)
+        check_exposure(settings)
+        if check_config and settings.certificate is not None:
+            Certificates(settings)
         # A check doesn't look for the fastest engine: that takes as long as a start, and the start does it anyway.
         unmeasured = check_config and settings.engine == "auto"
         catalogue = _catalogue(settings.model_copy(update={"engine": REFERENCE}) if unmeasured else settings)
-    except (SettingsError, CatalogueError, EngineError) as error:
+    except (SettingsError, AccessError, CatalogueError, EngineError) as error:
         _give_up(error)
     if check_config:
         log.info("settings are sound: %s", ", ".join(f"{k} = {v}" for k, v in settings.model_dump(mode="json").items()))
@@ -134,18 +149,19 @@ def decode(
         _tell_reconstructors(catalogue)
         if settings.allow_plain:
             log.warning("%s", _PLAIN_ALLOWED)
-        if not is_loopback(settings.host):
-            text = "listening on %s without TLS and authentication: everyone who reaches it can watch"
-            log.warning(text, settings.host)
+        if not is_loopback(settings.host) and (lacking := lacking_guards(settings)):
+            text = "--insecure: listening on %s without %s: everyone who reaches it can watch, or publish"
+            log.warning(text, settings.host, ", ".join(lacking))
         ports = {"grpc_port": server.port, "http_port": server.http_port}
         name = f"[{settings.host}]" if ":" in settings.host else settings.host
-        text = "cameras and programs: %s:%d (gRPC); people: http://%s:%d/"
-        log.info(text, name, server.port, name, server.http_port, extra=ports)
+        text = "cameras and programs: %s:%d (gRPC); people: %s://%s:%d/"
+        scheme = "http" if settings.certificate is None else "https"
+        log.info(text, name, server.port, scheme, name, server.http_port, extra=ports)
         return await _until_stopped(server, asyncio.create_task(_follow(server, config, given)))
 
     try:
         sys.exit(asyncio.run(serve()))
-    except ServerError as error:
+    except (AccessError, ServerError) as error:
         _give_up(error)
 
 

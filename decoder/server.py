@@ -13,6 +13,8 @@ from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from decoder.access.exposure import check_exposure
+from decoder.access.tls import Certificates
 from decoder.admission import Policy
 from decoder.cameras import Cameras
 from decoder.catalogue import Catalogue
@@ -47,11 +49,16 @@ class Server:
         catalogue: opened as the settings say.
         settings: they may change while it runs, with ``apply``.
 
+    Raises:
+        AccessError: it would listen beyond loopback without TLS and authentication, or a certificate's file can't be.
+
     Attributes:
         settings: in force; what waits for the next start isn't among them.
     """
 
     def __init__(self, catalogue: Catalogue, settings: Settings) -> None:
+        check_exposure(settings)
+        self._certificates = Certificates(settings) if settings.certificate is not None else None
         self.settings = settings
         self._policy = _policy(settings)
         self.cameras = Cameras(self._policy)
@@ -72,6 +79,9 @@ class Server:
         app = web_app(self.cameras, catalogue, self._policy, more, settings.host)
         config = uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
         config.limit_concurrency = settings.max_connections
+        if self._certificates is not None:
+            context = self._certificates.for_page()
+            config.ssl_context_factory = lambda *_: context
         self._web = _Web(config)
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -92,7 +102,7 @@ class Server:
             raise ServerError(f"{host}:{http_port} (--http): can't listen there ({error.strerror})") from None
         self.http_port = listener.getsockname()[1]
         try:
-            self.port = self._grpc.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+            self.port = self._listen(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
         except RuntimeError:
             listener.close()
             raise ServerError(f"{host}:{port} (--port): can't listen there (address already in use?)") from None
@@ -153,6 +163,11 @@ class Server:
         self.cameras.tell()
         return later
 
+    def _listen(self, address: str) -> int:
+        if self._certificates is None:
+            return self._grpc.add_insecure_port(address)
+        return self._grpc.add_secure_port(address, self._certificates.for_grpc())
+
     def _grpc_server(self) -> aio.Server:
         options = [
             ("grpc.max_receive_message_length", self.settings.max_payload + _MESSAGE_OVERHEAD),
@@ -163,7 +178,11 @@ class Server:
         ]
         server = aio.server(options=options, maximum_concurrent_rpcs=self.settings.max_connections)
         add_CamerasServicer_to_server(
-            CamerasService(self.cameras, self._catalogue, self._worker, self._policy, self._recorder), server
+            CamerasService(
+                *(self.cameras, self._catalogue, self._worker, self._policy, self._recorder),
+                certified=self.settings.client_ca is not None,
+            ),
+            server,
         )
         add_ViewersServicer_to_server(ViewersService(self.cameras, self._policy), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)

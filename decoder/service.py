@@ -11,6 +11,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc import aio
 
+from decoder.access.tls import names_in
 from decoder.admission import Policy, Refusal, check_hello, check_size, invalid
 from decoder.cameras import Camera, Cameras
 from decoder.catalogue import Catalogue
@@ -35,8 +36,11 @@ class CamerasService(CamerasServicer):
     """Takes cameras' streams."""
 
     def __init__(
-        self, cameras: Cameras, catalogue: Catalogue, worker: Worker, policy: Policy, recorder: Recorder | None = None
-    ) -> None:
+        self, cameras: Cameras, catalogue: Catalogue, worker: Worker, policy: Policy,
+        recorder: Recorder | None = None, certified: bool = False,
+    ) -> None:  # fmt: skip
+        """A camera that is ``certified`` speaks for itself alone: for the name in its certificate."""
+        self._certified = certified
         self._cameras = cameras
         self._recorder = recorder
         self._catalogue = catalogue
@@ -51,7 +55,10 @@ class CamerasService(CamerasServicer):
         peer = context.peer()
         stream = camera = None
         try:
-            stream = self._admit(await _first(request_iterator))
+            first = await _first(request_iterator)
+            if self._certified and first is not None:
+                _check_name(first.hello.camera, context)
+            stream = self._admit(first)
             camera = self._cameras.connect(stream)
             hello = stream.hello
             if self._recorder is not None:
@@ -175,6 +182,16 @@ class ViewersService(ViewersServicer):
         if rendition not in self._policy.renditions:
             problem = f"this server gives only {', '.join(self._policy.renditions)} pictures"
             raise Refusal(grpc.StatusCode.PERMISSION_DENIED, "watch.rendition", problem)
+
+
+def _check_name(camera: str, context: "aio.ServicerContext[Any, Any]") -> None:
+    """Refuse a camera that speaks for another."""
+    shown = list(context.auth_context().get("x509_pem_cert", []))
+    names = names_in(shown[0]) if shown else []
+    if camera not in names:
+        whom = ", ".join(map(repr, names)) or "nobody"
+        problem = f"{camera[:80]!r}, its certificate is for {whom} and no camera speaks for another"
+        raise Refusal(grpc.StatusCode.PERMISSION_DENIED, "hello.camera", problem)
 
 
 async def _first(requests: AsyncIterator[pb.PublishRequest]) -> pb.PublishRequest | None:

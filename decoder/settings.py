@@ -44,6 +44,13 @@ class Settings(BaseModel):
     host: Address = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 50051
     http: Annotated[int, Field(ge=0, le=65535)] = 8080
+    certificate: Place | None = None
+    """Of this service, in PEM, with those between it and its authority; with its key, TLS is spoken on both ports."""
+    key: Place | None = None
+    client_ca: Place | None = None
+    """Whose certificates cameras and programs must show, in PEM."""
+    insecure: bool = False
+    """Listen beyond loopback also without TLS and authentication."""
     reconstructor: tuple[Place, ...] = ()
     """Files and folders; those that are shipped if there are none."""
     engine: str = "auto"

@@ -22,6 +22,7 @@ from encoder.pipeline import Account, run
 from encoder.sampling import Operator, OperatorError
 from encoder.sinks import FileSink, ServerSink, Sink, SinkError
 from encoder.sources import Frame, SourceError, open_source
+from encoder.tls import Tls, TlsError
 from protos.rules import CAMERA_NAME, CAMERA_NAME_TOLD
 from protos.v1 import veilcam_pb2 as pb
 
@@ -53,7 +54,14 @@ def encode(
         ),
     ],
     server: Annotated[str, typer.Option(help="HOST:PORT of the decoder service")] = "127.0.0.1:50051",
-    name: Annotated[str, typer.Option(help="name of this camera")] = "camera",
+    name: Annotated[str | None, typer.Option(help="name of this camera [the one in --certificate, or camera]")] = None,
+    ca: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="authority of the server's certificate: speak TLS [none]")
+    ] = None,
+    certificate: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="certificate of this camera, whose name is the camera's")
+    ] = None,
+    key: Annotated[Path | None, typer.Option(metavar="FILE", help="its key")] = None,
     operator: Annotated[Path, typer.Option(help="sampling operator file (Φ)")] = DEFAULT_OPERATOR,
     ratio: Annotated[float, typer.Option(help="sampling ratio r: measurements per pixel")] = 0.1,
     out: Annotated[Path | None, typer.Option(help="write the messages to this file instead of to a server")] = None,
@@ -70,6 +78,12 @@ def encode(
     _start_logging(log_json)
     # Until frames flow there is nothing to end cleanly, and what opens a source or a connection can't be interrupted.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    tls = Tls(ca, certificate, key) if ca or certificate or key else None
+    try:
+        named = tls.check() if tls else None
+    except TlsError as error:
+        _fail(UNUSABLE, str(error))
+    name = name or named or "camera"
     if not CAMERA_NAME.fullmatch(name):
         _fail(UNUSABLE, f"--name {name!r}: expected {CAMERA_NAME_TOLD}")
     if out is None and not re.fullmatch(r".+:\d{1,5}", server):
@@ -87,7 +101,7 @@ def encode(
     if as_fast_as_possible and opened.live:
         log.warning("--as-fast-as-possible is for files, folders and the pattern; a camera keeps its own pace")
     try:
-        sink = _open_sink(server, out, _hello(name, packer.operator, first, opened.frame_rate), lossless)
+        sink = _open_sink(server, out, _hello(name, packer.operator, first, opened.frame_rate), lossless, tls)
     except SinkError as error:
         _fail(BROKE, str(error))
     log.info(
@@ -123,8 +137,8 @@ def _hello(name: str, operator: Operator, first: Frame, frame_rate: float) -> pb
     return pb.Hello(camera=name, operator_id=operator.id, width=width, height=height, frame_rate=frame_rate)
 
 
-def _open_sink(server: str, out: Path | None, hello: pb.Hello, lossless: bool) -> Sink:
-    return FileSink(out, hello) if out else ServerSink(server, hello, lossless)
+def _open_sink(server: str, out: Path | None, hello: pb.Hello, lossless: bool, tls: Tls | None) -> Sink:
+    return FileSink(out, hello) if out else ServerSink(server, hello, lossless, tls)
 
 
 def _stop_on_signals() -> threading.Event:

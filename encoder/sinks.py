@@ -10,6 +10,7 @@ from typing import Protocol
 import grpc
 from google.protobuf.proto import parse_length_prefixed, serialize_length_prefixed
 
+from encoder.tls import Tls, why_not
 from protos.v1 import veilcam_pb2 as pb
 from protos.v1.veilcam_pb2_grpc import CamerasStub
 
@@ -59,12 +60,13 @@ class ServerSink:
         address: ``HOST:PORT``.
         hello: sent first.
         lossless: send a frame once the one before it is settled, so that every one is shown to whoever watches.
+        tls: what is shown to the server and whom it is taken for; none speaks no TLS.
 
     Raises:
         SinkError: no service answers there, or it refuses the hello.
     """
 
-    def __init__(self, address: str, hello: pb.Hello, lossless: bool = False) -> None:
+    def __init__(self, address: str, hello: pb.Hello, lossless: bool = False, tls: Tls | None = None) -> None:
         self.name = address
         self._lossless = lossless
         self._sent = 0
@@ -76,12 +78,15 @@ class ServerSink:
         self._over = False
         self._requests: queue.SimpleQueue[pb.PublishRequest | None] = queue.SimpleQueue()
         options = [("grpc.max_send_message_length", -1), ("grpc.keepalive_time_ms", 10_000)]
-        self._channel = grpc.insecure_channel(address, options)
+        self._channel = (
+            grpc.secure_channel(address, tls.credentials(), options) if tls else grpc.insecure_channel(address, options)
+        )
         try:
             grpc.channel_ready_future(self._channel).result(CONNECT_TIMEOUT_S)
         except grpc.FutureTimeoutError:
             self._channel.close()
-            raise SinkError(f"{address}: no decoder service answers (start one with veilcam-decode)") from None
+            problem = why_not(address, tls) or "no decoder service answers (start one with veilcam-decode)"
+            raise SinkError(f"{address}: {problem}") from None
         self._requests.put(pb.PublishRequest(hello=hello))
         self._call = CamerasStub(self._channel).Publish(iter(self._requests.get, None))
         self._reader = threading.Thread(target=self._read, name="acknowledgements", daemon=True)

@@ -6,7 +6,6 @@ import struct
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from decoder.access.exposure import is_loopback
 from decoder.admission import Policy
 from decoder.cameras import Camera, Cameras
 from decoder.catalogue import Catalogue, Reconstructor
@@ -112,14 +112,6 @@ def web_app(
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=[*_LOOPBACK, host])] if is_loopback(host) else [],
         exception_handlers={EngineError: _engine_failed},
     )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address to listen on is reached from this machine alone; a name is, if it is ``localhost``."""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
 
 
 def asked_rendition(request: Request, renditions: tuple[str, ...], there: tuple[str, ...]) -> str | Response:

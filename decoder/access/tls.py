@@ -1,0 +1,165 @@
+"""Certificates in use: read, checked, and taken up anew when their files change, without a restart."""
+
+import logging
+import ssl
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import grpc
+from cryptography import x509
+from cryptography.x509.oid import NameOID
+
+from decoder.access import AccessError
+from decoder.settings import Settings
+
+log = logging.getLogger("veilcam.decode")
+
+_SOON = timedelta(days=30)
+"""Before a certificate expires, whoever reads the log is told."""
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A certificate with its key, and whose clients' certificates are taken, as PEM."""
+
+    certificate: bytes
+    key: bytes
+    client_ca: bytes | None
+    page: ssl.SSLContext
+
+
+class Certificates:
+    """The files that settings name. Each new connection gets what is in them by then.
+
+    Files that don't fit one another, such as while they are being replaced, are told in the log and not taken up.
+
+    Args:
+        settings: with ``certificate`` and ``key``.
+
+    Raises:
+        AccessError: a file that can't be read or isn't what it should be, or a certificate that has expired.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        assert settings.certificate is not None
+        assert settings.key is not None
+        self._certificate, self._key, self._client_ca = settings.certificate, settings.key, settings.client_ca
+        self._lock = threading.Lock()
+        self._seen = self._stamps()
+        self._now = self._read()
+
+    def for_grpc(self) -> grpc.ServerCredentials:
+        """Of a port where cameras and programs show certificates of their own, if there is a ``client_ca``."""
+        given = self._now
+
+        def newer() -> grpc.ServerCertificateConfiguration | None:
+            nonlocal given
+            if (now := self.look()) is given:
+                return None
+            given = now
+            return _configuration(now)
+
+        mutual = self._client_ca is not None
+        return grpc.dynamic_ssl_server_credentials(_configuration(given), newer, mutual)  # type: ignore[arg-type]
+
+    def for_page(self) -> ssl.SSLContext:
+        """Of the page's port."""
+        context = _page_context(self._certificate, self._key, self._client_ca)
+
+        def newest(connection: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
+            connection.context = self.look().page
+
+        # It is called for each connection, also for those that name no host.
+        context.sni_callback = newest
+        return context
+
+    def look(self) -> _Pair:
+        """What the files hold; if that can't be, what they held before."""
+        with self._lock:
+            stamps = self._stamps()
+            if stamps != self._seen:
+                self._seen = stamps
+                try:
+                    self._now = self._read()
+                except AccessError as error:
+                    log.error("certificates stay as they were: %s", error)
+            return self._now
+
+    def _read(self) -> _Pair:
+        certificate, key = _read(self._certificate, "certificate"), _read(self._key, "key")
+        client_ca = _read(self._client_ca, "client-ca") if self._client_ca is not None else None
+        try:
+            read = x509.load_pem_x509_certificate(certificate)
+        except ValueError:
+            raise AccessError(f"--certificate {self._certificate}: not a certificate in PEM") from None
+        until = read.not_valid_after_utc
+        if until < datetime.now(UTC):
+            hint = "veilcam-decode keys renew DIR, if keys init made it"
+            raise AccessError(f"--certificate {self._certificate}: expired {until:%Y-%m-%d}; {hint}")
+        pair = _Pair(certificate, key, client_ca, _page_context(self._certificate, self._key, self._client_ca))
+        soon = until - datetime.now(UTC) < _SOON
+        log.log(
+            logging.WARNING if soon else logging.INFO,
+            "certificate %s: valid until %s%s",
+            *(self._certificate, f"{until:%Y-%m-%d}", "; renew it soon" if soon else ""),
+        )
+        if self._key.stat().st_mode & 0o007:
+            log.warning("--key %s: every user of this machine can read it (chmod 600 %s)", self._key, self._key)
+        return pair
+
+    def _stamps(self) -> list[tuple[int, int, int] | None]:
+        found: list[tuple[int, int, int] | None] = []
+        for path in (self._certificate, self._key, self._client_ca):
+            try:
+                told = path.stat() if path is not None else None
+            except OSError:
+                told = None
+            found.append((told.st_mtime_ns, told.st_size, told.st_ino) if told is not None else None)
+        return found
+
+
+def names_in(certificate: bytes) -> Sequence[str]:
+    """Whom a certificate in PEM names: its common name, or its other names if it has none."""
+    read = x509.load_pem_x509_certificate(certificate)
+    common = [str(each.value) for each in read.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    if common:
+        return common
+    try:
+        others = read.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
+    return others.get_values_for_type(x509.DNSName)
+
+
+def _configuration(pair: _Pair) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration([(pair.key, pair.certificate)], pair.client_ca)
+
+
+def _page_context(certificate: Path, key: Path, client_ca: Path | None) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(certificate, key, password=lambda: "")
+    except ssl.SSLError as error:
+        problem = f"not the unencrypted key, in PEM, of {certificate} ({error.reason or 'unreadable'})"
+        raise AccessError(f"--key {key}: {problem}") from None
+    except OSError as error:
+        raise AccessError(f"--key {key}: can't be read ({error.strerror})") from None
+    if client_ca is not None:
+        try:
+            context.load_verify_locations(client_ca)
+        except (ssl.SSLError, OSError):
+            raise AccessError(f"--client-ca {client_ca}: no certificates in PEM") from None
+        # Until people have names and passwords, whoever looks at the page needs a certificate as cameras do.
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def _read(path: Path, option: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise AccessError(f"--{option} {path}: can't be read ({error.strerror})") from None

@@ -1,0 +1,285 @@
+"""TLS on both ports: who is let in by which certificate, whom a camera speaks for, and renewal while it runs."""
+
+import socket
+import ssl
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+
+from decoder.access import AccessError
+from decoder.access.exposure import check_exposure
+from decoder.access.keys import Authority, init
+from decoder.settings import Settings
+from encoder.sampling import Operator
+from tests.conftest import Service, StartService, hello_of
+from tests.decoder.test_service import Camera
+from tests.encoder.test_cli import encode
+
+DECODE = [sys.executable, "-m", "decoder"]
+
+
+@dataclass
+class Keys:
+    """An authority's folder."""
+
+    folder: Path
+
+    def settings(self, **changes: object) -> Settings:
+        files = {name: self.folder / file for name, file in FILES.items()}
+        return Settings.model_validate({"port": 0, "http": 0} | files | changes)
+
+    def credentials(self, client: str | None = None, of: "Keys | None" = None) -> grpc.ChannelCredentials:
+        ca = (self.folder / "ca.pem").read_bytes()
+        if client is None:
+            return grpc.ssl_channel_credentials(ca)
+        pem = (of or self).folder / f"{client}.pem"
+        return grpc.ssl_channel_credentials(ca, pem.with_suffix(".key").read_bytes(), pem.read_bytes())
+
+    def expired(self, name: str) -> str:
+        """A camera's certificate whose time is over."""
+        past = datetime.now(UTC) - timedelta(days=3)
+        Authority.open(self.folder).client("cameras", name, past, days=1)
+        return f"cameras/{name}"
+
+
+FILES = {"certificate": "server.pem", "key": "server.key", "client_ca": "ca.pem"}
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Keys:
+    init(tmp_path / "keys", cameras=["porch", "yard"], programs=["nvr"])
+    return Keys(tmp_path / "keys")
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Keys:
+    """Another authority, with a camera of the same name."""
+    init(tmp_path / "other", cameras=["porch"])
+    return Keys(tmp_path / "other")
+
+
+@pytest.fixture
+def service(start_service: StartService, keys: Keys) -> Service:
+    return start_service(keys.settings())
+
+
+def ready(service: Service, credentials: grpc.ChannelCredentials) -> grpc.Channel | None:
+    channel = grpc.secure_channel(service.address, credentials)
+    try:
+        grpc.channel_ready_future(channel).result(3)
+    except grpc.FutureTimeoutError:
+        channel.close()
+        return None
+    return channel
+
+
+def publish(service: Service, operator: Operator, credentials: grpc.ChannelCredentials, name: str) -> Camera:
+    channel = ready(service, credentials)
+    assert channel is not None
+    camera = Camera(channel)
+    camera.say(hello=hello_of(operator, np.zeros((32, 32), np.uint8), name))
+    return camera
+
+
+def test_a_camera_speaks_for_the_name_in_its_certificate_and_no_other(
+    service: Service, keys: Keys, operator: Operator
+) -> None:
+    camera = publish(service, operator, keys.credentials("cameras/porch"), "porch")
+    assert camera.answer().HasField("accepted")
+    for who, name in (("cameras/yard", "porch"), ("cameras/porch", "yard"), ("programs/nvr", "nvr")):
+        code, told = publish(service, operator, keys.credentials(who), name).refusal()
+        owner = "program:nvr" if who == "programs/nvr" else who.removeprefix("cameras/")
+        assert code is grpc.StatusCode.PERMISSION_DENIED
+        assert told.startswith(f"hello.camera: '{name}', its certificate is for '{owner}'")
+    assert camera.call.is_active()
+    camera.bye()
+
+
+def test_who_shows_no_sound_certificate_is_not_let_in(service: Service, keys: Keys, other: Keys) -> None:
+    refused: dict[str, Callable[[], grpc.ChannelCredentials]] = {
+        "none": keys.credentials,
+        "of another authority": lambda: keys.credentials("cameras/porch", other),
+        "expired": lambda: keys.credentials(keys.expired("old")),
+        "the server's own": lambda: keys.credentials("server"),
+    }
+    for which, credentials in refused.items():
+        assert ready(service, credentials()) is None, which
+    with pytest.raises(grpc.FutureTimeoutError):
+        grpc.channel_ready_future(grpc.insecure_channel(service.address)).result(2)
+    channel = ready(service, keys.credentials("cameras/porch"))
+    assert channel is not None
+    channel.close()
+
+
+def test_a_public_certificate_needs_no_client_ca(start_service: StartService, keys: Keys) -> None:
+    service = start_service(keys.settings(client_ca=None))
+    channel = ready(service, keys.credentials())
+    assert channel is not None
+    channel.close()
+    assert fetch(service, keys)[0] == 200
+
+
+def fetch(service: Service, keys: Keys, client: str | None = None) -> tuple[int, str]:
+    """The page's health, and until when the certificate that it showed is valid."""
+    context = ssl.create_default_context(cafile=keys.folder / "ca.pem")
+    if client is not None:
+        context.load_cert_chain(keys.folder / f"{client}.pem", keys.folder / f"{client}.key")
+    url = f"https://127.0.0.1:{service.server.http_port}/healthz"
+    with urllib.request.urlopen(url, timeout=20, context=context) as answer:
+        until = str(answer.fp.raw._sock.getpeercert()["notAfter"])
+        return answer.status, until
+
+
+@pytest.mark.parametrize("page", [True, False], ids=["page", "grpc"])
+def test_renewed_certificates_are_taken_up_without_a_restart(
+    service: Service, keys: Keys, page: bool, operator: Operator, caplog: pytest.LogCaptureFixture
+) -> None:
+    camera = publish(service, operator, keys.credentials("cameras/porch"), "porch")
+    assert camera.answer().HasField("accepted")
+
+    def shown() -> str:
+        if page:
+            return fetch(service, keys, "cameras/porch")[1]
+        return ssl_shown(service.server.port, keys)
+
+    first = shown()
+    sound = (keys.folder / "server.pem").read_text()
+    (keys.folder / "server.pem").write_text("half a file")
+    assert shown() == first, "what can't be is not taken up"
+    assert "certificates stay as they were" in caplog.text
+    (keys.folder / "server.pem").write_text(sound)
+    Authority.open(keys.folder).renew(now=datetime.now(UTC) - timedelta(days=1))
+    assert shown() != first
+    assert camera.call.is_active(), "who is there doesn't notice"
+    camera.bye()
+
+
+def ssl_shown(port: int, keys: Keys) -> str:
+    context = ssl.create_default_context(cafile=keys.folder / "ca.pem")
+    context.load_cert_chain(keys.folder / "cameras/porch.pem", keys.folder / "cameras/porch.key")
+    context.set_alpn_protocols(["h2"])
+    with (
+        socket.create_connection(("127.0.0.1", port), 20) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as connection,
+    ):
+        told = connection.getpeercert()
+        assert told is not None
+        return str(told["notAfter"])
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "decoder.local"])
+def test_nothing_listens_beyond_loopback_without_guards_unless_it_is_said(host: str, keys: Keys) -> None:
+    with pytest.raises(AccessError, match="nothing listens beyond loopback without TLS and authentication") as error:
+        check_exposure(Settings(host=host))
+    told = str(error.value)
+    assert "missing: --certificate, --key, --client-ca" in told
+    assert "veilcam-decode keys init DIR --host" in told
+    assert "--insecure" in told
+    check_exposure(Settings(host=host, insecure=True))
+    check_exposure(keys.settings(host=host))
+    for name in FILES:
+        with pytest.raises(AccessError):
+            check_exposure(keys.settings(**{"host": host, name: None}))
+    for ours in ("127.0.0.1", "127.0.0.2", "::1", "localhost"):
+        check_exposure(Settings(host=ours))
+
+
+@pytest.mark.parametrize("check", [["--check-config"], []])
+def test_the_refusal_is_exit_code_2_and_says_how_to_do_it_right(check: list[str]) -> None:
+    done = subprocess.run([*DECODE, "--host", "0.0.0.0", *check], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "veilcam-decode keys init DIR --host NAME --camera NAME" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_insecure_said_aloud_is_told_aloud(tmp_path: Path) -> None:
+    arguments = [*DECODE, "--host", "0.0.0.0", "--insecure", "--port", "0", "--http", "0", "--engine", "onnxruntime"]
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if "people: http" in line:
+                break
+        process.terminate()
+    assert any("WARNING --insecure: listening on 0.0.0.0 without" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"certificate": "absent.pem"}, "--certificate absent.pem: can't be read (No such file or directory)"),
+        ({"key": None}, "--certificate and --key go together"),
+        ({"certificate": None, "key": None}, "--client-ca needs --certificate and --key"),
+        ({"key": "cameras/porch.key"}, "not the unencrypted key, in PEM, of"),
+        ({"certificate": "server.key"}, "server.key: not a certificate in PEM"),
+        ({"client_ca": "ca.key"}, "ca.key: no certificates in PEM"),
+        ({"certificate": "cameras/old.pem", "key": "cameras/old.key"}, "old.pem: expired"),
+    ],
+)
+def test_files_that_can_not_be_are_told_at_the_start(
+    keys: Keys, start_service: StartService, change: dict[str, str | None], told: str
+) -> None:
+    keys.expired("old")
+    given = {name: value and (value if "absent" in value else keys.folder / value) for name, value in change.items()}
+    with pytest.raises(AccessError) as error:
+        start_service(keys.settings(**given))
+    assert told in str(error.value)
+
+
+def shows(keys: Keys, camera: str, ca: Keys | None = None) -> list[str]:
+    ours = [("--ca", (ca or keys).folder / "ca.pem"), ("--certificate", keys.folder / f"{camera}.pem")]
+    ours += [("--key", keys.folder / f"{camera}.key")]
+    return [str(word) for pair in ours for word in pair]
+
+
+def test_the_camera_goes_by_the_name_in_its_certificate(service: Service, keys: Keys) -> None:
+    arguments = ("pattern:64x48@50#5", "--as-fast-as-possible", "--server", service.address)
+    done = encode(*arguments, *shows(keys, "cameras/porch"))
+    assert done.returncode == 0, done.stderr
+    assert service.server.cameras.get("porch") is not None
+    done = encode(*arguments, *shows(keys, "cameras/porch"), "--name", "yard")
+    assert done.returncode == 1
+    assert "PERMISSION_DENIED, hello.camera: 'yard', its certificate is for 'porch'" in done.stderr
+
+
+def test_what_a_camera_can_not_connect_with_is_told(
+    service: Service, start_service: StartService, keys: Keys, other: Keys
+) -> None:
+    porch = "cameras/porch"
+    plain, old, absent = start_service(), keys.expired("old"), "/nowhere/cam.pem"
+    ca = ["--ca", str(keys.folder / "ca.pem")]
+    cases = [
+        (service, [], 1, "the server speaks TLS: give --ca"),
+        (plain, shows(keys, porch), 1, "the server speaks no TLS there"),
+        (service, shows(keys, porch, other), 1, "isn't from the authority of --ca"),
+        (service, shows(other, porch, keys), 1, "the server doesn't take --certificate"),
+        (service, ca, 1, "the server asks for a certificate of this camera"),
+        (service, shows(keys, porch)[2:], 1, "give --ca"),
+        (service, shows(keys, old), 2, "old.pem: certificate has expired"),
+        (service, ["--certificate", absent, "--key", absent], 2, f"--certificate {absent}: can't be read"),
+        (service, ["--certificate", absent], 2, "--certificate and --key go together"),
+        (service, ["--ca", str(keys.folder / "ca.key")], 2, "ca.key: no certificate in PEM"),
+        (service, [*shows(keys, porch)[:4], "--key", str(keys.folder / "server.key")], 2, "not the unencrypted key"),
+        (service, shows(keys, "server"), 2, "unsuitable certificate purpose"),
+    ]
+    for server, arguments, code, told in cases:
+        done = encode("pattern:64x48@50#5", "--server", server.address, *arguments)
+        assert (done.returncode, told in done.stderr) == (code, True), (told, done.stderr)
+        assert len([line for line in done.stderr.splitlines() if "ERROR" in line]) == 1
+        assert "Traceback" not in done.stderr
+
+
+def test_a_server_by_another_name_is_not_trusted(start_service: StartService, keys: Keys) -> None:
+    service = start_service(keys.settings(host="127.0.0.2"))
+    done = encode("pattern:64x48", "--server", f"127.0.0.2:{service.server.port}", *shows(keys, "cameras/porch"))
+    assert done.returncode == 1
+    assert "the server's certificate isn't for 127.0.0.2" in done.stderr
