@@ -32,7 +32,7 @@ class Policy:
         pixels: of a picture at most, padded to whole blocks.
         payload_bytes: of a frame at most.
         batch: frames in an engine at once, at most.
-        allow_plain: anyone may ask for plain pictures.
+        allow_plain: plain pictures may be asked for; with users, by those whose role it is.
     """
 
     cameras: int

@@ -16,7 +16,7 @@ import typer
 from pythonjsonlogger.json import JsonFormatter
 
 from decoder.access import AccessError
-from decoder.access.commands import keys
+from decoder.access.commands import keys, users_app
 
 if TYPE_CHECKING:
     from decoder.catalogue import Catalogue
@@ -31,13 +31,14 @@ UNUSABLE = 2
 """Exit code: what was asked for can't be done (a missing file, a taken port, a bad option)."""
 
 _LOOK_EVERY_S = 2.0
-_PLAIN_ALLOWED = "--allow-plain: every viewer may ask for plain pictures, which classifiers can read"
+_PLAIN_ALLOWED = "--allow-plain: %s may ask for plain pictures, which classifiers can read"
 _TIMES = ["%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y-%m-%d", "%Y-%m-%dT%H:%M:%S.%f", "%Y-%m-%d %H:%M:%S.%f"]
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _RENDITION = {False: "veiled", True: "plain"}
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(keys, name="keys")
+app.add_typer(users_app, name="users")
 
 
 def main() -> None:
@@ -57,7 +58,10 @@ Begin = Annotated[datetime | None, typer.Option("--from", help="capture time, UT
 End = Annotated[datetime | None, typer.Option("--to", help="capture time, UTC; left out", formats=_TIMES)]
 AllowPlain = Annotated[
     bool | None,
-    typer.Option("--allow-plain", help="let any viewer ask for plain pictures, which classifiers can read"),
+    typer.Option(
+        "--allow-plain",
+        help="let viewers, with --users trusted ones, ask for plain pictures, which classifiers can read",
+    ),
 ]
 Megabytes = Annotated[int | None, typer.Option(help="keep so much of them at most [no limit]")]
 
@@ -79,6 +83,9 @@ def decode(
     key: Annotated[str | None, typer.Option(metavar="FILE", help="its key")] = None,
     client_ca: Annotated[
         str | None, typer.Option(metavar="FILE", help="authority whose certificates cameras and programs must show")
+    ] = None,
+    users: Annotated[
+        str | None, typer.Option(metavar="FILE", help="people and programs with their roles [everyone is let in]")
     ] = None,
     insecure: Annotated[
         bool | None, typer.Option("--insecure", help="listen beyond loopback also without TLS and authentication")
@@ -119,6 +126,7 @@ def decode(
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     with _extra_told():
         from decoder.access.exposure import check_exposure, is_loopback, lacking_guards
+        from decoder.access.people import People
         from decoder.access.tls import Certificates
         from decoder.catalogue import CatalogueError
         from decoder.engines import REFERENCE, EngineError
@@ -132,6 +140,8 @@ def decode(
         check_exposure(settings)
         if check_config and settings.certificate is not None:
             Certificates(settings)
+        if check_config and settings.users is not None:
+            People(settings.users)
         # A check doesn't look for the fastest engine: that takes as long as a start, and the start does it anyway.
         unmeasured = check_config and settings.engine == "auto"
         catalogue = _catalogue(settings.model_copy(update={"engine": REFERENCE}) if unmeasured else settings)
@@ -148,7 +158,9 @@ def decode(
             log.info("recording measurements into %s", settings.record)
         _tell_reconstructors(catalogue)
         if settings.allow_plain:
-            log.warning("%s", _PLAIN_ALLOWED)
+            log.warning(_PLAIN_ALLOWED, "trusted users and admins" if settings.users else "everyone")
+        if settings.users is not None and settings.client_ca is None:
+            log.warning("--users without --client-ca: no camera can show who it is, so none is let in")
         if not is_loopback(settings.host) and (lacking := lacking_guards(settings)):
             text = "--insecure: listening on %s without %s: everyone who reaches it can watch, or publish"
             log.warning(text, settings.host, ", ".join(lacking))
@@ -199,7 +211,7 @@ async def _follow(server: "Server", config: Path | None, given: Mapping[str, Any
         if catalogue is not None:
             _tell_reconstructors(catalogue)
         if "allow_plain" in names and after.allow_plain:
-            log.warning("%s", _PLAIN_ALLOWED)
+            log.warning(_PLAIN_ALLOWED, "trusted users and admins" if after.users else "everyone")
         if later:
             log.warning("settings that wait for the next start: %s", ", ".join(later))
 

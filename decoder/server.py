@@ -13,7 +13,10 @@ from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from decoder.access.door import Door
 from decoder.access.exposure import check_exposure
+from decoder.access.guards import GrpcGuard
+from decoder.access.people import People
 from decoder.access.tls import Certificates
 from decoder.admission import Policy
 from decoder.cameras import Cameras
@@ -50,7 +53,8 @@ class Server:
         settings: they may change while it runs, with ``apply``.
 
     Raises:
-        AccessError: it would listen beyond loopback without TLS and authentication, or a certificate's file can't be.
+        AccessError: it would listen beyond loopback without TLS and authentication, or a file of certificates or
+            users can't be.
 
     Attributes:
         settings: in force; what waits for the next start isn't among them.
@@ -61,6 +65,7 @@ class Server:
         self._certificates = Certificates(settings) if settings.certificate is not None else None
         self.settings = settings
         self._policy = _policy(settings)
+        self._door = Door(People(settings.users)) if settings.users is not None else None
         self.cameras = Cameras(self._policy)
         self.port = 0
         self.http_port = 0
@@ -76,7 +81,7 @@ class Server:
         self._ready = False
         more = probes(self.metrics.registry, lambda: self._ready)
         more += recorded(Playback(self._store, catalogue), self._worker, self._policy) if self._store else []
-        app = web_app(self.cameras, catalogue, self._policy, more, settings.host)
+        app = web_app(self.cameras, catalogue, self._policy, more, settings.host, self._door, self._secure)
         config = uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
         config.limit_concurrency = settings.max_connections
         if self._certificates is not None:
@@ -114,6 +119,10 @@ class Server:
         for service in ("", "veilcam.v1.Cameras", "veilcam.v1.Viewers"):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
         self._ready = True
+
+    @property
+    def _secure(self) -> bool:
+        return self._certificates is not None
 
     async def failed(self) -> None:
         """Wait until a part ends that should not have; raises what ended it."""
@@ -176,7 +185,8 @@ class Server:
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
             ("grpc.so_reuseport", 0),
         ]
-        server = aio.server(options=options, maximum_concurrent_rpcs=self.settings.max_connections)
+        guards = [GrpcGuard(self._door)] if self._door is not None else []
+        server = aio.server(options=options, interceptors=guards, maximum_concurrent_rpcs=self.settings.max_connections)
         add_CamerasServicer_to_server(
             CamerasService(
                 *(self.cameras, self._catalogue, self._worker, self._policy, self._recorder),

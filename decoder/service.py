@@ -11,6 +11,8 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc import aio
 
+from decoder.access.audit import Audit
+from decoder.access.roles import WHO
 from decoder.access.tls import names_in
 from decoder.admission import Policy, Refusal, check_hello, check_size, invalid
 from decoder.cameras import Camera, Cameras
@@ -142,6 +144,7 @@ class ViewersService(ViewersServicer):
     def __init__(self, cameras: Cameras, policy: Policy) -> None:
         self._cameras = cameras
         self._policy = policy
+        self._audit = Audit("Watch")
 
     async def Watch(  # noqa: N802 - gRPC's name
         self, request: pb.WatchRequest, context: "aio.ServicerContext[pb.WatchRequest, pb.Picture]"
@@ -150,6 +153,8 @@ class ViewersService(ViewersServicer):
             camera, rendition = self._asked(request)
             with camera.relays[rendition].watch() as pictures:
                 async for picture in pictures:
+                    _check_holds()
+                    self._audit.gave(WHO.get(), context.peer(), camera.name, picture.rendition, picture.capture_time_ns)
                     yield await _message(picture, request.encoding)
             self._check_allowed(rendition)
             self._asked(request)  # it is let go for what would now refuse it, or for a while
@@ -162,12 +167,15 @@ class ViewersService(ViewersServicer):
             raise invalid("watch.encoding", f"{request.encoding} is unknown")
         if request.rendition not in _RENDITIONS:
             raise invalid("watch.rendition", f"{request.rendition} is unknown")
+        if not WHO.get().sees(request.camera):
+            problem = f"{request.camera[:80]!r} isn't among the cameras that {WHO.get().name} is given"
+            raise Refusal(grpc.StatusCode.PERMISSION_DENIED, "watch.camera", problem)
         asked = _RENDITIONS[request.rendition]
         if asked:
             self._check_allowed(asked)
         camera = self._cameras.get(request.camera)
         if camera is None:
-            known = ", ".join(each.name for each in self._cameras.all()) or "none yet"
+            known = ", ".join(each.name for each in self._cameras.all() if WHO.get().sees(each.name)) or "none yet"
             raise Refusal(
                 grpc.StatusCode.NOT_FOUND, "watch.camera", f"{request.camera[:80]!r} isn't here (here: {known})"
             )
@@ -179,8 +187,9 @@ class ViewersService(ViewersServicer):
         return camera, rendition
 
     def _check_allowed(self, rendition: str) -> None:
-        if rendition not in self._policy.renditions:
-            problem = f"this server gives only {', '.join(self._policy.renditions)} pictures"
+        given = WHO.get().renditions(self._policy)
+        if rendition not in given:
+            problem = f"this server gives {WHO.get().name} only {', '.join(given)} pictures"
             raise Refusal(grpc.StatusCode.PERMISSION_DENIED, "watch.rendition", problem)
 
 
@@ -192,6 +201,12 @@ def _check_name(camera: str, context: "aio.ServicerContext[Any, Any]") -> None:
         whom = ", ".join(map(repr, names)) or "nobody"
         problem = f"{camera[:80]!r}, its certificate is for {whom} and no camera speaks for another"
         raise Refusal(grpc.StatusCode.PERMISSION_DENIED, "hello.camera", problem)
+
+
+def _check_holds() -> None:
+    """Let someone go whose token or role isn't what it was when they came."""
+    if not WHO.get().holds():
+        raise Refusal(grpc.StatusCode.UNAUTHENTICATED, "authorization", "it has changed; ask again")
 
 
 async def _first(requests: AsyncIterator[pb.PublishRequest]) -> pb.PublishRequest | None:

@@ -49,6 +49,8 @@ class Settings(BaseModel):
     key: Place | None = None
     client_ca: Place | None = None
     """Whose certificates cameras and programs must show, in PEM."""
+    users: Place | None = None
+    """File of people and programs, with their roles. Without one everyone is let in."""
     insecure: bool = False
     """Listen beyond loopback also without TLS and authentication."""
     reconstructor: tuple[Place, ...] = ()

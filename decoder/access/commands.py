@@ -1,6 +1,7 @@
-"""``veilcam-decode keys``: certificates for the service and its cameras, made and renewed."""
+"""``veilcam-decode keys`` and ``veilcam-decode users``: certificates, and who may watch."""
 
 import contextlib
+import getpass
 import logging
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ from decoder.access import AccessError
 
 if TYPE_CHECKING:
     from decoder.access.keys import Made
+    from decoder.access.people import Person
 
 log = logging.getLogger("veilcam.decode")
 
@@ -100,3 +102,157 @@ def _told() -> Iterator[None]:
     except AccessError as error:
         log.error("%s", error)
         sys.exit(UNUSABLE)
+
+
+users_app = typer.Typer(
+    no_args_is_help=True, help="People and programs that may watch: who they are, and what they see."
+)
+
+Name = Annotated[str, typer.Argument(help="of a person or a program")]
+File = Annotated[
+    Path | None,
+    typer.Option("--users", metavar="FILE", envvar="VEILCAM_USERS", help="the service's file of users"),
+]
+Config = Annotated[
+    Path | None, typer.Option(envvar="VEILCAM_CONFIG", help="the service's settings, which may name that file")
+]
+
+
+@users_app.command("add")
+def add_user(
+    name: Name,
+    role: Annotated[str, typer.Option(help="viewer: veiled pictures; trusted: plain ones too; admin: all cameras")],
+    camera: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="given to them; may be repeated; * is all")
+    ] = None,
+    no_password: Annotated[
+        bool, typer.Option("--no-password", help="for a program: it has tokens or a certificate, and doesn't sign in")
+    ] = False,
+    file: File = None,
+    config: Config = None,
+) -> None:
+    """Add someone, or change role and cameras of someone. Of who is new, a password is asked: typed, or from a pipe."""
+    with _told():
+        from dataclasses import replace
+
+        from decoder.access.people import Person, check_names, hash_password
+        from decoder.access.roles import GIVEN, Role
+
+        path = _file(file, config)
+        if role not in GIVEN:
+            hint = "; cameras have certificates: veilcam-decode keys camera" if role == "camera" else ""
+            raise AccessError(f"--role {role!r}: expected one of {', '.join(GIVEN)}{hint}")
+        check_names("NAME", name)
+        check_names("--camera", *(each for each in camera or [] if each != "*"))
+        if not camera and role != "admin":
+            raise AccessError(f"--camera: a {role} sees those cameras that are given; name one, or '*' for all")
+        people = _people(path, new=True)
+        person = people.get(name)
+        if person is None:
+            person = Person(name, Role(role), password=None if no_password else hash_password(_password()))
+        people[name] = replace(person, role=Role(role), cameras=frozenset(camera or []))
+        _write(path, people)
+        log.info("%s: %s is %s of %s", path, name, role, ", ".join(camera or ["*"]))
+
+
+@users_app.command("password")
+def change_password(name: Name, file: File = None, config: Config = None) -> None:
+    """Set a password, typed or from a pipe. Whoever is signed in with the old one has to sign in again."""
+    with _told():
+        from dataclasses import replace
+
+        from decoder.access.people import hash_password
+
+        path = _file(file, config)
+        people = _people(path)
+        people[name] = replace(_known(people, name, path), password=hash_password(_password()))
+        _write(path, people)
+
+
+@users_app.command("token")
+def make_token(
+    name: Name,
+    label: Annotated[str, typer.Option(help="to tell tokens apart; one there is by that label is replaced")] = "token",
+    revoke: Annotated[
+        bool, typer.Option("--revoke", help="make none, and let the one there is hold no longer")
+    ] = False,
+    file: File = None,
+    config: Config = None,
+) -> None:
+    """Print a new token for a program. It is kept hashed: this is the only time that it is shown."""
+    with _told():
+        from dataclasses import replace
+
+        from decoder.access.people import check_names, hash_token, new_token
+
+        check_names("--label", label)
+        path = _file(file, config)
+        people = _people(path)
+        person, token = _known(people, name, path), new_token()
+        kept = {each: digest for each, digest in person.tokens.items() if each != label}
+        if revoke and label not in person.tokens:
+            raise AccessError(f"--label {label}: {name} has no such token")
+        people[name] = replace(person, tokens=kept if revoke else kept | {label: hash_token(token)})
+        _write(path, people)
+        if not revoke:
+            typer.echo(token)
+
+
+@users_app.command("remove")
+def remove_user(name: Name, file: File = None, config: Config = None) -> None:
+    """Remove someone. A running service lets them go at once."""
+    with _told():
+        path = _file(file, config)
+        people = _people(path)
+        del people[_known(people, name, path).name]
+        _write(path, people)
+
+
+@users_app.command("list")
+def list_users(file: File = None, config: Config = None) -> None:
+    """Tell who there is."""
+    with _told():
+        for person in _people(_file(file, config)).values():
+            cameras = "*" if person.seen is None else ", ".join(sorted(person.cameras))
+            ways = [*(["password"] if person.password else []), *(f"token {label}" for label in person.tokens)]
+            typer.echo(f"{person.name}: {person.role}; cameras {cameras}; {', '.join(ways) or 'no password, no token'}")
+
+
+def _file(file: Path | None, config: Path | None) -> Path:
+    from decoder.settings import SettingsError, read_settings
+
+    try:
+        found = file or (read_settings(config, {}, {}).users if config is not None else None)
+    except SettingsError as error:
+        raise AccessError(str(error)) from None
+    if found is None:
+        raise AccessError("--users FILE: which file? (or VEILCAM_USERS, or --config with users in it)")
+    return found
+
+
+def _people(path: Path, new: bool = False) -> "dict[str, Person]":
+    from decoder.access.people import read_people
+
+    return {} if new and not path.exists() else read_people(path)
+
+
+def _write(path: Path, people: "dict[str, Person]") -> None:
+    from decoder.access.people import write_people
+
+    write_people(path, people)
+
+
+def _known(people: "dict[str, Person]", name: str, path: Path) -> "Person":
+    if name not in people:
+        raise AccessError(f"{path}: no {name[:80]!r} in it (there are {', '.join(people) or 'none yet'})")
+    return people[name]
+
+
+def _password() -> str:
+    """Typed twice and not shown, or the first line of what is piped in."""
+    if not sys.stdin.isatty():
+        return sys.stdin.readline().rstrip("\r\n")
+    first = getpass.getpass("Password: ")
+    if getpass.getpass("Again: ") != first:
+        raise AccessError("password: not the same twice")
+    return first

@@ -5,7 +5,7 @@ from ipaddress import ip_address
 from decoder.access import AccessError
 from decoder.settings import Settings
 
-GUARDS = ("certificate", "key", "client_ca")
+GUARDS = ("certificate", "key", "client_ca", "users")
 """Settings without which nothing listens beyond loopback."""
 
 
@@ -27,8 +27,9 @@ def check_exposure(settings: Settings) -> None:
             f"--host {settings.host}: nothing listens beyond loopback without TLS and authentication; missing: "
             f"{options}\n"
             f"make certificates: veilcam-decode keys init DIR --host {_as_host(settings.host)} --camera NAME\n"
-            "then: --certificate DIR/server.pem --key DIR/server.key --client-ca DIR/ca.pem\n"
-            "or say --insecure: everyone who reaches it can watch"
+            "add people: veilcam-decode users add NAME --role viewer --camera NAME --users users.toml\n"
+            "then: --certificate DIR/server.pem --key DIR/server.key --client-ca DIR/ca.pem --users users.toml\n"
+            "or say --insecure: everyone who reaches it can watch, or publish"
         )
 
 

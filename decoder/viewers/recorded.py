@@ -11,11 +11,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from decoder.access.audit import Audit
+from decoder.access.roles import WHO
 from decoder.admission import Policy
 from decoder.pictures import encode_jpeg
 from decoder.reconstruction import Worker
 from decoder.recordings.playback import Moment, NoReconstructorError, Playback, RecordingError
-from decoder.viewers.web import NEVER_STORED, asked_rendition, text
+from decoder.viewers.web import NEVER_STORED, asked_rendition, not_given, text
 from protos.rules import CAMERA_NAME
 
 _MS = 1_000_000
@@ -34,12 +36,15 @@ def recorded(playback: Playback, worker: Worker, policy: Policy) -> list[Route]:
         policy: which renditions are given.
     """
     disk, turn = ThreadPoolExecutor(1, thread_name_prefix="playback"), asyncio.Lock()
+    audit = Audit("recording")
 
     async def read(work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(disk, work)
 
     async def spans(request: Request) -> Response:
         name = request.path_params["name"]
+        if refusal := not_given(name):
+            return refusal
         async with turn:
             gone = await request.is_disconnected()
             found = await read(lambda: playback.spans(name)) if CAMERA_NAME.fullmatch(name) and not gone else []
@@ -49,6 +54,8 @@ def recorded(playback: Playback, worker: Worker, policy: Policy) -> list[Route]:
 
     async def still(request: Request) -> Response:
         name, asked = request.path_params["name"], request.query_params.get("at", "")
+        if refusal := not_given(name):
+            return refusal
         if not (asked.isdecimal() and len(asked) < 15):
             return text(400, f"at: {asked[:40]!r}, expected milliseconds since 1970")
         if not CAMERA_NAME.fullmatch(name):
@@ -77,9 +84,14 @@ def recorded(playback: Playback, worker: Worker, policy: Policy) -> list[Route]:
         there = worker.renditions_for(moment.hello.operator_id)
         if not there:
             return text(404, "only plain reconstructors for this recording here")
-        rendition = asked_rendition(request, policy.renditions, there)
+        rendition = asked_rendition(request, policy, there)
         if isinstance(rendition, Response):
             return rendition
-        return moment, await worker.reconstruct(moment.hello, moment.levels, rendition)
+        pixels = await worker.reconstruct(moment.hello, moment.levels, rendition)
+        if not WHO.get().holds():
+            return text(401, "sign in again")
+        address = request.client.host if request.client is not None else "unknown"
+        audit.gave(WHO.get(), address, name, rendition, moment.capture_time_ns)
+        return moment, pixels
 
     return [Route("/recordings/{name}.json", spans), Route("/recordings/{name}.jpg", still)]

@@ -16,13 +16,18 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from decoder.access.audit import Audit
+from decoder.access.door import Door
 from decoder.access.exposure import is_loopback
+from decoder.access.guards import WebGuard
+from decoder.access.login import cookie_name, login
+from decoder.access.roles import WHO
 from decoder.admission import Policy
 from decoder.cameras import Camera, Cameras
 from decoder.catalogue import Catalogue, Reconstructor
 from decoder.engines import EngineError
 from decoder.model import RENDITIONS
-from decoder.pictures import Relay
+from decoder.pictures import Picture, Relay
 
 _PAGE = Path(__file__).parent / "page.html"
 _BOUNDARY = "picture"
@@ -30,6 +35,7 @@ _LONGEST_WAIT_S = 10.0
 _LOOK_EVERY_S = 0.5
 """Whether whoever asked for pictures is still there."""
 NEVER_STORED = {"Cache-Control": "no-store"}
+_NEVER_FRAMED = {"Content-Security-Policy": "frame-ancestors 'none'", "X-Content-Type-Options": "nosniff"}
 _LENGTHS = struct.Struct("<II")
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]", "[")
 """As a browser names it. Starlettes that don't know IPv6 see its bracket alone, with which no foreign name begins."""
@@ -41,6 +47,8 @@ def web_app(
     policy: Policy,
     more: Sequence[Route],
     host: str,
+    door: Door | None = None,
+    secure: bool = False,
 ) -> Starlette:
     """The page and what it is made of. ``?rendition=plain`` works where plain pictures are allowed.
 
@@ -51,23 +59,30 @@ def web_app(
         policy: which renditions are given.
         more: what else stands at this address.
         host: that it is bound to.
+        door: who someone is who asks; without one, everyone is let in.
+        secure: TLS is spoken.
     """
+    stills, streamed, polled = Audit("still"), Audit("MJPEG"), Audit("page")
 
     def found(request: Request) -> tuple[Camera, Relay] | Response:
+        if refusal := not_given(request.path_params["name"]):
+            return refusal
         camera = cameras.get(request.path_params["name"])
         if camera is None:
             return text(404, f"no camera {request.path_params['name']!r} here")
-        rendition = asked_rendition(request, policy.renditions, camera.renditions)
+        rendition = asked_rendition(request, policy, camera.renditions)
         if isinstance(rendition, Response):
             return rendition
         return camera, camera.relays[rendition]
 
     async def page(request: Request) -> Response:
-        return FileResponse(_PAGE, headers=NEVER_STORED)
+        return FileResponse(_PAGE, headers=NEVER_STORED | _NEVER_FRAMED)
 
     async def listing(request: Request) -> Response:
         known = {each.id for each in catalogue.reconstructors}
-        return JSONResponse([_told(camera, known) for camera in cameras.all()], headers=NEVER_STORED)
+        who = WHO.get()
+        told = [_told(camera, known) for camera in cameras.all() if who.sees(camera.name)]
+        return JSONResponse(told, headers=NEVER_STORED | ({"X-User": who.name} if door is not None else {}))
 
     async def reconstructors(request: Request) -> Response:
         return JSONResponse([_measured(each) for each in catalogue.reconstructors], headers=NEVER_STORED)
@@ -78,7 +93,7 @@ def web_app(
             seen = {str(name): int(serial) for name, serial in seen.items()}
         except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
             return text(400, 'seen: expected JSON as in {"NAME": 7}')
-        return await _newer(request, cameras, policy, seen, request.query_params.getlist("camera"))
+        return await _newer(request, cameras, policy, seen, request.query_params.getlist("camera"), polled)
 
     async def still(request: Request) -> Response:
         match = found(request)
@@ -89,6 +104,9 @@ def web_app(
             picture = await _before_long(anext(watch))
         if picture is None:
             return text(404, f"camera {camera.name!r} has shown no such picture yet")
+        if not WHO.get().holds():
+            return text(401, "sign in again")
+        give(stills, request, picture)
         headers = NEVER_STORED | {"X-Sequence": str(picture.sequence)}
         return Response(await picture.jpeg(), media_type="image/jpeg", headers=headers)
 
@@ -97,28 +115,46 @@ def web_app(
         if isinstance(match, Response):
             return match
         media_type = f"multipart/x-mixed-replace; boundary={_BOUNDARY}"
-        return StreamingResponse(_parts(match[1]), media_type=media_type, headers=NEVER_STORED)
+        return StreamingResponse(_parts(match[1], request, streamed), media_type=media_type, headers=NEVER_STORED)
 
+    routes = [
+        Route("/", page),
+        Route("/cameras.json", listing),
+        Route("/reconstructors.json", reconstructors),
+        Route("/pictures", pictures),
+        Route("/cameras/{name}.jpg", still),
+        Route("/cameras/{name}.mjpeg", stream),
+        *more,
+        *(login(door, secure) if door is not None else []),
+    ]
+    middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=[*_LOOPBACK, host])] if is_loopback(host) else []
+    if door is not None:
+        middleware.append(Middleware(WebGuard, door=door, routes=routes, cookie=cookie_name(secure)))
     return Starlette(
-        routes=[
-            Route("/", page),
-            Route("/cameras.json", listing),
-            Route("/reconstructors.json", reconstructors),
-            Route("/pictures", pictures),
-            Route("/cameras/{name}.jpg", still),
-            Route("/cameras/{name}.mjpeg", stream),
-            *more,
-        ],
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=[*_LOOPBACK, host])] if is_loopback(host) else [],
+        routes=routes,
+        middleware=middleware,
         exception_handlers={EngineError: _engine_failed},
     )
 
 
-def asked_rendition(request: Request, renditions: tuple[str, ...], there: tuple[str, ...]) -> str | Response:
+def not_given(camera: str) -> Response | None:
+    """Why whoever asks doesn't see a camera, if it isn't among theirs; whether there is one, they aren't told."""
+    if WHO.get().sees(camera):
+        return None
+    return text(403, f"{camera[:80]!r} isn't among the cameras that {WHO.get().name} is given")
+
+
+def give(audit: Audit, request: Request, picture: Picture) -> None:
+    """A picture is about to leave."""
+    address = request.client.host if request.client is not None else "unknown"
+    audit.gave(WHO.get(), address, picture.camera, picture.rendition, picture.capture_time_ns)
+
+
+def asked_rendition(request: Request, policy: Policy, there: tuple[str, ...]) -> str | Response:
     """The rendition that a request asks for, or why it doesn't get it.
 
     Args:
-        renditions: that this server gives.
+        policy: which renditions this server gives.
         there: that can be made of these measurements, the one for those who don't ask first.
     """
     if not there:
@@ -126,8 +162,9 @@ def asked_rendition(request: Request, renditions: tuple[str, ...], there: tuple[
     rendition = request.query_params.get("rendition", there[0])
     if rendition not in RENDITIONS:
         return text(400, f"rendition: expected one of {', '.join(RENDITIONS)}")
-    if rendition not in renditions:
-        return text(403, f"rendition: this server gives only {', '.join(renditions)} pictures")
+    given = WHO.get().renditions(policy)
+    if rendition not in given:
+        return text(403, f"rendition: this server gives {WHO.get().name} only {', '.join(given)} pictures")
     if rendition not in there:
         return text(404, f"rendition: no {rendition} reconstructor for this camera here")
     return rendition
@@ -143,7 +180,7 @@ async def _engine_failed(request: Request, error: Exception) -> Response:
 
 
 async def _newer(
-    request: Request, cameras: Cameras, policy: Policy, seen: dict[str, int], names: list[str]
+    request: Request, cameras: Cameras, policy: Policy, seen: dict[str, int], names: list[str], audit: Audit
 ) -> Response:
     """The newest picture of every camera, or of those named, unless it is ``seen`` by its serial number; else 204.
 
@@ -162,7 +199,9 @@ async def _newer(
             asked = {
                 camera.name: camera.relays[camera.rendition]
                 for camera in cameras.all()
-                if camera.rendition in policy.renditions and (not names or camera.name in names)
+                if camera.rendition in WHO.get().renditions(policy)
+                and WHO.get().sees(camera.name)
+                and (not names or camera.name in names)
             }
             for relay in set(asked.values()) - watched:
                 watched.add(relay)
@@ -183,8 +222,11 @@ async def _newer(
             relay.linger()
     if not fresh:
         return Response(status_code=204, headers=NEVER_STORED)
+    if not WHO.get().holds():
+        return text(401, "sign in again")
     parts: list[bytes] = []
     for name, serial, picture in fresh:
+        give(audit, request, picture)
         head = {"name": name, "serial": serial, "time_ms": round(picture.capture_time_ns / 1e6, 3)}
         told, data = json.dumps(head).encode(), await picture.jpeg()
         parts += [_LENGTHS.pack(len(told), len(data)), told, data]
@@ -199,12 +241,15 @@ async def _before_long(awaited: Any, seconds: float = _LONGEST_WAIT_S) -> Any:
         return None
 
 
-async def _parts(relay: Relay) -> AsyncIterator[bytes]:
+async def _parts(relay: Relay, request: Request, audit: Audit) -> AsyncIterator[bytes]:
     # A browser shows a part once the boundary after it has come: each part ends with it, and doesn't wait for the next.
     boundary = f"--{_BOUNDARY}\r\n".encode()
     yield boundary
     with relay.watch() as pictures:
         async for picture in pictures:
+            if not WHO.get().holds():
+                return
+            give(audit, request, picture)
             data = await picture.jpeg()
             head = f"Content-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n".encode()
             yield head + data + b"\r\n" + boundary

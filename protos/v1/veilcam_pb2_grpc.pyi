@@ -11,7 +11,9 @@ Statuses. Each message of an error begins with the field it is about, as in "hel
   NOT_FOUND           an operator, or a camera to watch, that the server doesn't have
   ALREADY_EXISTS      a camera of that name is publishing
   RESOURCE_EXHAUSTED  more cameras, pixels or bytes than the server allows
-  PERMISSION_DENIED   a plain picture asked of a server that gives only veiled ones
+  UNAUTHENTICATED     a server with users isn't shown who calls, by certificate or token, or it no longer holds
+  PERMISSION_DENIED   a plain picture asked of a server that gives only veiled ones, to the caller or at all; a camera
+                      or call that isn't the caller's; a camera that speaks for another than its certificate names
   DEADLINE_EXCEEDED   no Hello came in time
   ABORTED             a camera of that name came back on a newer stream
   UNAVAILABLE         the server is shutting down

@@ -180,14 +180,15 @@ def test_nothing_listens_beyond_loopback_without_guards_unless_it_is_said(host: 
     with pytest.raises(AccessError, match="nothing listens beyond loopback without TLS and authentication") as error:
         check_exposure(Settings(host=host))
     told = str(error.value)
-    assert "missing: --certificate, --key, --client-ca" in told
+    assert "missing: --certificate, --key, --client-ca, --users" in told
     assert "veilcam-decode keys init DIR --host" in told
+    assert "veilcam-decode users add" in told
     assert "--insecure" in told
     check_exposure(Settings(host=host, insecure=True))
-    check_exposure(keys.settings(host=host))
-    for name in FILES:
+    check_exposure(keys.settings(host=host, users="users.toml"))
+    for name in (*FILES, "users"):
         with pytest.raises(AccessError):
-            check_exposure(keys.settings(**{"host": host, name: None}))
+            check_exposure(keys.settings(**{"host": host, "users": "users.toml", name: None}))
     for ours in ("127.0.0.1", "127.0.0.2", "::1", "localhost"):
         check_exposure(Settings(host=ours))
 

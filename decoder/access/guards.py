@@ -1,0 +1,130 @@
+"""Where the table is asked: for every request of the page, and for every call of gRPC, before anything else sees it."""
+
+import logging
+from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+from grpc import aio
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import BaseRoute, Match, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from decoder.access.door import Door
+from decoder.access.roles import NOBODY, WHO, Who
+from decoder.access.tls import names_in
+
+log = logging.getLogger("veilcam.decode")
+
+_BEARER = "bearer "
+
+
+class WebGuard:
+    """Lets those through to the page whom the table has.
+
+    Args:
+        app: what is guarded.
+        door: who someone is.
+        routes: all there are; a request's endpoint is the path of the one that it matches.
+        cookie: name of the session's.
+    """
+
+    def __init__(self, app: ASGIApp, door: Door, routes: Sequence[BaseRoute], cookie: str) -> None:
+        self._app, self._door, self._routes, self._cookie = app, door, routes, cookie
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return  # there is no other way in
+        who, endpoint = self._who(Request(scope)), self._endpoint(scope)
+        if who.may(endpoint) or (endpoint is None and who is not NOBODY):  # what isn't there, the app says
+            WHO.set(who)
+            await self._app(scope, receive, send)
+            return
+        await self._refused(who, endpoint)(scope, receive, send)
+
+    def _who(self, request: Request) -> Who:
+        told = request.headers.get("authorization")
+        if told is not None:
+            return self._door.by_token(told[len(_BEARER) :]) if told.lower().startswith(_BEARER) else NOBODY
+        cookie = request.cookies.get(self._cookie)
+        return self._door.by_session(cookie) if cookie else NOBODY
+
+    def _endpoint(self, scope: Scope) -> str | None:
+        for route in self._routes:
+            if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE:
+                return route.path
+        return None
+
+    def _refused(self, who: Who, endpoint: str | None) -> Response:
+        headers = {"Cache-Control": "no-store"}
+        if who is not NOBODY:
+            return Response(f"{who.name} ({who.role}) may not ask for this\n", 403, headers, "text/plain")
+        if endpoint == "/":
+            return RedirectResponse("/login", 303, headers)
+        headers["WWW-Authenticate"] = "Bearer"
+        return Response("sign in at /login, or send a token\n", 401, headers, "text/plain")
+
+
+class GrpcGuard(aio.ServerInterceptor):
+    """Lets those through to a service whom the table has."""
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+
+    async def intercept_service(
+        self,
+        continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]]",
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> "grpc.RpcMethodHandler[Any, Any] | None":
+        handler: Any = await continuation(handler_call_details)
+        if handler is None:
+            return None  # gRPC answers that there is no such method
+        endpoint = handler_call_details.method
+        kinds = {
+            (False, False): (handler.unary_unary, grpc.unary_unary_rpc_method_handler),
+            (False, True): (handler.unary_stream, grpc.unary_stream_rpc_method_handler),
+            (True, False): (handler.stream_unary, grpc.stream_unary_rpc_method_handler),
+            (True, True): (handler.stream_stream, grpc.stream_stream_rpc_method_handler),
+        }
+        inner, made = kinds[handler.request_streaming, handler.response_streaming]
+
+        async def one(request: Any, context: "aio.ServicerContext[Any, Any]") -> Any:
+            await self._let_in(endpoint, context)
+            return await inner(request, context)
+
+        async def many(request: Any, context: "aio.ServicerContext[Any, Any]") -> None:
+            await self._let_in(endpoint, context)
+            answers = inner(request, context)
+            if not isinstance(answers, AsyncIterable):
+                await answers
+                return
+            async with aclosing(answers) as each:  # type: ignore[type-var]
+                async for answer in each:
+                    await context.write(answer)
+
+        behaviour = many if handler.response_streaming else one
+        guarded: "grpc.RpcMethodHandler[Any, Any]"  # noqa: UP037 - no generic while it runs
+        guarded = made(behaviour, handler.request_deserializer, handler.response_serializer)
+        return guarded
+
+    async def _let_in(self, endpoint: str, context: "aio.ServicerContext[Any, Any]") -> None:
+        who = self._who(context)
+        if who.may(endpoint):
+            WHO.set(who)
+            return
+        if who is NOBODY:
+            problem = "authorization: send a token (Bearer), or a certificate that names a camera or a program here"
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, problem)
+        problem = f"authorization: {who.name} ({who.role}) may not call {endpoint}"
+        log.warning("%s at %s: %s", who.name, context.peer(), problem)
+        await context.abort(grpc.StatusCode.PERMISSION_DENIED, problem)
+
+    def _who(self, context: "aio.ServicerContext[Any, Any]") -> Who:
+        for key, told in context.invocation_metadata() or ():
+            if key == "authorization":
+                text = told if isinstance(told, str) else ""
+                return self._door.by_token(text[len(_BEARER) :]) if text.lower().startswith(_BEARER) else NOBODY
+        shown = list(context.auth_context().get("x509_pem_cert", []))
+        return self._door.by_certificate(names_in(shown[0])) if shown else NOBODY

@@ -1,0 +1,208 @@
+"""People and programs: a TOML file that only its owner reads, followed while the service runs.
+
+```toml
+[users."anna"]
+role = "viewer"            # viewer, trusted or admin
+cameras = ["porch"]        # "*" is all
+password = "$argon2id$…"   # none: she can't sign in, her tokens work
+[users."anna".tokens]
+"phone" = "…"              # SHA-256 of the token
+```
+"""
+
+import hashlib
+import json
+import logging
+import os
+import secrets
+import threading
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from argon2 import PasswordHasher
+from argon2.exceptions import Argon2Error, InvalidHashError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from decoder.access import AccessError
+from decoder.access.roles import Role
+from protos.rules import CAMERA_NAME, CAMERA_NAME_TOLD
+
+log = logging.getLogger("veilcam.decode")
+
+SHORTEST_PASSWORD = 10
+LONGEST_PASSWORD = 512
+_HASHER = PasswordHasher()
+_NO_ONES = _HASHER.hash(secrets.token_urlsafe())
+"""Looked at for names that aren't here: they take as long as those that are."""
+
+
+@dataclass(frozen=True)
+class Person:
+    """Someone in the file."""
+
+    name: str
+    role: Role
+    cameras: frozenset[str] = frozenset()
+    password: str | None = None
+    tokens: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def seen(self) -> frozenset[str] | None:
+        """Cameras that they see; all, if None."""
+        return None if self.role is Role.ADMIN or "*" in self.cameras else self.cameras
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    role: Literal["viewer", "trusted", "admin"]
+    cameras: list[str] = []
+    password: Annotated[str | None, Field(pattern=r"^\$argon2id\$")] = None
+    tokens: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = {}
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    users: dict[Annotated[str, Field(pattern=f"^{CAMERA_NAME.pattern}$")], _Entry] = {}
+
+
+class People:
+    """Those of a file, as it is now. One that can't be read or is damaged changes nothing and is told in the log.
+
+    Raises:
+        AccessError: it can't be read at the start.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._lock = threading.Lock()
+        self._seen = self._stamp()
+        self._take(read_people(file))
+
+    def get(self, name: str) -> Person | None:
+        self._look()
+        return self._people.get(name)
+
+    def by_token(self, token: str) -> Person | None:
+        self._look()
+        return self._tokens.get(hash_token(token))
+
+    def _take(self, people: dict[str, Person]) -> None:
+        self._people = people
+        self._tokens = {digest: person for person in people.values() for digest in person.tokens.values()}
+
+    def _look(self) -> None:
+        with self._lock:
+            stamp = self._stamp()
+            if stamp == self._seen:
+                return
+            self._seen = stamp
+            try:
+                self._take(read_people(self._file))
+            except AccessError as error:
+                log.error("users stay as they were: %s", error)
+            else:
+                log.info("users taken up: %s", ", ".join(self._people) or "none")
+
+    def _stamp(self) -> tuple[int, int, int, int] | None:
+        try:
+            told = self._file.stat()
+        except OSError:
+            return None
+        return told.st_mtime_ns, told.st_size, told.st_ino, told.st_mode
+
+
+def read_people(file: Path) -> dict[str, Person]:
+    """By name.
+
+    Raises:
+        AccessError: a file that isn't there, that others may read, or that isn't what it should be.
+    """
+    try:
+        with file.open("rb") as opened:
+            if os.fstat(opened.fileno()).st_mode & 0o077:
+                raise AccessError(f"{file}: others may read or write it (chmod 600 {file})")
+            read = _File.model_validate(tomllib.load(opened))
+    except OSError as error:
+        raise AccessError(f"{file}: can't be read ({error.strerror}); veilcam-decode users add makes it") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise AccessError(f"{file}: not TOML ({error})") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise AccessError(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    return {
+        name: Person(name, Role(entry.role), frozenset(entry.cameras), entry.password, entry.tokens)
+        for name, entry in read.users.items()
+    }
+
+
+def write_people(file: Path, people: Mapping[str, Person]) -> None:
+    """In one step, for its owner alone.
+
+    Raises:
+        AccessError: it can't be written.
+    """
+    lines = ["# Written by veilcam-decode users. A running service takes changes up; comments don't last."]
+    for person in people.values():
+        lines += ["", f'[users."{person.name}"]', f'role = "{person.role}"']
+        lines += [f"cameras = {json.dumps(sorted(person.cameras))}"]
+        lines += [f'password = "{person.password}"'] if person.password else []
+        if person.tokens:
+            lines += [
+                f'[users."{person.name}".tokens]',
+                *(f'"{label}" = "{it}"' for label, it in person.tokens.items()),
+            ]
+    fresh = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+    try:
+        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as opened:
+            opened.write("\n".join(lines) + "\n")
+            opened.flush()
+            os.fsync(opened.fileno())
+        fresh.replace(file)
+    except OSError as error:
+        raise AccessError(f"{file}: can't be written ({error.strerror})") from None
+
+
+def check_names(option: str, *names: str) -> None:
+    """Refuse what can't be a name.
+
+    Raises:
+        AccessError: it names the option.
+    """
+    for name in names:
+        if not CAMERA_NAME.fullmatch(name):
+            raise AccessError(f"{option} {name[:80]!r}: expected {CAMERA_NAME_TOLD}")
+
+
+def hash_password(password: str) -> str:
+    """What the file keeps.
+
+    Raises:
+        AccessError: too short, or far too long.
+    """
+    if not SHORTEST_PASSWORD <= len(password) <= LONGEST_PASSWORD:
+        raise AccessError(f"password: expected {SHORTEST_PASSWORD} to {LONGEST_PASSWORD} characters")
+    return _HASHER.hash(password)
+
+
+def right_password(person: Person | None, password: str) -> bool:
+    """Takes some 50 ms and 64 MiB, whether there is such a person or not."""
+    try:
+        kept = person.password if person is not None else None
+        return _HASHER.verify(kept or _NO_ONES, password) and kept is not None
+    except (Argon2Error, InvalidHashError):
+        return False
+
+
+def new_token() -> str:
+    """256 random bits, which no one guesses: a fast hash keeps them well enough."""
+    return f"vc_{secrets.token_urlsafe(32)}"
+
+
+def hash_token(token: str) -> str:
+    """What the file keeps."""
+    return hashlib.sha256(token.encode()).hexdigest()

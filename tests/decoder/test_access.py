@@ -1,0 +1,606 @@
+"""Every endpoint × every role: allowed or refused, and with which status; and what else stands at the door."""
+
+import http.client
+import json
+import logging
+import re
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlencode
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from numpy.typing import NDArray
+
+from decoder.access import AccessError
+from decoder.access.audit import Audit
+from decoder.access.door import SESSION_S, TRIES_BY_ADDRESS, TRIES_BY_NAME
+from decoder.access.keys import Authority, init
+from decoder.access.people import Person, hash_password, hash_token, read_people, write_people
+from decoder.access.roles import TABLE, Role, Who
+from decoder.settings import Settings
+from encoder.packing import Packer
+from encoder.sampling import Operator
+from protos.v1 import veilcam_pb2 as pb
+from protos.v1.veilcam_pb2_grpc import ViewersStub
+from tests.conftest import Service, StartService, frame_of, hello_of
+from tests.decoder.test_service import Camera, wait_until
+from tests.decoder.test_tls import Keys, ready
+
+CAPTURED_MS = 1_700_000_000_000
+PASSWORD = "correct horse battery"
+PEOPLE = {
+    "vera": Person("vera", Role.VIEWER, frozenset({"porch"})),
+    "tom": Person("tom", Role.TRUSTED, frozenset({"porch"})),
+    "ada": Person("ada", Role.ADMIN),
+    "nvr": Person("nvr", Role.VIEWER, frozenset({"porch"})),
+}
+TOKENS = {name: f"vc_{name}" for name in PEOPLE}
+
+
+@pytest.fixture(scope="session")
+def hashed() -> str:
+    return hash_password(PASSWORD)
+
+
+@dataclass
+class Answer:
+    """What the page said; of a stream without an end, its beginning."""
+
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+
+
+@dataclass
+class Guarded:
+    """A service that tells people and cameras apart, with cameras porch and yard that have shown a frame."""
+
+    service: Service
+    keys: Keys
+    users: Path
+    cameras: list[Camera]
+    tls: bool = True
+    connections: list[http.client.HTTPConnection] = field(default_factory=list)
+
+    def ask(self, path: str, headers: dict[str, str] | None = None, body: dict[str, str] | None = None) -> Answer:
+        connection, answer = self._request(path, headers, body)
+        endless = "multipart" in answer.headers.get("Content-Type", "")
+        told = Answer(answer.status, answer.headers, answer.read(1000) if endless else answer.read())
+        answer.close()
+        connection.close()
+        return told
+
+    def open(self, path: str, headers: dict[str, str]) -> http.client.HTTPResponse:
+        connection, answer = self._request(path, headers, None)
+        self.connections.append(connection)
+        return answer
+
+    def _request(
+        self, path: str, headers: dict[str, str] | None, body: dict[str, str] | None
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        port = self.service.server.http_port
+        if self.tls:
+            context = ssl.create_default_context(cafile=self.keys.folder / "ca.pem")
+            connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+                "127.0.0.1", port, timeout=20, context=context
+            )
+        else:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        form = {"Content-Type": "application/x-www-form-urlencoded"} if body is not None else {}
+        data = urlencode(body) if body is not None else None
+        connection.request("GET" if body is None else "POST", path, data, form | (headers or {}))
+        return connection, connection.getresponse()
+
+    def sign_in(self, name: str, password: str = PASSWORD, **headers: str) -> Answer:
+        return self.ask("/login", headers, {"name": name, "password": password})
+
+    def session(self, name: str) -> dict[str, str]:
+        answer = self.sign_in(name)
+        assert (answer.status, answer.headers["Location"]) == (303, "/")
+        return {"Cookie": answer.headers["Set-Cookie"].partition(";")[0]}
+
+    def channel(self, certificate: str) -> grpc.Channel:
+        channel = ready(self.service, self.keys.credentials(certificate))
+        assert channel is not None
+        return channel
+
+    def change(self, name: str, person: Person | None) -> None:
+        people = {each.name: each for each in read_people(self.users).values() if each.name != name}
+        write_people(self.users, people | ({name: person} if person else {}))
+
+
+@pytest.fixture
+def guarded(
+    start_service: StartService, tmp_path: Path, hashed: str, operator: Operator, photographs: list[NDArray[np.uint8]]
+) -> Iterator[Guarded]:
+    init(tmp_path / "keys", cameras=["porch", "yard", "gate"], programs=["nvr", "ghost"])
+    keys, users = Keys(tmp_path / "keys"), tmp_path / "users.toml"
+    people = {
+        name: Person(name, each.role, each.cameras, hashed, {"test": hash_token(TOKENS[name])})
+        for name, each in PEOPLE.items()
+    }
+    write_people(users, people)
+    settings = keys.settings(users=users, allow_plain=True, record=tmp_path / "recordings")
+    guarded = Guarded(start_service(settings), keys, users, [])
+    for name in ("porch", "yard"):
+        camera = Camera(guarded.channel(f"cameras/{name}"))
+        camera.say(hello=hello_of(operator, photographs[0], name))
+        camera.say(frame=Packer(operator, 0.1).pack(frame_of(photographs[0], CAPTURED_MS * 10**6), 1)[0])
+        camera.settled(1)
+        guarded.cameras.append(camera)
+    yield guarded
+    for connection in guarded.connections:
+        connection.close()
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+AT = f"?at={CAPTURED_MS}"
+PAGE: list[tuple[str, str, tuple[int, int, int, int]]] = [
+    # route in the table, what is asked, and the status for: nobody, viewer, trusted (both of porch), admin
+    ("/", "/", (303, 200, 200, 200)),
+    ("/login", "/login", (200, 200, 200, 200)),
+    ("/cameras.json", "/cameras.json", (401, 200, 200, 200)),
+    ("/reconstructors.json", "/reconstructors.json", (401, 200, 200, 200)),
+    ("/pictures", "/pictures", (401, 200, 200, 200)),
+    ("/pictures", "/pictures?camera=porch", (401, 200, 200, 200)),
+    ("/cameras/{name}.jpg", "/cameras/porch.jpg", (401, 200, 200, 200)),
+    ("/cameras/{name}.jpg", "/cameras/porch.jpg?rendition=plain", (401, 403, 200, 200)),
+    ("/cameras/{name}.jpg", "/cameras/yard.jpg", (401, 403, 403, 200)),
+    ("/cameras/{name}.jpg", "/cameras/yard.jpg?rendition=plain", (401, 403, 403, 200)),
+    ("/cameras/{name}.jpg", "/cameras/nowhere.jpg", (401, 403, 403, 404)),
+    ("/cameras/{name}.mjpeg", "/cameras/porch.mjpeg", (401, 200, 200, 200)),
+    ("/cameras/{name}.mjpeg", "/cameras/porch.mjpeg?rendition=plain", (401, 403, 200, 200)),
+    ("/cameras/{name}.mjpeg", "/cameras/yard.mjpeg", (401, 403, 403, 200)),
+    ("/recordings/{name}.json", "/recordings/porch.json", (401, 200, 200, 200)),
+    ("/recordings/{name}.json", "/recordings/yard.json", (401, 403, 403, 200)),
+    ("/recordings/{name}.jpg", f"/recordings/porch.jpg{AT}", (401, 200, 200, 200)),
+    ("/recordings/{name}.jpg", f"/recordings/porch.jpg{AT}&rendition=plain", (401, 403, 200, 200)),
+    ("/recordings/{name}.jpg", f"/recordings/yard.jpg{AT}", (401, 403, 403, 200)),
+    ("/metrics", "/metrics", (401, 403, 403, 200)),
+    ("/healthz", "/healthz", (200, 200, 200, 200)),
+    ("/readyz", "/readyz", (200, 200, 200, 200)),
+    ("/nothing", "/nothing", (401, 404, 404, 404)),
+    ("/nothing", "//metrics", (401, 404, 404, 404)),
+    ("/nothing", "/cameras/../metrics", (401, 404, 404, 404)),
+]
+
+
+@pytest.mark.parametrize(("route", "path", "expected"), PAGE, ids=[path for _, path, _ in PAGE])
+def test_the_page_row_by_row(guarded: Guarded, route: str, path: str, expected: tuple[int, ...]) -> None:
+    if path.startswith("/recordings"):
+        admin = bearer(TOKENS["ada"])
+        wait_until(lambda: guarded.ask(f"/recordings/yard.jpg{AT}", admin).status == 200)
+        wait_until(lambda: guarded.ask(f"/recordings/porch.jpg{AT}", admin).status == 200)
+    nobody, *roles = expected
+    forged = [{}, bearer("vc_forged"), bearer(""), {"Authorization": "Basic dmVyYTp4"}]
+    forged += [{"Cookie": "__Host-veilcam=forged"}, {"Cookie": f"__Host-veilcam={TOKENS['ada']}"}]
+    for headers in forged:
+        assert guarded.ask(path, headers).status == nobody, (path, headers)
+    for name, status in zip(("vera", "tom", "ada"), roles, strict=True):
+        for headers in (bearer(TOKENS[name]), guarded.session(name)):
+            assert guarded.ask(path, headers).status == status, (path, name)
+
+
+OK, UNKNOWN, DENIED, ABSENT = "OK", "UNAUTHENTICATED", "PERMISSION_DENIED", "NOT_FOUND"
+CALLERS = ("stranger", "camera gate", "camera yard", "viewer", "trusted", "admin", "forged token", "program")
+CALLS: list[tuple[str, str, tuple[str, ...]]] = [
+    # method, what is asked, and the status for each of the above; viewer, trusted and program are of porch
+    ("Publish", "gate", (UNKNOWN, OK, DENIED, DENIED, DENIED, DENIED, UNKNOWN, DENIED)),
+    ("Publish", "nvr", (UNKNOWN, DENIED, DENIED, DENIED, DENIED, DENIED, UNKNOWN, DENIED)),
+    ("Watch", "porch", (UNKNOWN, DENIED, DENIED, OK, OK, OK, UNKNOWN, OK)),
+    ("Watch", "porch plain", (UNKNOWN, DENIED, DENIED, DENIED, OK, OK, UNKNOWN, DENIED)),
+    ("Watch", "yard", (UNKNOWN, DENIED, DENIED, DENIED, DENIED, OK, UNKNOWN, DENIED)),
+    ("Watch", "nowhere", (UNKNOWN, DENIED, DENIED, DENIED, DENIED, ABSENT, UNKNOWN, DENIED)),
+    ("Check", "", (OK,) * 8),
+    ("List", "", (OK,) * 8),
+    ("HealthWatch", "", (OK,) * 8),
+    ("ServerReflectionInfo", "", (UNKNOWN, DENIED, DENIED, OK, OK, OK, UNKNOWN, OK)),
+]
+
+
+def caller(guarded: Guarded, who: str) -> tuple[grpc.Channel, tuple[tuple[str, str], ...]]:
+    certificates = {"camera gate": "cameras/gate", "camera yard": "cameras/yard", "program": "programs/nvr"}
+    tokens = {"viewer": TOKENS["vera"], "trusted": TOKENS["tom"], "admin": TOKENS["ada"], "forged token": "vc_forged"}
+    # A forged token isn't made good by the certificate beside it.
+    beside = "programs/nvr" if who == "forged token" else "programs/ghost"
+    metadata = (("authorization", f"Bearer {tokens[who]}"),) if who in tokens else ()
+    return guarded.channel(certificates.get(who, beside)), metadata
+
+
+def called(guarded: Guarded, method: str, asked: str, who: str, operator: Operator) -> str:
+    channel, metadata = caller(guarded, who)
+    name, _, rendition = asked.partition(" ")
+    health = health_pb2_grpc.HealthStub(channel)
+    try:
+        if method == "Publish":
+            hello = pb.PublishRequest(hello=hello_of(operator, np.zeros((32, 32), np.uint8), name))
+            call = channel.stream_stream(
+                "/veilcam.v1.Cameras/Publish",
+                pb.PublishRequest.SerializeToString,
+                pb.PublishResponse.FromString,
+            )(iter([hello]), metadata=metadata, timeout=20)
+            assert next(call).HasField("accepted")
+        elif method == "Watch":
+            number = pb.RENDITION_PLAIN if rendition else pb.RENDITION_UNSPECIFIED
+            request = pb.WatchRequest(camera=name, rendition=number)
+            picture = next(ViewersStub(channel).Watch(request, metadata=metadata, timeout=20))
+            assert picture.rendition == (number or pb.RENDITION_VEILED)
+        elif method == "HealthWatch":
+            next(health.Watch(health_pb2.HealthCheckRequest(), metadata=metadata, timeout=20))
+        elif method == "List":
+            health.List(health_pb2.HealthListRequest(), metadata=metadata, timeout=20)
+        elif method == "Check":
+            health.Check(health_pb2.HealthCheckRequest(), metadata=metadata, timeout=20)
+        else:
+            services = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
+            stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+            next(stub.ServerReflectionInfo(services, metadata=metadata, timeout=20))
+    except grpc.RpcError as error:
+        assert isinstance(error, grpc.Call)
+        return error.code().name
+    finally:
+        channel.close()
+    return OK
+
+
+@pytest.mark.parametrize(("method", "asked", "expected"), CALLS, ids=[f"{call[0]} {call[1]}" for call in CALLS])
+def test_grpc_row_by_row(
+    guarded: Guarded, method: str, asked: str, expected: tuple[str, ...], operator: Operator
+) -> None:
+    if method == "List" and not hasattr(health_pb2, "HealthListRequest"):
+        pytest.skip("this grpcio-health-checking has no List")
+    told = {who: called(guarded, method, asked, who, operator) for who in CALLERS}
+    assert told == dict(zip(CALLERS, expected, strict=True))
+
+
+def test_nothing_is_served_that_is_not_in_the_table_and_every_row_is_tested(guarded: Guarded) -> None:
+    app = guarded.service.server._web.config.app
+    routes = {route.path for route in app.routes}  # type: ignore[union-attr]
+    assert routes == {endpoint for endpoint in TABLE if not re.match(r"/(veilcam|grpc)\.", endpoint)}
+    assert routes - {"/logout"} == {route for route, _, _ in PAGE} - {"/nothing"}
+    methods = {endpoint.rpartition("/")[2] for endpoint in set(TABLE) - routes}
+    assert methods == {method.replace("HealthWatch", "Watch") for method, _, _ in CALLS}
+    assert not any(Who("x", role).may(endpoint) for role in Role for endpoint in ("/else", "", None))
+
+
+def test_a_viewer_is_told_of_its_cameras_alone(guarded: Guarded) -> None:
+    def names(name: str) -> list[str]:
+        answer = guarded.ask("/cameras.json", bearer(TOKENS[name]))
+        assert answer.headers["X-User"] == name
+        return [each["name"] for each in json.loads(answer.body)]
+
+    assert (names("vera"), names("ada")) == (["porch"], ["porch", "yard"])
+    body = guarded.ask("/pictures?camera=yard&camera=porch", bearer(TOKENS["vera"])).body
+    assert b'"porch"' in body
+    assert b'"yard"' not in body
+
+
+def test_plain_alone_goes_to_no_viewer_also_where_there_is_nothing_else(
+    guarded: Guarded, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A camera whose operator has only a plain reconstructor gives plain ones, to trusted people alone."""
+    for camera in guarded.service.server.cameras.all():
+        guarded.service.loop.call_soon_threadsafe(camera.offer, ("plain",))
+    wait_until(lambda: all(camera.renditions == ("plain",) for camera in guarded.service.server.cameras.all()))
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(guarded.ask, "/pictures", bearer(TOKENS["vera"]))
+        assert guarded.ask("/cameras/porch.jpg", bearer(TOKENS["vera"])).status == 403
+        assert guarded.ask("/pictures", bearer(TOKENS["tom"])).status == 200
+        assert asked.result(30).status == 204
+    channel, metadata = caller(guarded, "viewer")
+    with pytest.raises(grpc.RpcError, match="only veiled"):
+        next(ViewersStub(channel).Watch(pb.WatchRequest(camera="porch"), metadata=metadata, timeout=20))
+    channel.close()
+
+
+def test_who_was_given_plain_pictures_is_in_the_audit_log_and_veiled_ones_are_not(
+    guarded: Guarded, operator: Operator, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "veilcam.audit")
+    wait_until(lambda: guarded.ask(f"/recordings/porch.jpg{AT}", bearer(TOKENS["tom"])).status == 200)
+    for path in ("/cameras/porch.jpg", "/pictures", "/cameras/porch.jpg?rendition=veiled"):
+        guarded.ask(path, bearer(TOKENS["tom"]))
+    guarded.ask("/cameras/porch.jpg?rendition=plain", bearer(TOKENS["vera"]))
+    assert "plain picture" not in caplog.text
+
+    def lines() -> list[str]:
+        found = re.findall(r"plain picture of camera (\S+), captured (\S+), given to (.+) at \S+ by (\w+)", caplog.text)
+        assert all(captured == "2023-11-14T22:13:20.000+00:00" for _, captured, _, _ in found)
+        return [f"{camera} {who} {way}" for camera, _, who, way in found]
+
+    for name, role in (("tom", "trusted"), ("ada", "admin")):
+        guarded.ask("/cameras/porch.jpg?rendition=plain", bearer(TOKENS[name]))
+        guarded.ask("/cameras/porch.mjpeg?rendition=plain", bearer(TOKENS[name]))
+        guarded.ask(f"/recordings/porch.jpg{AT}&rendition=plain", bearer(TOKENS[name]))
+        assert called(guarded, "Watch", "porch plain", role, operator) == OK
+        expected = [f"porch {name} ({role}) {way}" for way in ("still", "MJPEG", "recording", "Watch")]
+        assert lines()[-4:] == expected
+    assert len(lines()) == 8
+
+
+def test_a_long_look_is_a_line_a_minute(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    caplog.set_level(logging.INFO, "veilcam.audit")
+    audit, now = Audit("still"), [1000.0]
+    monkeypatch.setattr("decoder.access.audit.time.monotonic", lambda: now[0])
+    for _ in range(121):
+        audit.gave(Who("tom", Role.TRUSTED), "::1", "porch", "plain", 1)
+        now[0] += 1
+    assert [record.getMessage().partition(" by ")[2] for record in caplog.records] == [
+        "still",
+        "still, and 59 since the last line",
+        "still, and 59 since the last line",
+    ]
+
+
+def test_a_session_is_a_cookie_that_scripts_and_other_sites_never_get(guarded: Guarded) -> None:
+    told = guarded.sign_in("vera").headers["Set-Cookie"]
+    name, _, attributes = told.partition("=")
+    assert name == "__Host-veilcam"
+    parts = {part.strip().lower() for part in attributes.split(";")[1:]}
+    assert parts == {"httponly", "secure", "samesite=strict", "path=/", f"max-age={SESSION_S:.0f}"}
+    session = guarded.session("vera")
+    assert session != guarded.session("vera"), "each is new"
+    assert guarded.ask("/cameras.json", session).status == 200
+    assert guarded.ask("/logout", session | {"Origin": "https://evil.example"}, {}).status == 403
+    assert guarded.ask("/cameras.json", session).status == 200
+    assert guarded.ask("/logout", session, {}).status == 303
+    assert guarded.ask("/cameras.json", session).status == 401
+    assert guarded.sign_in("vera", Origin="https://evil.example").status == 403
+
+
+@pytest.mark.parametrize(
+    ("name", "password", "status"),
+    [
+        ("vera", "wrong", 401),
+        ("vera", "", 401),
+        ("nobody", PASSWORD, 401),
+        ("", "", 401),
+        ("vera", PASSWORD + "x", 401),
+        ("<script>", "x" * 1000, 401),
+        ("vera", "x" * 5000, 413),
+    ],
+)
+def test_a_wrong_password(guarded: Guarded, name: str, password: str, status: int) -> None:
+    answer = guarded.sign_in(name, password)
+    assert (answer.status, answer.headers["Set-Cookie"]) == (status, None)
+    assert b"<script>" not in answer.body
+
+
+def test_a_session_ends(guarded: Guarded, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("decoder.access.door.SESSION_S", 0.3)
+    session = guarded.session("vera")
+    assert guarded.ask("/cameras.json", session).status == 200
+    time.sleep(0.4)
+    assert guarded.ask("/cameras.json", session).status == 401
+
+
+def test_a_thousand_wrong_passwords(
+    guarded: Guarded, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signed_in = guarded.session("tom")
+    with ThreadPoolExecutor(8) as pool:
+        told = list(pool.map(lambda number: guarded.sign_in("vera", f"guess {number}").status, range(1000)))
+    assert told.count(401) == TRIES_BY_ADDRESS, "no more are looked at, however many come at one time"
+    assert told.count(429) == 1000 - TRIES_BY_ADDRESS
+    answer = guarded.sign_in("vera")
+    assert answer.status == 429, "the right one isn't looked at either"
+    assert 0 < int(answer.headers["Retry-After"]) <= 601
+    assert guarded.ask("/cameras.json", signed_in).status == 200, "who is in stays in"
+    assert guarded.ask("/cameras.json", bearer(TOKENS["vera"])).status == 200
+    assert "guess" not in caplog.text
+    monkeypatch.setattr("decoder.access.door.TRY_WINDOW_S", 0.0)
+    assert guarded.sign_in("vera").status == 303
+
+
+def test_guesses_from_many_addresses_are_limited_by_name(guarded: Guarded) -> None:
+    told = [guarded.sign_in("vera", "guess", **{"X-Forwarded-For": f"192.0.2.{each}"}).status for each in range(50)]
+    assert (told.count(401), told.count(429)) == (TRIES_BY_NAME, 50 - TRIES_BY_NAME)
+    assert guarded.session("tom"), "others aren't kept out"
+
+
+def test_right_passwords_are_never_too_many(guarded: Guarded) -> None:
+    for _ in range(TRIES_BY_ADDRESS + 3):
+        assert guarded.sign_in("vera").status == 303
+
+
+def stream(guarded: Guarded, headers: dict[str, str]) -> http.client.HTTPResponse:
+    answer = guarded.open("/cameras/porch.mjpeg", headers)
+    assert answer.status == 200
+    answer.read(100)
+    return answer
+
+
+def test_changed_users_are_taken_up_at_once_and_whom_it_concerns_is_let_go(
+    guarded: Guarded, hashed: str, operator: Operator, photographs: list[NDArray[np.uint8]]
+) -> None:
+    session, token = guarded.session("vera"), bearer(TOKENS["vera"])
+    watched = [stream(guarded, headers) for headers in (session, token)]
+    channel, metadata = caller(guarded, "viewer")
+    call = ViewersStub(channel).Watch(pb.WatchRequest(camera="porch"), metadata=metadata, timeout=30)
+    next(call)
+    other = stream(guarded, bearer(TOKENS["tom"]))
+
+    guarded.change("vera", Person("vera", Role.VIEWER, frozenset({"yard"}), hashed))
+    packer = Packer(operator, 0.1)
+    guarded.cameras[0].say(frame=packer.pack(frame_of(photographs[1]), 2, key=True)[0])
+    for answer in watched:
+        answer.read()  # to its end
+    with pytest.raises(grpc.RpcError) as error:
+        next(call)
+    assert isinstance(error.value, grpc.Call)
+    assert error.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    assert other.read(1000)
+    assert guarded.ask("/cameras/porch.jpg", token).status == 401, "the token is no longer there"
+    assert guarded.ask("/cameras/porch.jpg", session).status == 403
+    assert guarded.ask("/cameras/yard.jpg", session).status == 200
+
+    guarded.change("vera", Person("vera", Role.VIEWER, frozenset({"yard"}), hash_password("another password")))
+    assert guarded.ask("/cameras/yard.jpg", session).status == 401, "whoever knew the old password is out"
+    guarded.change("vera", None)
+    assert guarded.sign_in("vera", "another password").status == 401
+    guarded.users.write_text("half a")
+    assert guarded.ask("/cameras.json", bearer(TOKENS["tom"])).status == 200, "what can't be is not taken up"
+    channel.close()
+
+
+def test_expired_and_foreign_certificates_do_not_get_as_far_as_a_role(guarded: Guarded, tmp_path: Path) -> None:
+    init(tmp_path / "other", cameras=["porch"], programs=["nvr"])
+    other = Keys(tmp_path / "other")
+    assert ready(guarded.service, guarded.keys.credentials(guarded.keys.expired("old"))) is None
+    for client in ("cameras/porch", "programs/nvr"):
+        assert ready(guarded.service, guarded.keys.credentials(client, other)) is None
+    assert ready(guarded.service, guarded.keys.credentials()) is None, "without one"
+
+
+def test_a_program_that_could_pass_for_a_user_needs_that_name_in_the_file(guarded: Guarded) -> None:
+    """A camera may be called as a user is: it is a camera all the same."""
+    made = Authority.open(guarded.keys.folder).client("cameras", "ada")
+    assert made.path.name == "ada.pem"
+    channel = guarded.channel("cameras/ada")
+    with pytest.raises(grpc.RpcError, match="PERMISSION_DENIED"):
+        next(ViewersStub(channel).Watch(pb.WatchRequest(camera="porch"), timeout=20))
+    channel.close()
+
+
+def test_without_users_on_loopback_everyone_is_let_in(start_service: StartService, operator: Operator) -> None:
+    service = start_service(Settings(port=0, http=0))
+    guarded = Guarded(service, Keys(Path()), Path(), [], tls=False)
+    for path in ("/", "/cameras.json", "/metrics", "/healthz"):
+        assert guarded.ask(path).status == 200
+    assert guarded.ask("/login").status == 404
+    assert guarded.ask("/cameras.json").headers["X-User"] is None
+
+
+def test_users_without_client_ca_let_no_camera_in(
+    start_service: StartService, tmp_path: Path, operator: Operator
+) -> None:
+    write_people(tmp_path / "users.toml", {})
+    service = start_service(Settings(port=0, http=0, users=tmp_path / "users.toml"))
+    camera = Camera(service.channel())
+    camera.say(hello=hello_of(operator, np.zeros((32, 32), np.uint8)))
+    assert camera.refusal()[0] is grpc.StatusCode.UNAUTHENTICATED
+
+
+def users(file: Path, *arguments: str, given: str = "") -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "decoder", "users", *arguments, "--users", str(file)]
+    return subprocess.run(command, input=given, capture_output=True, text=True, timeout=60)
+
+
+def test_the_commands_write_what_the_service_reads(tmp_path: Path) -> None:
+    file = tmp_path / "users.toml"
+    done = users(file, "add", "anna", "--role", "viewer", "--camera", "porch", "--camera", "b.2", given=PASSWORD + "\n")
+    assert done.returncode == 0, done.stderr
+    assert file.stat().st_mode & 0o777 == 0o600
+    anna = read_people(file)["anna"]
+    assert (anna.role, set(anna.cameras), dict(anna.tokens)) == (Role.VIEWER, {"porch", "b.2"}, {})
+    assert PASSWORD not in file.read_text()
+    token = users(file, "token", "anna", "--label", "phone").stdout.strip()
+    assert re.fullmatch(r"vc_[\w-]{43}", token)
+    assert token not in file.read_text()
+    assert read_people(file)["anna"].tokens == {"phone": hash_token(token)}
+    assert users(file, "add", "anna", "--role", "trusted", "--camera", "*").returncode == 0, (
+        "no password is asked again"
+    )
+    changed = read_people(file)["anna"]
+    assert (changed.role, changed.seen, changed.password) == (Role.TRUSTED, None, anna.password)
+    assert users(file, "password", "anna", given="another password\n").returncode == 0
+    assert read_people(file)["anna"].password != anna.password
+    assert users(file, "add", "prometheus", "--role", "admin", "--no-password").returncode == 0
+    told = users(file, "list").stdout
+    assert told.splitlines() == [
+        "anna: trusted; cameras *; password, token phone",
+        "prometheus: admin; cameras *; no password, no token",
+    ]
+    assert users(file, "token", "anna", "--label", "phone", "--revoke").returncode == 0
+    assert users(file, "remove", "prometheus").returncode == 0
+    assert list(read_people(file)) == ["anna"]
+    assert read_people(file)["anna"].tokens == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "given", "told"),
+    [
+        (("add", "x", "--role", "king"), "", "--role 'king': expected one of viewer, trusted, admin"),
+        (("add", "x", "--role", "camera"), "", "veilcam-decode keys camera"),
+        (("add", "a b", "--role", "admin"), "", "NAME 'a b'"),
+        (("add", "x", "--role", "viewer"), "", "--camera: a viewer sees those cameras that are given"),
+        (("add", "x", "--role", "viewer", "--camera", 'a"b'), "", "--camera 'a\"b'"),
+        (("add", "x", "--role", "admin"), "short\n", "password: expected 10 to 512 characters"),
+        (("token", "x"), "", "can't be read"),
+        (("remove", "x"), "", "veilcam-decode users add makes it"),
+    ],
+)
+def test_what_the_commands_can_not_do(tmp_path: Path, arguments: tuple[str, ...], given: str, told: str) -> None:
+    done = users(tmp_path / "users.toml", *arguments, given=given)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert told in done.stderr
+    assert not (tmp_path / "users.toml").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("users = 3", "users: "),
+        ('[users.x]\nrole = "camera"', "users.x.role"),
+        ('[users.x]\nrole = "viewer"\npassword = "plain text"', "users.x.password"),
+        ('[users.x]\nrole = "viewer"\nroll = 1', "users.x.roll"),
+        ('[users."a b"]\nrole = "viewer"', "users.a b"),
+        ("[users", "not TOML"),
+    ],
+)
+def test_a_file_of_users_that_can_not_be(start_service: StartService, tmp_path: Path, text: str, told: str) -> None:
+    file = tmp_path / "users.toml"
+    file.write_text(text)
+    with pytest.raises(AccessError, match="others may read"):
+        start_service(Settings(port=0, http=0, users=file))
+    file.chmod(0o600)
+    with pytest.raises(AccessError) as error:
+        start_service(Settings(port=0, http=0, users=file))
+    assert str(file) in str(error.value)
+    assert told in str(error.value)
+    assert "plain text" not in str(error.value), "what may be a secret isn't told"
+
+
+@pytest.fixture
+def opened(guarded: Guarded) -> Iterator[Callable[[], str]]:
+    """The page in a browser, signed out."""
+    from playwright.sync_api import sync_playwright
+
+    from tests.decoder.test_page import CHROMIUM, FLAGS
+
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page(ignore_https_errors=True)
+        page.goto(f"https://127.0.0.1:{guarded.service.server.http_port}/")
+
+        def story() -> str:
+            page.fill("#name", "vera")
+            page.fill("#password", PASSWORD)
+            page.click("text=Sign in")
+            page.wait_for_selector("figure[data-camera=porch]", timeout=20_000)
+            assert page.locator("figure").count() == 1
+            page.click("text=Sign out")
+            page.wait_for_selector("#password", timeout=20_000)
+            return page.url
+
+        yield story
+        browser.close()
+
+
+def test_signing_in_and_out_in_a_browser(opened: Callable[[], str]) -> None:
+    assert opened().endswith("/login")
