@@ -16,7 +16,7 @@ ROOMS = {
     "benchmarks": {"protos", "encoder", "decoder", "train"},
 }
 """Room → the rooms that it may import."""
-NOT_ON_A_CAMERA = {"torch", "onnx", "onnxruntime", "starlette", "uvicorn"}
+NOT_ON_A_CAMERA = {"torch", "onnx", "onnxruntime", "starlette", "uvicorn", "cryptography", "argon2"}
 
 
 def modules(room: str) -> list[Path]:
