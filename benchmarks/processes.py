@@ -84,6 +84,15 @@ class Service:
             "open_files": files,
         }
 
+    def connected(self, ports: Sequence[int]) -> int:
+        """Connections of its page that are established with these ports of this machine."""
+        ours = int(self.page.rpartition(":")[2])
+        count = 0
+        for line in Path(f"/proc/{self.process.pid}/net/tcp").read_text().splitlines()[1:]:
+            local, remote, state = (field.rpartition(":")[2] for field in line.split()[1:4])
+            count += state == "01" and int(local, 16) == ours and int(remote, 16) in ports
+        return count
+
     def forget_peak(self) -> None:
         """The most memory is counted from now on."""
         Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
