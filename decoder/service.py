@@ -222,9 +222,14 @@ async def write_picture(context: "aio.ServicerContext[pb.WatchRequest, pb.Pictur
         problem = f"no picture was read for {UNREAD_S:.0f} s"
         raise Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "watch", problem) from None
     except aio.InternalError:
-        raise asyncio.CancelledError from None  # its connection is lost; gRPC is about to cancel this
+        raise asyncio.CancelledError from None  # the viewer is gone; gRPC is about to cancel this
 
 
 async def _abort(context: "aio.ServicerContext[Any, Any]", refusal: Refusal) -> NoReturn:
-    await context.abort(refusal.status, str(refusal))
+    # gRPC keeps what abort raises until the collector comes; it needn't keep the frame that was refused along with it.
+    refusal.__traceback__ = refusal.__context__ = None
+    try:
+        await context.abort(refusal.status, str(refusal))
+    except aio.InternalError:
+        raise asyncio.CancelledError from None  # there is nobody left to tell
     raise AssertionError("abort raises")

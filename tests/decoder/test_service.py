@@ -407,6 +407,35 @@ def test_no_more_cameras_than_allowed_and_the_longest_gone_is_forgotten(
         assert [camera.name for camera in service.server.cameras.all()] == ["camera4"]
 
 
+def test_nothing_is_kept_of_the_pictures_of_a_camera_that_is_forgotten(
+    start_service: StartService, operator: Operator, photographs: list[NDArray[np.uint8]], messages: list[pb.Frame]
+) -> None:
+    service = start_service(Settings(port=0, http=0, max_cameras=1))
+    with service.channel() as channel:
+        camera = Camera(channel)
+        camera.say(hello=hello_of(operator, photographs[0]))
+        camera.answer()
+        camera.say(frame=messages[0])
+        call = ViewersStub(channel).Watch(pb.WatchRequest(camera="camera"), timeout=TIMEOUT)
+        next(call)
+        known = service.server.cameras.get("camera")
+        assert known is not None
+        assert known.latest is not None
+        picture = weakref.ref(known.latest)
+        gc.disable()
+        try:
+            call.cancel()
+            camera.bye()
+            wait_until(lambda: known is not None and known.stream is None and not known.watched)
+            other = Camera(channel)
+            other.say(hello=hello_of(operator, photographs[0], "other"))
+            other.answer()
+            known = None
+            wait_until(lambda: picture() is None)
+        finally:
+            gc.enable()
+
+
 @pytest.mark.parametrize(
     ("request_fields", "status", "told"),
     [
