@@ -114,7 +114,7 @@ def _phases(
     phases: dict[str, Callable[[Told], None]] = {
         "quiet": lambda _: time.sleep(seconds),
         "another camera, sound": lambda came: _sound(service, frames, seconds, came),
-        "another camera, damaged": lambda came: _damage(service, frames, damages, draw, came),
+        "another camera, damaged": lambda came: _damage(service, _sound_frames(), damages, draw, came),
         "cameras and viewers come and go": lambda came: _come_and_go(service, frames, connects, came),
         "an engine that raises": lambda came: _engine_raises(service, came),
         "viewers that don't read": lambda came: _unread(service, seconds, came),
@@ -157,7 +157,11 @@ def _sound(service: Service, frames: "_Frames", seconds: float, came: Told) -> N
 
 
 def _damage(service: Service, frames: "_Frames", damages: int, draw: random.Random, came: Told) -> None:
-    """That camera again, and of three of its messages one is damaged."""
+    """That camera again, and of three of its messages one is damaged.
+
+    Args:
+        frames: its own from the first on, so that one seed damages the same messages in every run.
+    """
     with _filmed(service, _hello("other"), came) as line:
         for number in range(damages):
             kind = list(KINDS)[number % len(KINDS)]
