@@ -247,7 +247,7 @@ def faults(
         table.add_row(row["phase"], *("–" if each is None else str(each) for each in cells))
     console.print(table)
     for row in result["rows"]:
-        answers = ", ".join(f"{number} {answer}" for answer, number in row["answers"].items())
+        answers = "; ".join(f"{number} {answer}" for answer, number in row["answers"].items())
         if answers:
             console.print(f"{row['phase']}: {answers}; {row['endless']} waits without end", highlight=False)
     if "stop" in result:

@@ -158,7 +158,7 @@ def faults_table(result: dict[str, Any]) -> list[str]:
         took, answers = row["latency_ms"], (f"{number} {answer}" for answer, number in row["answers"].items())
         cells = [row["phase"], row["seconds"], row["fps"], row["longest_gap_ms"], took["median"], took["p99"]]
         cells += [f"{row['memory_mb']}, {row['most_memory_mb']}", row["threads"], row["open_files"]]
-        lines.append("| " + " | ".join(map(str, [*cells, ", ".join(answers), row["endless"]])) + " |")
+        lines.append("| " + " | ".join(map(str, [*cells, "; ".join(answers), row["endless"]])) + " |")
     stop = result["stop"]
     lines += [
         "",
