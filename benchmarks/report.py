@@ -35,6 +35,8 @@ def document() -> str:
         parts += engine_tables(result)
     for result in results("serve"):
         parts += serve_table(result)
+    for result in results("faults"):
+        parts += faults_table(result)
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -221,6 +223,35 @@ def serve_table(result: dict[str, Any]) -> list[str]:
         f"processes on the same machine. Measured on {headline(result['machine'])}. [json](../{result['file']})",
         "",
     ]
+
+
+def faults_table(result: dict[str, Any]) -> list[str]:
+    """A camera and the service while things go wrong around them."""
+    width, height = result["size"]
+    lines = ["## While things go wrong", ""]
+    lines += [
+        f"One camera of {width}×{height} at {result['frame_rate']} frames/s and its viewer, all along; beside it "
+        f"{result['damaged']} damaged messages, {result['connects']} connections that come and go, an engine that "
+        "raises, and viewers that stop reading. Latency is from capture to the viewer; memory, threads and open files "
+        "are the service's at the end of each row.",
+        "",
+        "| meanwhile | seconds | frames/s | longest gap, ms | median, ms | 99th percentile | MiB, most | threads |"
+        " files | answers | without end |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        took, answers = row["latency_ms"], (f"{number} {answer}" for answer, number in row["answers"].items())
+        cells = [row["phase"], row["seconds"], row["fps"], row["longest_gap_ms"], took["median"], took["p99"]]
+        cells += [f"{row['memory_mb']}, {row['most_memory_mb']}", row["threads"], row["open_files"]]
+        lines.append("| " + " | ".join(map(str, [*cells, ", ".join(answers), row["endless"]])) + " |")
+    stop = result["stop"]
+    lines += [
+        "",
+        f"Stopped within {stop['seconds']} s while viewers didn't read; exit code {stop['code']}. Measured on "
+        f"{headline(result['machine'])}. [json](../{result['file']})",
+        "",
+    ]
+    return lines
 
 
 def stale() -> Iterator[Path]:

@@ -26,6 +26,9 @@ log = logging.getLogger("veilcam.decode")
 FIRST_MESSAGE_S = 10.0
 """A camera that connects and doesn't say who it is within so long is let go."""
 
+UNREAD_S = 20.0
+"""A viewer that reads nothing for so long is let go: it would keep an engine at work for nobody."""
+
 _RENDITIONS = {pb.RENDITION_UNSPECIFIED: "", pb.RENDITION_VEILED: "veiled", pb.RENDITION_PLAIN: "plain"}
 _RENDITION_NUMBERS = {"veiled": pb.RENDITION_VEILED, "plain": pb.RENDITION_PLAIN}
 _ENCODINGS = (pb.ENCODING_UNSPECIFIED, pb.ENCODING_JPEG, pb.ENCODING_GRAY8)
@@ -136,14 +139,14 @@ class ViewersService(ViewersServicer):
         self._cameras = cameras
         self._policy = policy
 
-    async def Watch(  # noqa: N802 - gRPC's name
+    async def Watch(  # type: ignore[override]  # noqa: N802 - gRPC's name; what it gives is written, not yielded
         self, request: pb.WatchRequest, context: "aio.ServicerContext[pb.WatchRequest, pb.Picture]"
-    ) -> AsyncIterator[pb.Picture]:
+    ) -> None:
         try:
             camera, rendition = self._asked(request)
             with camera.relays[rendition].watch() as pictures:
                 async for picture in pictures:
-                    yield await _message(picture, request.encoding)
+                    await _write(context, await _message(picture, request.encoding))
             self._check_allowed(rendition)
             self._asked(request)  # it is let go for what would now refuse it, or for a while
             raise Refusal(grpc.StatusCode.UNAVAILABLE, "watch.camera", "let go: the server is shutting down or changes")
@@ -208,6 +211,16 @@ async def _message(picture: Picture, encoding: "pb.Encoding.ValueType") -> pb.Pi
         rendition=_RENDITION_NUMBERS[picture.rendition],
         reconstructor_id=picture.reconstructor_id,
     )
+
+
+async def _write(context: "aio.ServicerContext[pb.WatchRequest, pb.Picture]", message: pb.Picture) -> None:
+    try:
+        await asyncio.wait_for(context.write(message), UNREAD_S)
+    except TimeoutError:
+        problem = f"no picture was read for {UNREAD_S:.0f} s"
+        raise Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "watch", problem) from None
+    except aio.InternalError:
+        raise asyncio.CancelledError from None  # its connection is lost; gRPC is about to cancel this
 
 
 async def _abort(context: "aio.ServicerContext[Any, Any]", refusal: Refusal) -> NoReturn:

@@ -803,6 +803,36 @@ def test_one_reconstruction_serves_every_viewer_of_a_rendition(
     camera.bye()
 
 
+def test_a_viewer_that_stops_reading_is_let_go_and_others_are_not(
+    service: Service, channel: grpc.Channel, operator: Operator, photographs: list[NDArray[np.uint8]],
+    messages: list[pb.Frame], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("decoder.service.UNREAD_S", 0.5)
+    camera = Camera(channel)
+    camera.say(hello=hello_of(operator, photographs[0]))
+    camera.answer()
+    request = pb.WatchRequest(camera="camera", encoding=pb.ENCODING_GRAY8)
+    reading, unread = (ViewersStub(channel).Watch(request, timeout=60) for _ in range(2))
+    known = service.server.cameras.get("camera")
+    assert known is not None
+    wait_until(lambda: known.relays["veiled"].viewers == 2)
+    sequence = 0
+
+    def left() -> bool:
+        nonlocal sequence
+        sequence += 1
+        camera.say(frame=altered(messages[0], sequence=sequence))
+        return next(reading).sequence == sequence and known.relays["veiled"].viewers == 1
+
+    wait_until(left)
+    with pytest.raises(grpc.RpcError) as error:
+        list(unread)
+    assert isinstance(error.value, grpc.Call)
+    assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert (error.value.details() or "").startswith("watch: no picture was read")
+    camera.bye()
+
+
 def test_health_and_reflection(channel: grpc.Channel) -> None:
     health = health_pb2_grpc.HealthStub(channel)
     for name in ("", "veilcam.v1.Cameras", "veilcam.v1.Viewers"):
