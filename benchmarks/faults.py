@@ -176,6 +176,11 @@ def _come_and_go(service: Service, frames: "_Frames", connects: int, came: Told)
             shown = _shown_again(line, frames.next)
             left = line.cut() if number % 2 else line.close()
             came.answers[f"{shown}, {left}"] += 1
+    over = time.monotonic() + _PATIENCE_S
+    while (held := _held(service)) and time.monotonic() < over:
+        time.sleep(0.1)
+    if held:
+        came.problems.append(f"{held} viewers who have left are still counted")
 
 
 def _engine_raises(service: Service, came: Told) -> None:
@@ -209,7 +214,7 @@ def _unread(service: Service, seconds: float, came: Told) -> None:
     came.endless += held
 
 
-def _held(service: Service, stills: Sequence[int]) -> int:
+def _held(service: Service, stills: Sequence[int] = ()) -> int:
     """Viewers besides the one that reads: those that are counted as such, and those who asked for stills."""
     return int(service.counts()["veilcam_viewers"]) - 1 + service.connected(stills)
 

@@ -1,5 +1,6 @@
 """A decoder service and cameras as a user would start them: each a process of its own, on this machine."""
 
+import contextlib
 import json
 import os
 import queue
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,12 +99,16 @@ class Service:
         """The most memory is counted from now on."""
         Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
 
-    def errors(self) -> int:
-        """Lines that it logged as errors since this was asked last."""
-        count = 0
+    def errors(self) -> dict[str, int]:
+        """What it logged as errors since this was asked last, and how often."""
+        told: Counter[str] = Counter()
         while not self._lines.empty():
-            count += '"levelname": "ERROR"' in self._lines.get()
-        return count
+            # A runtime may write lines of its own between those that are JSON.
+            with contextlib.suppress(json.JSONDecodeError):
+                line = json.loads(self._lines.get())
+                if line["levelname"] == "ERROR":
+                    told[line["message"].strip()] += 1
+        return dict(told)
 
     def _read(self) -> None:
         assert self.process.stderr is not None

@@ -146,7 +146,7 @@ class ViewersService(ViewersServicer):
             camera, rendition = self._asked(request)
             with camera.relays[rendition].watch() as pictures:
                 async for picture in pictures:
-                    await _write(context, await _message(picture, request.encoding))
+                    await write_picture(context, await _message(picture, request.encoding))
             self._check_allowed(rendition)
             self._asked(request)  # it is let go for what would now refuse it, or for a while
             raise Refusal(grpc.StatusCode.UNAVAILABLE, "watch.camera", "let go: the server is shutting down or changes")
@@ -213,9 +213,11 @@ async def _message(picture: Picture, encoding: "pb.Encoding.ValueType") -> pb.Pi
     )
 
 
-async def _write(context: "aio.ServicerContext[pb.WatchRequest, pb.Picture]", message: pb.Picture) -> None:
+async def write_picture(context: "aio.ServicerContext[pb.WatchRequest, pb.Picture]", message: pb.Picture) -> None:
+    """Give a viewer a picture; one that doesn't read it within a limit is refused more."""
     try:
-        await asyncio.wait_for(context.write(message), UNREAD_S)
+        async with asyncio.timeout(UNREAD_S):  # wait_for would lose a cancellation that comes when a write is through
+            await context.write(message)
     except TimeoutError:
         problem = f"no picture was read for {UNREAD_S:.0f} s"
         raise Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "watch", problem) from None

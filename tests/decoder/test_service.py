@@ -1,3 +1,4 @@
+import asyncio
 import gc
 import queue
 import threading
@@ -19,6 +20,7 @@ from decoder.cameras import Camera as Known
 from decoder.catalogue import SHIPPED, Catalogue, load_catalogue
 from decoder.engines.onnx_runtime import OnnxRuntimeEngine
 from decoder.server import ServerError
+from decoder.service import write_picture
 from decoder.settings import Settings
 from encoder.packing import Packer
 from encoder.sampling import Operator
@@ -831,6 +833,30 @@ def test_a_viewer_that_stops_reading_is_let_go_and_others_are_not(
     assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert (error.value.details() or "").startswith("watch: no picture was read")
     camera.bye()
+
+
+def test_a_viewer_who_leaves_just_when_a_picture_is_through_is_gone() -> None:
+    async def left_at_once() -> bool:
+        through = asyncio.get_running_loop().create_future()
+
+        class Context:
+            async def write(self, _: pb.Picture) -> None:
+                await through
+
+        async def watch() -> None:
+            await write_picture(Context(), pb.Picture())  # type: ignore[arg-type]
+            await asyncio.Event().wait()
+
+        watching = asyncio.create_task(watch())
+        await asyncio.sleep(0.01)
+        through.set_result(None)
+        await asyncio.sleep(0)
+        watching.cancel()
+        done, _ = await asyncio.wait([watching], timeout=1)
+        watching.cancel()
+        return bool(done) and watching.cancelled()
+
+    assert asyncio.run(left_at_once())
 
 
 def test_health_and_reflection(channel: grpc.Channel) -> None:
