@@ -76,7 +76,13 @@ def quality(
         rows = list(measure_folder(folder, phi, ratio, chosen))
     machine = described()
     result = summary(rows) | {"folder": folder.name, "ratio": ratio, "rows": phi.rows_for(ratio), "operator": phi.id}
-    result |= {"rendition": rendition, "reconstructor": chosen.id, "engine": chosen.engine.name, "machine": machine}
+    result |= {
+        "rendition": rendition,
+        "name": chosen.name,
+        "reconstructor": chosen.id,
+        "engine": chosen.engine.name,
+        "machine": machine,
+    }
     table = Table(title=f"{folder.name}, r = {ratio:g}, {chosen.name} ({chosen.id})", caption=headline(machine))
     for column in ("picture", "PSNR, dB", "SSIM", "bits per pixel"):
         table.add_column(column, justify="left" if column == "picture" else "right")

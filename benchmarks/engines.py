@@ -25,7 +25,7 @@ def measure(forms: Mapping[str, Model], sizes: Sequence[tuple[int, int]], thread
         for name, each in tried.items()
     }
     for name, engine in engines.items():
-        told[name] |= {"device": engine.device, "precision": engine.model.precision, "sizes": {}}
+        told[name] |= {"device": engine.device, "precision": engine.precision, "sizes": {}}
     for height, width in sizes:
         took = times(engines, (height, width), rounds)
         reference = np.array(took[REFERENCE])

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import headline
-from decoder.catalogue import SHIPPED, Reconstructor, load_catalogue
+from decoder.catalogue import SHIPPED, Reconstructor, load_catalogue, read_forms
+from decoder.engines import REFERENCE
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 DOCUMENT = ROOT / "docs" / "measured.md"
 README = ROOT / "README.md"
+OURS, CSNET = ("plain-r10", "plain-r10-light"), "csnet-r10"
+"""What is held against the paper's network, and that network, at r = 0.1."""
 BEGIN, END = "<!-- measured: written by python -m benchmarks.report -->", "<!-- end of measured -->"
 
 
@@ -25,8 +28,13 @@ def document() -> str:
     parts += quality_table(results("quality"))
     for veil in veils():
         parts += veil_tables(veil)
+    parts += form_table()
     for result in results("latency"):
         parts += latency_table(result)
+    for result in results("engines"):
+        parts += engine_tables(result)
+    for result in results("serve"):
+        parts += serve_table(result)
     for result in results("faults"):
         parts += faults_table(result)
     return "\n".join(parts).rstrip() + "\n"
@@ -82,13 +90,13 @@ def _judged(veil: Reconstructor, rendition: str, way: str) -> str:
 
 def quality_table(rows: list[dict[str, Any]]) -> list[str]:
     """Means of whole pictures."""
-    lines = ["## Quality", "", "| pictures | ratio | rows | rendition | PSNR, dB | SSIM | bits per pixel | raw |"]
+    lines = ["## Quality", "", "| pictures | reconstructor | ratio | rows | PSNR, dB | SSIM | bits per pixel | raw |"]
     lines += ["|---|---|---|---|---|---|---|---|"]
     for row in rows:
         name = f"{Path(row['folder']).name} ({len(row['pictures'])})"
         figures = f"{row['psnr']:.2f} | {row['ssim']:.4f} | {row['bpp']:.3f}"
         link = f"[json](../{row['file']})"
-        lines.append(f"| {name} | {row['ratio']} | {row['rows']} | {row['rendition']} | {figures} | {link} |")
+        lines.append(f"| {name} | {row['name']} | {row['ratio']} | {row['rows']} | {figures} | {link} |")
     if rows:
         lines += ["", f"Measured on {headline(rows[0]['machine'])}."]
     return [*lines, ""]
@@ -118,6 +126,24 @@ def veil_tables(veil: Reconstructor) -> list[str]:
     return lines
 
 
+def form_table() -> list[str]:
+    """What integer forms lose, and what readers read through a veil's, as ``veilcam-train quantise`` measured it."""
+    lines = ["## Integer forms of reconstructors", ""]
+    lines += ["| form | PSNR of float32, dB | lost, dB | to float32, dB | readers, float32 → integers, % |"]
+    lines += ["|---|--:|--:|--:|---|"]
+    for forms in read_forms([SHIPPED]):
+        for precision, model in sorted(forms.items()):
+            if precision == "float32":
+                continue
+            told = json.loads(model.told["quantised"])
+            read = [
+                f"{name} {each['float32']} → {each[precision]}" for name, each in told.get("recognition", {}).items()
+            ]
+            figures = f"{told['psnr_float32']:.2f} | {told['lost_db']:.3f} | {told['agreement_db']:.1f}"
+            lines.append(f"| {model.path.stem} | {figures} | {', '.join(read) or 'plain'} |")
+    return [*lines, "", "PSNR on crops of photographs that weren't calibrated on; readers on whole labelled ones.", ""]
+
+
 def latency_table(result: dict[str, Any]) -> list[str]:
     """Stages of one source."""
     width, height = result["size"]
@@ -138,6 +164,65 @@ def latency_table(result: dict[str, Any]) -> list[str]:
         "",
     ]
     return lines
+
+
+def engine_tables(result: dict[str, Any]) -> list[str]:
+    """Milliseconds of each engine on each reconstructor, and of one reconstructor beside another."""
+    lines = ["## Engines", ""]
+    lines += [
+        f"Median milliseconds for a picture, and in brackets how many times faster than {REFERENCE} in the same round; "
+        f"{result['rounds']} rounds, {result['threads']} threads. Measured on {headline(result['machine'])}. "
+        f"[json](../{result['file']})",
+        "",
+    ]
+    for name, engines in result["reconstructors"].items():
+        sizes = list(engines[REFERENCE]["sizes"])
+        lines += [f"| {name} | " + " | ".join(sizes) + " |", "|---|" + "--:|" * len(sizes)]
+        for engine, row in engines.items():
+            cells = [f"{each['median_ms']:.1f} ({each['times_faster']:.2f})" for each in row.get("sizes", {}).values()]
+            if cells:
+                lines.append(f"| {engine} | " + " | ".join(cells) + " |")
+        left_out = [f"{engine} ({row['problem'].splitlines()[0]})" for engine, row in engines.items() if row["problem"]]
+        lines += ["", *([f"Not run: {'; '.join(left_out)}.", ""] if left_out else [])]
+    return lines + _against_csnet(result)
+
+
+def _against_csnet(result: dict[str, Any]) -> list[str]:
+    """What the paper's CSNet costs on the same engines in the same run, and what each gives on Set11."""
+    theirs = result["reconstructors"].get(CSNET)
+    if theirs is None:
+        return []
+    given = {row["name"]: row["psnr"] for row in results("quality") if Path(row["folder"]).name == "set11"}
+    sizes = list(theirs[REFERENCE]["sizes"])
+    lines = [f"| times faster than {CSNET}, {given[CSNET]:.2f} dB on Set11 | " + " | ".join(sizes) + " |"]
+    lines += ["|---|" + "--:|" * len(sizes)]
+    for name in OURS:
+        for engine, row in result["reconstructors"].get(name, {}).items():
+            ours, other = (each.get("sizes") for each in (row, theirs[engine]))
+            if ours and other:
+                cells = [f"{other[size]['median_ms'] / ours[size]['median_ms']:.1f}" for size in sizes]
+                lines.append(f"| {name}, {given[name]:.2f} dB, {engine} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+def serve_table(result: dict[str, Any]) -> list[str]:
+    """A service as cameras and viewers grow."""
+    lines = [f"## A service under load, {result['size']} at {result['frame_rate']:g} frames/s", ""]
+    head = ["cameras", "viewers of each", "received", "made", "dropped", "frames/s of each", "median, ms", "p99, ms"]
+    head += ["frames a batch", "server CPU, ms a frame", "server, MiB"]
+    lines += ["| " + " | ".join(head) + " |", "|" + "--:|" * len(head)]
+    for row in result["rows"]:
+        took = row["latency_ms"]
+        cells = [row[name] for name in ("cameras", "viewers", "received", "made", "dropped", "fps")]
+        cells += [took["median"], took["p99"], row["batch"], row["server_cpu_ms_per_frame"], row["memory_mb"]]
+        lines.append("| " + " | ".join("–" if cell is None else str(cell) for cell in cells) + " |")
+    return [
+        *lines,
+        "",
+        f"{result['seconds']:g} s each; latency from capture until a viewer has the JPEG; cameras and viewers are "
+        f"processes on the same machine. Measured on {headline(result['machine'])}. [json](../{result['file']})",
+        "",
+    ]
 
 
 def faults_table(result: dict[str, Any]) -> list[str]:

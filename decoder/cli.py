@@ -4,10 +4,11 @@ import asyncio
 import contextlib
 import logging
 import os
+import shlex
 import signal
 import sys
-from collections.abc import Collection, Iterator, Mapping
-from datetime import UTC, datetime
+from collections.abc import Callable, Collection, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -28,7 +29,8 @@ UNUSABLE = 2
 
 _LOOK_EVERY_S = 2.0
 _PLAIN_ALLOWED = "--allow-plain: every viewer may ask for plain pictures, which classifiers can read"
-_TIMES = ["%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y-%m-%d"]
+_TIMES = ["%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y-%m-%d", "%Y-%m-%dT%H:%M:%S.%f", "%Y-%m-%d %H:%M:%S.%f"]
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _RENDITION = {False: "veiled", True: "plain"}
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -40,8 +42,8 @@ def main() -> None:
 
 
 Reconstructors = Annotated[
-    list[Path] | None,
-    typer.Option(help="reconstructor file, or a folder of them; may be repeated [the shipped ones]"),
+    list[str] | None,
+    typer.Option(metavar="PATH", help="reconstructor file, or a folder of them; may be repeated [the shipped ones]"),
 ]
 EngineName = Annotated[
     str | None, typer.Option(help="runtime, as onnxruntime-int8; auto takes the fastest that agrees [auto]")
@@ -60,7 +62,8 @@ Megabytes = Annotated[int | None, typer.Option(help="keep so much of them at mos
 def decode(
     context: typer.Context,
     config: Annotated[
-        Path | None, typer.Option(help="TOML file with these options' names, - as _; changes are taken up")
+        Path | None,
+        typer.Option(envvar="VEILCAM_CONFIG", help="TOML file with these options' names, - as _; changes are taken up"),
     ] = None,
     check_config: Annotated[bool, typer.Option("--check-config", help="check all settings and end")] = False,
     port: Annotated[int | None, typer.Option(help="gRPC port; 0 takes a free one [50051]")] = None,
@@ -71,10 +74,11 @@ def decode(
     threads: Threads = None,
     batch: Annotated[int | None, typer.Option(help="frames in an engine at once, at most [16]")] = None,
     save: Annotated[
-        Path | None, typer.Option(help="save pictures as they are shown: DIR/CAMERA/CAPTURETIME-SEQUENCE.png")
+        str | None,
+        typer.Option(metavar="DIR", help="save pictures as they are shown: DIR/CAMERA/CAPTURETIME-SEQUENCE.png"),
     ] = None,
     record: Annotated[
-        Path | None, typer.Option(help="record measurements as they come: DIR/CAMERA/CAPTURETIME.vcseg")
+        str | None, typer.Option(metavar="DIR", help="record measurements as they come: DIR/CAMERA/CAPTURETIME.vcseg")
     ] = None,
     record_hours: Annotated[float | None, typer.Option(help="delete recordings that are older [kept]")] = None,
     record_megabytes: Megabytes = None,
@@ -101,15 +105,18 @@ def decode(
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     with _extra_told():
         from decoder.catalogue import CatalogueError
-        from decoder.engines import EngineError
+        from decoder.engines import REFERENCE, EngineError
         from decoder.server import Server, ServerError
         from decoder.settings import Settings, SettingsError, read_settings
+        from decoder.viewers.web import is_loopback
     said = {name: context.params[name] for name in Settings.model_fields}
     given = {name: value for name, value in said.items() if value not in (None, [], ())}
     try:
         settings = read_settings(config, given)
         _start_logging(settings.log_json)
-        catalogue = _catalogue(settings)
+        # A check doesn't look for the fastest engine: that takes as long as a start, and the start does it anyway.
+        unmeasured = check_config and settings.engine == "auto"
+        catalogue = _catalogue(settings.model_copy(update={"engine": REFERENCE}) if unmeasured else settings)
     except (SettingsError, CatalogueError, EngineError) as error:
         _give_up(error)
     if check_config:
@@ -124,7 +131,7 @@ def decode(
         _tell_reconstructors(catalogue)
         if settings.allow_plain:
             log.warning("%s", _PLAIN_ALLOWED)
-        if settings.host not in ("127.0.0.1", "::1", "localhost"):
+        if not is_loopback(settings.host):
             text = "listening on %s without TLS and authentication: everyone who reaches it can watch"
             log.warning(text, settings.host)
         ports = {"grpc_port": server.port, "http_port": server.http_port}
@@ -192,6 +199,14 @@ def _catalogue(settings: "Settings", renditions: Collection[str] = tuple(_RENDIT
     return load_catalogue(settings.reconstructor or [SHIPPED], settings.engine, settings.threads, renditions)
 
 
+def _own_settings(given: Mapping[str, Any]) -> "Settings":
+    """Settings of a command beside the service: what else the environment tells the service isn't for it."""
+    from decoder.settings import PREFIX, read_settings
+
+    names = [f"{PREFIX}{name.upper()}" for name in given]
+    return read_settings(None, given, {name: os.environ[name] for name in names if name in os.environ})
+
+
 def _tell_reconstructors(catalogue: "Catalogue") -> None:
     for each in catalogue.reconstructors:
         log.info(
@@ -212,25 +227,31 @@ def export(
     engine: EngineName = None,
     threads: Threads = None,
 ) -> None:
-    """Write a recording as a film. A long one can be written in parts, by ranges of time."""
+    """Write a recording as a film. A long one can be written in parts, by ranges of time.
+
+    After Ctrl-C, what is done is a film of its own, FILM.part1.mp4, and the command that goes on from there is told; a
+    second Ctrl-C ends at once, with nothing written. FILM itself is there only when it is whole.
+
+    Exit codes: 0 it is whole; 1 it was stopped, or can't be written; 2 what was asked for can't be done.
+    """
     with _extra_told():
         from rich.progress import Progress
 
         from decoder.catalogue import CatalogueError
         from decoder.engines import EngineError
-        from decoder.recordings.film import write_film
+        from decoder.recordings.film import part_of, utc, write_film
         from decoder.recordings.playback import Recording, RecordingError
-        from decoder.settings import SettingsError, read_settings
+        from decoder.settings import SettingsError
     start_ns, end_ns = _ns(begin, 0), _ns(end, 2**63 - 1)
     if film.suffix != ".mp4":
         log.error("%s: expected a name that ends in .mp4", film)
         sys.exit(UNUSABLE)
     try:
-        settings = read_settings(None, {"reconstructor": reconstructor or None, "engine": engine, "threads": threads})
+        settings = _own_settings({"reconstructor": reconstructor or None, "engine": engine, "threads": threads})
         played = Recording(recording, _catalogue(settings, [_RENDITION[plain]]), _RENDITION[plain])
-        with Progress() as bar:
+        with Progress() as bar, _stopping() as asked:
             task = bar.add_task(film.name, total=len(played.times(start_ns, end_ns)))
-            count = write_film(played.shots(start_ns, end_ns), film, lambda: bar.advance(task))
+            written = write_film(played.shots(start_ns, end_ns), film, lambda: bar.advance(task), asked)
     except (SettingsError, CatalogueError, EngineError, RecordingError) as error:
         _give_up(error)
     except OSError as error:
@@ -239,7 +260,16 @@ def export(
     except KeyboardInterrupt:
         log.error("interrupted; nothing was written")
         sys.exit(BROKE)
-    log.info("%s: %d %s pictures", film, count, _RENDITION[plain])
+    log.info("%s: %d %s pictures", written.path, written.pictures, _RENDITION[plain])
+    if written.next_ns is not None:
+        again = ["veilcam-decode", "export", str(recording), str(part_of(film, 1)), "--from", utc(written.next_ns)]
+        again += ["--to", end.isoformat()] if end is not None else []
+        again += ["--plain"] if plain else []
+        again += [word for each in reconstructor or [] for word in ("--reconstructor", str(each))]
+        again += ["--engine", engine] if engine is not None else []
+        again += ["--threads", str(threads)] if threads is not None else []
+        log.error("stopped before the end; to go on: %s", shlex.join(again))
+        sys.exit(BROKE)
 
 
 @app.command()
@@ -263,14 +293,17 @@ def replay(
         from decoder.recordings.playback import Recording, RecordingError
         from decoder.recordings.replay import replay as play
         from decoder.server import Server, ServerError
-        from decoder.settings import SettingsError, read_settings
+        from decoder.settings import SettingsError
     given: dict[str, Any] = {"port": port, "http": http, "allow_plain": allow_plain}
     given |= {"reconstructor": reconstructor or None, "engine": engine, "threads": threads}
 
     async def serve() -> int:
-        settings = read_settings(None, given)
+        settings = _own_settings(given)
         catalogue = _catalogue(settings, {"veiled", _RENDITION[settings.allow_plain]})
-        segments = Recording(recording, catalogue, _RENDITION[settings.allow_plain]).segments
+        played = Recording(recording, catalogue, _RENDITION[settings.allow_plain])
+        start_ns, end_ns = _ns(begin, 0), _ns(end, 2**63 - 1)
+        if not played.times(start_ns, end_ns):
+            raise RecordingError(f"{recording}: no pictures in that range of time")
         server = Server(catalogue, settings)
         await server.start()
         ports = {"grpc_port": server.port, "http_port": server.http_port}
@@ -284,9 +317,11 @@ def replay(
                     nonlocal sent
                     sent += 1
 
-                await play(segments, f"127.0.0.1:{server.port}", speed, _ns(begin, 0), _ns(end, 2**63 - 1), count)
-                log.info("%s: played %d frames%s", recording, sent, "; again" if loop and sent else "")
-                if not (loop and sent):
+                await play(played.segments, f"127.0.0.1:{server.port}", speed, start_ns, end_ns, count)
+                if not sent:
+                    raise RecordingError(f"{recording}: no frame in that range of time can be played")
+                log.info("%s: played %d frames%s", recording, sent, "; again" if loop else "")
+                if not loop:
                     await asyncio.Event().wait()
 
         return await _until_stopped(server, asyncio.create_task(go_on()))
@@ -315,10 +350,36 @@ def _give_up(error: Exception) -> NoReturn:
 
 
 def _ns(time: datetime | None, otherwise: int) -> int:
-    return otherwise if time is None else int(time.replace(tzinfo=UTC).timestamp()) * 1_000_000_000
+    return otherwise if time is None else (time.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1) * 1000
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[Callable[[], bool]]:
+    """Whether it was asked to stop, by Ctrl-C or SIGTERM; asked again, it is interrupted at once."""
+    asked = False
+
+    def ask(number: int, frame: object) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 async def _until_stopped(server: "Server", following: "asyncio.Task[None]") -> int:
+    """Serve until a signal, or until a part ends that should not have. Returns the exit code.
+
+    Raises:
+        RecordingError: what ended ``following``, once all else has ended in order.
+    """
+    from decoder.recordings.playback import RecordingError
+
     asked = asyncio.Event()
 
     def ask() -> None:
@@ -331,14 +392,18 @@ async def _until_stopped(server: "Server", following: "asyncio.Task[None]") -> i
     stopped = asyncio.create_task(asked.wait())
     failed = asyncio.create_task(server.failed())
     await asyncio.wait([stopped, failed, following], return_when=asyncio.FIRST_COMPLETED)
-    if broken := next((task for task in (failed, following) if task.done()), None):
-        log.error("a part of the service ended", exc_info=broken.exception())
-    else:
+    broken = next((task for task in (failed, following) if task.done()), None)
+    problem = broken.exception() if broken else None
+    if broken is None:
         log.info("stopping; again to stop at once")
+    elif not isinstance(problem, RecordingError):
+        log.error("a part of the service ended", exc_info=problem)
     failed.cancel()
     following.cancel()
     await server.stop()
     log.info("stopped")
+    if isinstance(problem, RecordingError):
+        raise problem
     return 0 if asked.is_set() else BROKE
 
 

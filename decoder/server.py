@@ -46,6 +46,9 @@ class Server:
     Args:
         catalogue: opened as the settings say.
         settings: they may change while it runs, with ``apply``.
+
+    Attributes:
+        settings: in force; what waits for the next start isn't among them.
     """
 
     def __init__(self, catalogue: Catalogue, settings: Settings) -> None:
@@ -139,16 +142,17 @@ class Server:
             Names of the settings that changed and wait for the next start.
         """
         later = [name for name in changed(self.settings, after) if name not in AT_ONCE]
-        self.settings = after
-        vars(self._policy).update(vars(_policy(after)))
+        self.settings = after.model_copy(update={name: getattr(self.settings, name) for name in later})
+        vars(self._policy).update(vars(_policy(self.settings)))
         if self._store is not None:
-            self._store.retention = _retention(after)
+            self._store.retention = _retention(self.settings)
         if catalogue is not None:
             self._catalogue.reconstructors = catalogue.reconstructors
         for camera in self.cameras.all():
             stream = camera.stream or (camera.newest.stream if camera.newest is not None else None)
             if stream is not None:
                 camera.offer(self._worker.renditions_for(stream.hello.operator_id))
+        self.cameras.tell()
         return later
 
     def _grpc_server(self) -> aio.Server:

@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 PREFIX = "VEILCAM_"
+_CONFIG = f"{PREFIX}CONFIG"
+"""Names the settings file, and is no setting itself."""
 _CORES = os.cpu_count() or 1
 
 AT_ONCE = (
@@ -22,23 +25,34 @@ class SettingsError(Exception):
     """Settings that can't be; the message has a line for each, with its name and what was expected."""
 
 
+def _said(value: Any) -> Any:
+    """Refuse what is empty: as a path it would be the working directory, as an address all there are."""
+    if value == "":
+        raise PydanticCustomError("empty", "something, or that it is left out")
+    return value
+
+
+Address = Annotated[str, BeforeValidator(_said)]
+Place = Annotated[Path, BeforeValidator(_said)]
+
+
 class Settings(BaseModel):
     """All settings, with the names that the command's options have. Port 0 takes a free one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    host: str = "127.0.0.1"
+    host: Address = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 50051
     http: Annotated[int, Field(ge=0, le=65535)] = 8080
-    reconstructor: tuple[Path, ...] = ()
+    reconstructor: tuple[Place, ...] = ()
     """Files and folders; those that are shipped if there are none."""
     engine: str = "auto"
     threads: Annotated[int, Field(ge=1, le=1024)] = _CORES
     batch: Annotated[int, Field(ge=1, le=256)] = 16
     """Frames in an engine at once, at most."""
     allow_plain: bool = False
-    save: Path | None = None
-    record: Path | None = None
+    save: Place | None = None
+    record: Place | None = None
     record_hours: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     record_megabytes: Annotated[int, Field(ge=0)] = 0
     record_free: Annotated[int, Field(ge=0)] = 1024
@@ -57,6 +71,7 @@ def read_settings(file: Path | None, given: Mapping[str, Any], environment: Mapp
     Args:
         file: TOML, or none.
         given: on the command line; None where nothing was.
+        environment: what is empty there isn't given.
 
     Raises:
         SettingsError: a file that can't be read, or whatever isn't a setting or is out of its bounds.
@@ -65,7 +80,7 @@ def read_settings(file: Path | None, given: Mapping[str, Any], environment: Mapp
     if file is not None:
         told |= {name: (f"{file}: {name}", value) for name, value in _read_toml(file).items()}
     for variable, text in environment.items():
-        if variable.startswith(PREFIX):
+        if variable.startswith(PREFIX) and variable != _CONFIG and text:
             name = variable.removeprefix(PREFIX).lower()
             told[name] = (variable, text.split(os.pathsep) if name == "reconstructor" else text)
     told |= {name: (f"--{name.replace('_', '-')}", value) for name, value in given.items() if value is not None}

@@ -219,12 +219,19 @@ def quantise(
         list[Path], typer.Option(help="folder of photographs to calibrate on and check with; may be repeated")
     ],
     precision: Annotated[str, typer.Option(help="int8 for CPUs, int8-symmetric for TensorRT")] = "int8",
+    labelled: Annotated[
+        list[Path] | None, typer.Option(help="folder of labelled photographs to look at a veil; may be repeated")
+    ] = None,
+    readers_folder: ReadersFolder = None,
+    readers: Annotated[str, typer.Option(help="readers that look at a veil, comma-separated [all]")] = "",
 ) -> None:
     """Write RECONSTRUCTOR.PRECISION.onnx: the same reconstructor with its trunk in integers, if it is as good."""
     from encoder.sampling import Operator
+    from train.data.labelled import labelled_pictures
     from train.data.photographs import picture_files
     from train.quantise import CALIBRATED_ON, PRECISIONS
     from train.quantise import quantise as write
+    from train.readers import JUDGES, SURROGATES, open_reader
     from train.settings import SettingsError
 
     with _mistakes_told():
@@ -234,10 +241,15 @@ def quantise(
             raise SettingsError(f"{reconstructor}: no such file")
         out = reconstructor.with_suffix(f".{precision}.onnx")
         phi = Operator.load(operator)
-        total = sum(len(picture_files(folder)) for folder in pictures)
-        with _bar(out.name, max(1, total - CALIBRATED_ON)) as advance:
+        items = [item for folder in labelled or [] for item in labelled_pictures(folder)]
+        names = [n for n in readers.split(",") if n] or [*SURROGATES, *JUDGES]
+        opened = {reader: open_reader(reader, readers_folder) for reader in names} if items else {}
+        total = max(0, sum(len(picture_files(folder)) for folder in pictures) - CALIBRATED_ON) + len(items)
+        with _bar(out.name, max(1, total)) as advance:
             seen = iter(range(1, total + 1))
-            measured = write(reconstructor, phi, pictures, out, precision, lambda: advance({"iteration": next(seen)}))
+            measured = write(
+                reconstructor, phi, pictures, out, precision, items, opened, lambda: advance({"iteration": next(seen)})
+            )
         log.info("%s: %s", out, measured)
 
 

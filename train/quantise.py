@@ -8,8 +8,11 @@ import hashlib
 import json
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
+from statistics import mean
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,16 +22,20 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from encoder.sampling import Operator
+from train.data.labelled import Labelled
 from train.data.leaves import dead_leaves
 from train.data.photographs import picture_files, read_gray
 from train.export import ExportError
 from train.networks.quarter import WHITE
 from train.objectives.reconstruction import psnr
+from train.readers import Reader
 
 CROP = 256
 CALIBRATED_ON = 64
 CHECKED_ON = 64
 MOST_LOST_DB = 0.1
+MOST_READ_MORE = 1.0
+"""Percent of pictures, mean of the readers."""
 PRECISIONS = ("int8", "int8-symmetric")
 """Activations in 0..255, which CPUs multiply fastest; or around 0, the only ones that TensorRT takes."""
 _SAMPLES = 2
@@ -44,9 +51,11 @@ def quantise(
     folders: Sequence[Path],
     out: Path,
     precision: str,
+    labelled: Sequence[Labelled] = (),
+    readers: Mapping[str, Reader] = MappingProxyType({}),
     progress: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Write the integer form of a reconstructor file, if it is as good.
+    """Write the integer form of a reconstructor file, if it is as good, and as well veiled.
 
     Args:
         path: the reconstructor in float32.
@@ -54,12 +63,16 @@ def quantise(
         folders: of photographs: some to calibrate on, others to check with.
         out: the file to write.
         precision: one of ``PRECISIONS``.
+        labelled: photographs that readers look at, through a veil's both forms.
+        readers: by name; a veil needs some.
+        progress: called for each picture that the forms are compared on.
 
     Returns:
-        What was measured: pictures, PSNR of both forms, and of one against the other.
+        What was measured: pictures, PSNR of both forms, and of one against the other; of a veil, what readers read.
 
     Raises:
-        ExportError: not such a file, another operator's, too few photographs, or more than 0.1 dB lost.
+        ExportError: not such a file, another operator's, a layer without weights of its own, too few photographs, more
+            than 0.1 dB lost, or a veil that nobody looked at, or of which readers read more than one percent more.
     """
     try:
         model = onnx.load(path)
@@ -70,19 +83,30 @@ def quantise(
         raise ExportError(f"{path}: of operator {told.get('operator_id')}, expected a reconstructor of {operator.id}")
     if told.get("of"):
         raise ExportError(f"{path}: is {told.get('precision')} already, expected the float32 file that it came from")
+    veiled = told.get("rendition") == "veiled"
+    if veiled and not (labelled and readers):
+        raise ExportError(f"{path}: a veil, expected labelled pictures and readers to look whether it stays one")
     rows = int(told["rows"])
-    samples = list(_samples(folders, operator, rows))
-    expected = CALIBRATED_ON + CHECKED_ON
-    if len(samples) < expected:
-        problem = f"{len(samples)} photographs of {CROP} pixels and more, expected at least {expected}"
+    samples, expected = _samples(folders, operator, rows), CALIBRATED_ON + CHECKED_ON
+    first = list(islice(samples, expected))
+    if len(first) < expected:
+        problem = f"{len(first)} photographs of {CROP} pixels and more, expected at least {expected}"
         raise ExportError(f"{', '.join(map(str, folders))}: {problem}")
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         partial = Path(folder) / out.name
-        _write(model, path, partial, [levels for _, levels in samples[:CALIBRATED_ON]], precision)
-        measured = _compared(path, partial, samples[CALIBRATED_ON:], progress)
+        _write(model, path, partial, [levels for _, levels in first[:CALIBRATED_ON]], precision)
+        # All that there are are checked with, and none of the rest is kept.
+        measured = _compared(path, partial, chain(first[CALIBRATED_ON:], samples), progress)
         if measured["lost_db"] > MOST_LOST_DB:
             problem = f"{precision} loses {measured['lost_db']:.3f} dB, at most {MOST_LOST_DB} are allowed"
             raise ExportError(f"{path}: {problem}; nothing was written")
+        if veiled:
+            seen = _recognition({"float32": path, precision: partial}, labelled, readers, operator, rows, progress)
+            measured |= {"labelled": len(labelled), "recognition": seen}
+            before, after = (mean(table[form] for table in seen.values()) for form in ("float32", precision))
+            if after - before > MOST_READ_MORE:
+                problem = f"through {precision} readers read {after:.1f} % instead of {before:.1f}"
+                raise ExportError(f"{path}: {problem}; nothing was written")
         drawn = [_sampled(dead_leaves(CROP, seed), operator, rows) for seed in range(_SAMPLES)]
         quantised = onnx.load(partial)
         told |= {
@@ -118,7 +142,12 @@ def _write(
             return None if levels is None else {"measurements": levels[None]}
 
     weights = {each.name: tuple(each.dims) for each in model.graph.initializer}
-    trunk = [node.name for node in model.graph.node if node.op_type == "Conv" and _is_trunk(weights[node.input[1]])]
+    layers = [node for node in model.graph.node if node.op_type == "Conv"]
+    for node in layers:
+        if node.input[1] not in weights:
+            problem = f"weights {node.input[1]!r} aren't an initializer, so they can't be turned into integers"
+            raise ExportError(f"{path}: layer {node.name!r}: {problem}")
+    trunk = [node.name for node in layers if _is_trunk(weights[node.input[1]])]
     if not trunk:
         raise ExportError(f"{path}: has no 3×3 layers of {_TRUNK_CHANNELS} channels and more, nothing to quantise")
     symmetric = precision == "int8-symmetric"
@@ -157,7 +186,7 @@ def _sampled(picture: NDArray[np.uint8], operator: Operator, rows: int) -> Sampl
 
 
 def _compared(
-    path: Path, other: Path, samples: Sequence[Sample], progress: Callable[[], None] = lambda: None
+    path: Path, other: Path, samples: Iterable[Sample], progress: Callable[[], None] = lambda: None
 ) -> dict[str, Any]:
     import onnxruntime
 
@@ -170,11 +199,43 @@ def _compared(
         progress()
     before, after, agreement = (float(value) for value in np.mean(rows, 0))
     return {
-        "pictures": len(samples),
+        "pictures": len(rows),
         "psnr_float32": round(before, 3),
         "psnr": round(after, 3),
         "lost_db": round(before - after, 3),
         "agreement_db": round(agreement, 2),
+    }
+
+
+def _recognition(
+    forms: Mapping[str, Path],
+    labelled: Sequence[Labelled],
+    readers: Mapping[str, Reader],
+    operator: Operator,
+    rows: int,
+    progress: Callable[[], None],
+) -> dict[str, dict[str, float]]:
+    """Percent that readers read through each form, from measurements as cameras send them."""
+    import onnxruntime
+
+    sessions = {
+        form: onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]) for form, path in forms.items()
+    }
+    right = {reader: dict.fromkeys(forms, 0) for reader in readers}
+    for item in labelled:
+        picture = read_gray(item.path)
+        grid = (-(-picture.shape[0] // operator.block), -(-picture.shape[1] // operator.block))
+        levels = operator.quantise(operator.sample(picture, rows), grid)[None]
+        for form, session in sessions.items():
+            pixels = session.run(None, {"measurements": levels})[0][:, : picture.shape[0], : picture.shape[1]]
+            seen = torch.from_numpy(pixels)[:, None] / WHITE
+            for reader, look in readers.items():
+                with torch.no_grad():
+                    right[reader][form] += int(look(seen).argmax(1)) == item.label
+        progress()
+    return {
+        reader: {form: round(100 * count / len(labelled), 1) for form, count in counts.items()}
+        for reader, counts in right.items()
     }
 
 

@@ -61,7 +61,8 @@ class PlainRun(Run):
     average: float = bounded(0.999, 0.0, 0.99999)
     """Decay of the moving average of weights that is kept as the result."""
     extends: str = ""
-    """A finished plain run whose rows of Φ come first and stay as they are, and whose deep layers start this one."""
+    """A finished plain run whose rows of Φ come first and stay as they are, all of them where this run has no more; its
+    deep layers start this run's where they are as many and as wide."""
 
 
 @dataclass(frozen=True)

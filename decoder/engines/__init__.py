@@ -18,7 +18,7 @@ from decoder.model import Model
 
 @dataclass(frozen=True)
 class Kind:
-    """A runtime with the forms of a reconstructor that it runs, the one that it runs fastest first."""
+    """A runtime with the forms of a reconstructor's files that it takes, the one that it runs fastest first."""
 
     place: str
     precisions: tuple[str, ...]
@@ -31,6 +31,7 @@ ENGINES = {
     "openvino": Kind("decoder.engines.open_vino:OpenVinoEngine", ("float32",), "openvino"),
     "openvino-int8": Kind("decoder.engines.open_vino:OpenVinoEngine", ("int8-symmetric", "int8"), "openvino"),
     "tensorrt": Kind("decoder.engines.tensor_rt:TensorRtEngine", ("float32",), "tensorrt"),
+    "tensorrt-float16": Kind("decoder.engines.tensor_rt:TensorRtHalfEngine", ("float32",), "tensorrt"),
     "tensorrt-int8": Kind("decoder.engines.tensor_rt:TensorRtEngine", ("int8-symmetric",), "tensorrt"),
 }
 """Name → what it is. Imported when it is chosen."""
@@ -53,6 +54,7 @@ class Engine(ABC):
     Attributes:
         name, model, threads: as given.
         device: what it really runs on, as the runtime says.
+        precision: in which it runs; the model's, unless it makes another form of it.
         most_at_once: pictures in one call.
         most_blocks: of a picture, down or across.
     """
@@ -61,7 +63,7 @@ class Engine(ABC):
     most_at_once = most_blocks = 1 << 16
 
     def __init__(self, name: str, model: Model, threads: int) -> None:
-        self.name, self.model, self.threads = name, model, threads
+        self.name, self.model, self.threads, self.precision = name, model, threads, model.precision
 
     @property
     def rows(self) -> int:

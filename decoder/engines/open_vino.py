@@ -1,6 +1,7 @@
 """OpenVINO on the CPU, float32 and int8: the fastest where the processor multiplies bytes (VNNI, AMX)."""
 
 from collections import OrderedDict
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,22 @@ _GRIDS = 8
 """Picture sizes at one time, each with all its batches; a model for one is up to a third faster than one for all."""
 
 
+@cache
+def _core() -> Any:
+    """One for the process, which is never freed.
+
+    Each Core sets its thread's signal stack and puts back the one before when it is freed; freed in another order than
+    they were made, they leave one that is gone, and the next signal ends the process.
+    """
+    return openvino.Core()
+
+
 class OpenVinoEngine(Engine):
     """A model, compiled for each size and batch as it comes."""
 
     def __init__(self, name: str, model: Model, threads: int) -> None:
         super().__init__(name, model, threads)
-        self._core = openvino.Core()
+        self._core = _core()
         self._network = self._core.read_model(model.content)
         self.device = str(self._core.get_property("CPU", "FULL_DEVICE_NAME"))
         self._compiled: OrderedDict[tuple[int, ...], dict[int, Any]] = OrderedDict()

@@ -1,7 +1,8 @@
-"""TensorRT on an NVIDIA GPU: ``tensorrt`` (10 and newer) or ``tensorrt-rtx``, the same code for both.
+"""TensorRT on an NVIDIA GPU: ``tensorrt`` (10.10 and newer) or ``tensorrt-rtx``, the same code for both.
 
 An engine is built on the machine that runs it, from the ONNX file, and kept in a cache by model, GPU, runtime, version
-and precision. Device memory, streams and graphs go through NVIDIA's ``cuda-bindings``. Nothing of TensorRT's runtime is
+and precision. Precision is the file's: TensorRT takes types as they stand there, so the float16 form is written before
+it is built. Device memory, streams and graphs go through NVIDIA's ``cuda-bindings``. Nothing of TensorRT's runtime is
 made before a GPU was seen: without one, some of its versions end the process.
 """
 
@@ -12,7 +13,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -80,12 +81,27 @@ def load_runtime() -> Any:
     raise ImportError("; ".join(problems))
 
 
+def halved(model: Model) -> Model:
+    """The float16 form of a float32 file; what goes in and comes out keeps its type.
+
+    Raises:
+        ImportError: ``onnx`` isn't installed.
+    """
+    import onnx
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    network = convert_float_to_float16(onnx.load_from_string(model.content), keep_io_types=True)
+    content = network.SerializeToString()
+    told = model.told | {"precision": "float16", "of": model.of}
+    return replace(model, id=hashlib.sha256(content).hexdigest()[:16], told=told, content=content)
+
+
 def build(runtime: Any, model: Model, capability: str | None = None) -> bytes:
     """Build an engine; that needs no GPU if one is named.
 
     Args:
         runtime: of ``load_runtime``.
-        model: float32, or int8-symmetric.
+        model: float32, float16, or int8-symmetric.
         capability: as SM86, to build for (TensorRT-RTX); the GPU here if left out.
 
     Raises:
@@ -104,6 +120,8 @@ def build(runtime: Any, model: Model, capability: str | None = None) -> bytes:
     least, usual = (1, model.rows, 1, 1), (1, model.rows, *_USUAL_BLOCKS)
     profile.set_shape(network.get_input(0).name, least, usual, (MOST_AT_ONCE, model.rows, MOST_BLOCKS, MOST_BLOCKS))
     config.add_optimization_profile(profile)
+    if resize := getattr(runtime.PreviewFeature, "RUNTIME_ACTIVATION_RESIZE_10_10", None):
+        config.set_preview_feature(resize, True)
     if capability is not None:
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(runtime.ComputeCapability, capability), 0)
@@ -158,14 +176,17 @@ class TensorRtEngine(Engine):
         super().__init__(name, model, threads)
         gpu, runtime = find_gpu(), load_runtime()
         self._cuda = import_module("cuda.bindings.runtime")
-        key = key_of(model, gpu, runtime)
+        form = self._form()
+        self.precision = form.precision
+        key = key_of(form, gpu, runtime)
         built = cached(CACHE, key)
         if built is None:
-            log.info("%s: building for %s, once", model.path.name, gpu.name)
-            built = build(runtime, model)
+            log.info("%s: building in %s for %s, once", model.path.name, form.precision, gpu.name)
+            built = build(runtime, form)
             keep(CACHE, key, built)
         self._heard = _Listener(runtime)
         self._runtime = runtime.Runtime(self._heard.logger)
+        self._contexts = runtime.ExecutionContextAllocationStrategy.USER_MANAGED
         self._engine = self._runtime.deserialize_cuda_engine(built)
         if self._engine is None:
             raise EngineError(f"{model.path}: TensorRT can't run it on {gpu.name} ({_first_lines(self._heard.errors)})")
@@ -173,6 +194,10 @@ class TensorRtEngine(Engine):
         self.device = f"{gpu.name}, {runtime.__name__} {runtime.__version__}"
         self._stream = self._call("cudaStreamCreate")
         self._shapes: OrderedDict[tuple[int, ...], _Shape] = OrderedDict()
+
+    def _form(self) -> Model:
+        """What is built: the file as it is."""
+        return self.model
 
     def _run(self, measurements: NDArray[np.int8]) -> NDArray[np.uint8]:
         shape = self._shape(measurements.shape)
@@ -210,11 +235,17 @@ class TensorRtEngine(Engine):
             np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
             for size, address in zip(sizes, pinned, strict=True)
         )
-        context = self._engine.create_execution_context()  # its own: a recorded graph holds on to its context's memory
+        # A context for each, as a recorded graph holds on to its context's memory. That is given to it, as much as
+        # these sides need: left alone, it would take what the largest batch of the largest pictures needs, by the sizes
+        # of its layers some 13 GB in float32. How much it asks for, and that it then runs, was never seen on a GPU.
+        context = self._engine.create_execution_context(self._contexts)
         if context is None:
             raise RuntimeError(f"TensorRT has no room for {sides} ({_first_lines(self._heard.errors)})")
         if not context.set_input_shape(self._input, sides):
             raise ValueError(f"measurements {sides}: TensorRT doesn't take them")
+        between = max(1, context.update_device_memory_size_for_shapes())
+        device.append(taken("cudaMalloc", "cudaFree", between))
+        context.set_device_memory(device[-1], between)
         context.set_tensor_address(self._input, device[0])
         context.set_tensor_address(self._output, device[1])
         kinds = self._cuda.cudaMemcpyKind
@@ -248,6 +279,13 @@ class TensorRtEngine(Engine):
         if int(status):
             raise RuntimeError(f"{function}: {status.name}")
         return results[0] if results else None
+
+
+class TensorRtHalfEngine(TensorRtEngine):
+    """In float16, from the float32 file."""
+
+    def _form(self) -> Model:
+        return halved(self.model)
 
 
 @dataclass(frozen=True, eq=False)

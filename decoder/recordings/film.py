@@ -1,6 +1,9 @@
 """Recordings as films for other programs: MP4 with H.264, each picture at its own time. Needs PyAV."""
 
+import re
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -16,8 +19,51 @@ _QUALITY = "20"
 """x264's constant rate factor: what it takes away can't be seen."""
 
 
-def write_film(shots: Iterable[Shot], path: Path, progress: Callable[[], None] = lambda: None) -> int:
-    """Write pictures as a film; returns their number. Nothing is left at ``path`` unless whole.
+@dataclass(frozen=True)
+class Film:
+    """What was written.
+
+    Attributes:
+        path: where; as asked for if it is whole, else a part's (``part_of``).
+        pictures: their number.
+        next_ns: when the first picture was captured that isn't in it any more; None if it is whole.
+    """
+
+    path: Path
+    pictures: int
+    next_ns: int | None
+
+
+def utc(time_ns: int) -> str:
+    """A time as ``--from`` and ``--to`` take it, less than a microsecond before."""
+    return (datetime(1970, 1, 1) + timedelta(microseconds=time_ns // 1000)).isoformat()
+
+
+def part_of(path: Path, later: int = 0) -> Path:
+    """What a film that was stopped is called, and the parts after it: ``a.part1.mp4``, ``a.part2.mp4``…
+
+    Args:
+        path: of the film, or of a part, which is called so already.
+        later: how many parts after it.
+    """
+    found = re.fullmatch(r"(.+)\.part(\d{1,9})", path.stem)
+    stem, number = (found[1], int(found[2])) if found else (path.stem, 1)
+    return path.with_name(f"{stem}.part{number + later}{path.suffix}")
+
+
+def write_film(
+    shots: Iterable[Shot],
+    path: Path,
+    progress: Callable[[], None] = lambda: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Film:
+    """Write pictures as a film. Nothing is left at ``path`` unless whole.
+
+    Args:
+        shots: pictures in order.
+        path: of the film.
+        progress: called after each picture.
+        stop: asked before each picture but the first; after a yes, what is there is made a film of its own.
 
     Raises:
         RecordingError: there are no pictures, or they change their size.
@@ -29,16 +75,22 @@ def write_film(shots: Iterable[Shot], path: Path, progress: Callable[[], None] =
         raise RecordingError("no pictures in that range of time")
     partial = path.with_name(path.name + ".partial")
     height, width = first.pixels.shape
-    count, last = 0, -1
+    count, last, next_ns = 0, -1, None
     try:
         with av.open(str(partial), "w", format="mp4") as container:
             stream = container.add_stream("libx264", rate=Fraction(_TICKS), options={"crf": _QUALITY})
             stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
             stream.codec_context.time_base = Fraction(1, _TICKS)
+            container.start_encoding()  # x264 looks some 50 pictures ahead; a place that can't be written shows now
             for shot in chain([first], pictures):
+                if count and stop():
+                    next_ns = shot.capture_time_ns
+                    break
                 if shot.pixels.shape != (height, width):
                     changed = f"{width}×{height} to {shot.pixels.shape[1]}×{shot.pixels.shape[0]}"
-                    raise RecordingError(f"the camera's pictures change from {changed} on the way; export a part")
+                    when = utc(shot.capture_time_ns)
+                    problem = f"the camera's pictures change from {changed} at {when}"
+                    raise RecordingError(f"{problem}; export a film --to {when}, and one --from then on")
                 even = np.pad(shot.pixels, ((0, height % 2), (0, width % 2)), mode="edge")
                 frame = av.VideoFrame.from_ndarray(even, format="gray").reformat(format="yuv420p")
                 last = max(last + 1, (shot.capture_time_ns - first.capture_time_ns) * _TICKS // 1_000_000_000)
@@ -53,5 +105,6 @@ def write_film(shots: Iterable[Shot], path: Path, progress: Callable[[], None] =
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    partial.replace(path)
-    return count
+    written = path if next_ns is None else part_of(path)
+    partial.replace(written)
+    return Film(written, count, next_ns)

@@ -6,15 +6,18 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from decoder.admission import Refusal, next_levels
 from decoder.catalogue import Catalogue, fit_rows
-from decoder.recordings.segment import SUFFIX, Segment, SegmentError, key_before, last_time, with_base
+from decoder.recordings.segment import SUFFIX, Entry, Segment, SegmentError, key_before, last_time, with_base
 from decoder.recordings.store import Store
 from protos.v1 import veilcam_pb2 as pb
+
+_T = TypeVar("_T")
 
 _POSITIONS = 16
 """Places in recordings that are remembered, each with the measurements of one frame."""
@@ -24,6 +27,10 @@ _GAP_NS = 5_000_000_000
 
 class RecordingError(ValueError):
     """A recording that can't be played; the message names it and says why."""
+
+
+class NoReconstructorError(RecordingError):
+    """A recording of an operator for which there is no reconstructor here."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +64,9 @@ class Recording:
         for segment in self.segments:
             operator_id = segment.hello.operator_id
             if catalogue.choose(operator_id, rendition, 1) is None:
-                raise RecordingError(f"{segment.path}: no {rendition} reconstructor for operator {operator_id} here")
+                raise NoReconstructorError(
+                    f"{segment.path}: no {rendition} reconstructor for operator {operator_id} here"
+                )
         self._catalogue, self._rendition = catalogue, rendition
 
     def times(self, start_ns: int = 0, end_ns: int = 2**63 - 1) -> list[int]:
@@ -99,6 +108,8 @@ class Moment:
 class Playback:
     """Any moment of what a store holds. It remembers where it was: the frame after it costs no more than that frame.
 
+    It also remembers where a segment's frames are, until the segment changes.
+
     Every call may be slow and is safe in any thread.
     """
 
@@ -106,6 +117,7 @@ class Playback:
         self._store, self._catalogue = store, catalogue
         self._lock = threading.Lock()
         self._positions: OrderedDict[Path, tuple[int, pb.Frame, NDArray[np.int8]]] = OrderedDict()
+        self._entries: OrderedDict[Path, tuple[tuple[int, int], list[Entry]]] = OrderedDict()
 
     def spans(self, camera: str) -> list[tuple[int, int]]:
         """When a camera was recorded: first and last capture time of each stretch without a long gap."""
@@ -122,7 +134,8 @@ class Playback:
         """What a camera saw at a time: its last frame until then, or its first. None where nothing is recorded.
 
         Raises:
-            RecordingError: a recording that can't be read, or of an operator that the catalogue doesn't have.
+            NoReconstructorError: a recording of an operator that the catalogue doesn't have.
+            RecordingError: one that can't be read.
         """
         kept = self._store.segments(camera)
         if not kept:
@@ -138,12 +151,12 @@ class Playback:
     def _moment(self, segment: Segment, time_ns: int, after: int | None) -> Moment | None:
         operator_id = segment.hello.operator_id
         if operator_id not in self._catalogue.operators():
-            raise RecordingError(f"{segment.path}: no reconstructor for operator {operator_id} here")
-        entries = segment.entries()
+            raise NoReconstructorError(f"{segment.path}: no reconstructor for operator {operator_id} here")
+        entries = self._entries_of(segment)
         if not entries:
             return None
-        place = max(0, bisect_right([entry.capture_time_ns for entry in entries], time_ns) - 1)
-        key = max((i for i in range(place + 1) if entries[i].key), default=0)
+        place = max(0, bisect_right(entries, time_ns, key=lambda entry: entry.capture_time_ns) - 1)
+        key = next((i for i in range(place, 0, -1) if entries[i].key), 0)
         known = self._positions.pop(segment.path, None)
         if known is not None and not key <= known[0] <= place:
             known = None
@@ -158,11 +171,23 @@ class Playback:
         if reached is None:
             return None
         frame, levels = reached
-        self._positions[segment.path] = (place, frame, levels)
-        while len(self._positions) > _POSITIONS:
-            self._positions.popitem(last=False)
+        _remember(self._positions, segment.path, (place, frame, levels))
         later = entries[place + 1].capture_time_ns if place + 1 < len(entries) else after
         return Moment(segment.hello, levels, frame.capture_time_ns, later)
+
+    def _entries_of(self, segment: Segment) -> list[Entry]:
+        told = segment.path.stat()
+        stamp, (known, entries) = (told.st_size, told.st_mtime_ns), self._entries.pop(segment.path, (None, []))
+        if known != stamp:
+            entries = segment.entries()
+        _remember(self._entries, segment.path, (stamp, entries))
+        return entries
+
+
+def _remember(places: OrderedDict[Path, _T], path: Path, what: _T) -> None:
+    places[path] = what
+    while len(places) > _POSITIONS:
+        places.popitem(last=False)
 
 
 def _decoded(

@@ -35,21 +35,37 @@ async def replay(
         progress: called with each frame that is played.
 
     Raises:
-        RecordingError: the service refuses the recording.
+        RecordingError: the service refuses the recording, or the disk does.
     """
+    unread: list[OSError] = []
     async with aio.insecure_channel(address) as channel:
         for segment in segments:
-            entries = segment.entries()
-            if not entries or entries[-1].capture_time_ns < start_ns or entries[0].capture_time_ns >= end_ns:
-                continue
-            frames = _requests(segment, key_before(entries, start_ns), speed, start_ns, end_ns, progress)
             try:
-                async for _ in CamerasStub(channel).Publish(frames):
+                entries = segment.entries()
+                if not entries or entries[-1].capture_time_ns < start_ns or entries[0].capture_time_ns >= end_ns:
+                    continue
+                frames = _requests(segment, key_before(entries, start_ns), speed, start_ns, end_ns, progress)
+                async for _ in CamerasStub(channel).Publish(_until_unread(frames, unread)):
                     pass
+            except OSError as error:
+                unread.append(error)
             except aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.UNAVAILABLE:
                     return  # the service is stopping
                 raise RecordingError(f"{segment.path}: {error.details()}") from None
+            if unread:
+                raise RecordingError(f"{segment.path}: {unread[0].strerror}")
+
+
+async def _until_unread(
+    requests: AsyncIterator[pb.PublishRequest], unread: list[OSError]
+) -> AsyncIterator[pb.PublishRequest]:
+    """Requests up to an error, which is kept: of what breaks a request iterator, gRPC tells nobody."""
+    try:
+        async for request in requests:
+            yield request
+    except OSError as error:
+        unread.append(error)
 
 
 async def _requests(

@@ -20,31 +20,32 @@ async def save_pictures(cameras: Cameras, folder: Path) -> None:
     """
     seen: dict[Relay, int] = {}
     saved = missed = 0
-    with ThreadPoolExecutor(1, thread_name_prefix="save") as pool:
-        try:
-            while True:
-                changed = cameras.changed()
-                shown = {each.relays[each.rendition]: each.name for each in cameras.all() if each.rendition}
-                for relay in shown.keys() - seen.keys():
-                    seen[relay] = relay.serial
-                    relay.enter()
-                for relay in seen.keys() - shown.keys():
-                    del seen[relay]
-                    relay.leave()
-                for relay, name in shown.items():
-                    if relay.latest is None or relay.serial == seen[relay]:
-                        continue
-                    missed += relay.serial - seen[relay] - 1
-                    seen[relay] = relay.serial
-                    await asyncio.get_running_loop().run_in_executor(pool, _write, relay.latest, folder / name)
-                    saved += 1
-                await changed.wait()
-        except (OSError, ValueError, cv2.error) as error:
-            log.error("--save: %s; no more pictures are saved", error)
-        finally:
-            for relay in seen:
+    pool = ThreadPoolExecutor(1, thread_name_prefix="save")
+    try:
+        while True:
+            changed = cameras.changed()
+            shown = {each.relays[each.rendition]: each.name for each in cameras.all() if each.rendition}
+            for relay in shown.keys() - seen.keys():
+                seen[relay] = relay.serial
+                relay.enter()
+            for relay in seen.keys() - shown.keys():
+                del seen[relay]
                 relay.leave()
-            log.info("--save: %d pictures saved, %d passed by while the disk was busy", saved, missed)
+            for relay, name in shown.items():
+                if relay.latest is None or relay.serial == seen[relay]:
+                    continue
+                missed += relay.serial - seen[relay] - 1
+                seen[relay] = relay.serial
+                await asyncio.get_running_loop().run_in_executor(pool, _write, relay.latest, folder / name)
+                saved += 1
+            await changed.wait()
+    except (OSError, ValueError, cv2.error) as error:
+        log.error("--save: %s; no more pictures are saved", error)
+    finally:
+        pool.shutdown(wait=False)
+        for relay in seen:
+            relay.leave()
+        log.info("--save: %d pictures saved, %d passed by while the disk was busy", saved, missed)
 
 
 def _write(picture: Picture, folder: Path) -> None:

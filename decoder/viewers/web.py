@@ -6,6 +6,7 @@ import struct
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from decoder.engines import EngineError
 from decoder.model import RENDITIONS
 from decoder.pictures import Relay
 
-LOOPBACK = ("127.0.0.1", "localhost")
 _PAGE = Path(__file__).parent / "page.html"
 _BOUNDARY = "picture"
 _LONGEST_WAIT_S = 10.0
@@ -31,6 +31,8 @@ _LOOK_EVERY_S = 0.5
 """Whether whoever asked for pictures is still there."""
 NEVER_STORED = {"Cache-Control": "no-store"}
 _LENGTHS = struct.Struct("<II")
+_LOOPBACK = ("localhost", "127.0.0.1", "[::1]", "[")
+"""As a browser names it. Starlettes that don't know IPv6 see its bracket alone, with which no foreign name begins."""
 
 
 def web_app(
@@ -74,7 +76,7 @@ def web_app(
         try:
             seen = json.loads(request.query_params.get("seen", "{}"))
             seen = {str(name): int(serial) for name, serial in seen.items()}
-        except (ValueError, TypeError, AttributeError):
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
             return text(400, 'seen: expected JSON as in {"NAME": 7}')
         return await _newer(request, cameras, policy, seen, request.query_params.getlist("camera"))
 
@@ -107,9 +109,17 @@ def web_app(
             Route("/cameras/{name}.mjpeg", stream),
             *more,
         ],
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=LOOPBACK)] if host in LOOPBACK else [],
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=[*_LOOPBACK, host])] if is_loopback(host) else [],
         exception_handlers={EngineError: _engine_failed},
     )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to listen on is reached from this machine alone; a name is, if it is ``localhost``."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def asked_rendition(request: Request, renditions: tuple[str, ...], there: tuple[str, ...]) -> str | Response:
@@ -234,5 +244,7 @@ def _measured(each: Reconstructor) -> dict[str, Any]:
         "rows": each.engine.rows,
         "engine": each.engine.name,
         "device": each.engine.device,
+        "precision": each.engine.model.precision,
         "measured": each.measured,
+        "measured_form": json.loads(each.engine.model.told.get("quantised", "{}")),
     }

@@ -117,7 +117,7 @@ class _Rendition:
 class _RenditionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Rendition.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     RENDITION_UNSPECIFIED: _Rendition.ValueType  # 0
-    """Not set; taken as veiled."""
+    """Not set; veiled, or plain where the server has only that for the camera's operator and was told to allow it."""
     RENDITION_VEILED: _Rendition.ValueType  # 1
     """Good to the eye, unreadable to classifiers."""
     RENDITION_PLAIN: _Rendition.ValueType  # 2
@@ -127,7 +127,7 @@ class Rendition(_Rendition, metaclass=_RenditionEnumTypeWrapper):
     """Which reconstruction a viewer asks for."""
 
 RENDITION_UNSPECIFIED: Rendition.ValueType  # 0
-"""Not set; taken as veiled."""
+"""Not set; veiled, or plain where the server has only that for the camera's operator and was told to allow it."""
 RENDITION_VEILED: Rendition.ValueType  # 1
 """Good to the eye, unreadable to classifiers."""
 RENDITION_PLAIN: Rendition.ValueType  # 2

@@ -1,5 +1,7 @@
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -285,3 +287,21 @@ def test_files_that_are_no_reconstructors_are_told(tmp_path: Path) -> None:
     other = write_model(tmp_path / "other.onnx", METADATA, kind=TensorProto.INT32)
     with pytest.raises(CatalogueError, match="one int8 input"):
         load_catalogue([other], "onnxruntime", 1)
+
+
+def test_a_signal_is_survived_once_engines_were_let_go() -> None:
+    """Each of OpenVINO's cores sets a signal stack; freed in another order than made, they leave one that is gone."""
+    pytest.importorskip("openvino")
+    program = """
+import os, signal
+from decoder.catalogue import SHIPPED, read_forms
+from decoder.engines import open_engine
+signal.signal(signal.SIGHUP, lambda *_: print("heard"))
+(forms,) = read_forms([SHIPPED / "plain-r10.onnx", SHIPPED / "plain-r10.int8.onnx"])
+first, second = (open_engine(name, forms, 1) for name in ("openvino", "openvino-int8"))
+del first
+del second
+os.kill(os.getpid(), signal.SIGHUP)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr

@@ -12,8 +12,9 @@ import grpc
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, Route, expect, sync_playwright
 
+from decoder.catalogue import SHIPPED, load_catalogue
 from decoder.settings import Settings
 from encoder.packing import Packer
 from encoder.sampling import Operator
@@ -139,7 +140,7 @@ def test_a_name_is_text_and_never_markup(page: Page, start_service: StartService
     ]))  # fmt: skip
     page.route("**/reconstructors.json", lambda route: route.fulfill(json=[
         {"id": "abc", "name": "<i>y</i>", "rendition": "veiled", "operator_id": "<i>o</i>", "rows": 1, "engine": "e",
-         "device": "d", "measured": {"recognition": {"<i>r</i>": {"veiled": {"as is": 5.0}}}}},
+         "device": "d", "precision": "float32", "measured": {"recognition": {"<i>r</i>": {"veiled": {"as is": 5.0}}}}},
     ]))  # fmt: skip
     page.goto(service.page)
     expect(page.locator("figure .name")).to_have_text("<b>x</b>", timeout=WAIT_MS)
@@ -179,6 +180,7 @@ def test_one_camera_large_by_keyboard_with_what_its_veil_was_measured_to_leave(
     dialog = page.get_by_role("dialog")
     expect(dialog).to_contain_text("What classifiers read of veil-r10")
     expect(dialog.locator("tr")).to_have_count(1 + 5)
+    expect(dialog).not_to_contain_text("float32 form")
     page.keyboard.press("Escape")
     expect(dialog).to_be_hidden()
     page.keyboard.press("Escape")
@@ -213,6 +215,42 @@ def test_a_recording_is_played_with_a_time_line(
     film.show(3)
     wait_for_picture(page, photographs[3])
 
+    for _ in range(20):  # pictures of both kinds overtake one another
+        page.evaluate("() => document.querySelector('.chosen .play').click()")
+        page.evaluate("() => document.querySelector('.chosen .live').click()")
+    film.show(6)
+    wait_for_picture(page, photographs[6])
+    end = track.get_attribute("max") or ""
+    expect(track).not_to_have_attribute("max", end, timeout=WAIT_MS)
+    page.get_by_role("button", name="Play").click()
+    wait_for_picture(page, photographs[0])  # what was recorded of late, and all of this is
+
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.evaluate("""() => {
+        const slider = document.querySelector(".chosen input");
+        for (let step = 100; step >= 0; step--) {
+            slider.value = +slider.min + (slider.max - slider.min) * step / 100;
+            slider.dispatchEvent(new Event("input"));
+        }
+    }""")
+    wait_for_picture(page, photographs[0])
+    leave(page)
+    before = len([url for url in asked if "jpg?at=" in url])
+    assert before < 20, "one at a time, and the newest"
+    received = porch.tally.received
+    wait_until(lambda: porch.tally.received > received + 3)
+    page.wait_for_timeout(0)  # what the browser has told since
+    assert len([url for url in asked if "jpg?at=" in url]) <= before + 1, "a hidden tab plays nothing"
+
+
+def leave(page: Page) -> None:
+    """As if the tab were no longer looked at, until ``window.away`` is false."""
+    page.evaluate("""() => {
+        Object.defineProperty(document, "hidden", { get: () => window.away ?? true, configurable: true });
+        document.dispatchEvent(new Event("visibilitychange"));
+    }""")
+
 
 def test_a_tab_that_nobody_looks_at_costs_nothing(
     page: Page, start_service: StartService, operator: Operator, photographs: list[NDArray[np.uint8]]
@@ -222,10 +260,7 @@ def test_a_tab_that_nobody_looks_at_costs_nothing(
     film.show(0)
     page.goto(service.page)
     wait_for_picture(page, photographs[0])
-    page.evaluate("""() => {
-        Object.defineProperty(document, "hidden", { get: () => window.away ?? true, configurable: true });
-        document.dispatchEvent(new Event("visibilitychange"));
-    }""")
+    leave(page)
     porch = service.server.cameras.all()[0]
     wait_until(lambda: porch.relays["veiled"].viewers == 0)
     shown, received = porch.tally.shown["veiled"], porch.tally.received
@@ -234,3 +269,62 @@ def test_a_tab_that_nobody_looks_at_costs_nothing(
     assert porch.tally.shown["veiled"] <= shown + 1, "at most what was in the engine when it left"
     page.evaluate("() => { window.away = false; document.dispatchEvent(new Event('visibilitychange')); }")
     wait_for_picture(page, photographs[4])
+
+
+def test_a_camera_in_the_place_of_another(
+    page: Page, start_service: StartService, operator: Operator, photographs: list[NDArray[np.uint8]]
+) -> None:
+    """One is forgotten when the other comes, between two looks of the page; the first was shown large."""
+    service = start_service(Settings(port=0, http=0, max_cameras=1))
+    porch = Film(service.address, operator, photographs, "porch")
+    porch.show(0)
+    page.goto(f"{service.page}/#porch")
+    expect(page.get_by_role("button", name="All cameras")).to_be_visible(timeout=WAIT_MS)
+    porch.fall_silent()
+    porch.camera.bye()
+    wait_until(lambda: service.server.cameras.all()[0].state == "offline")
+    yard = Film(service.address, operator, photographs, "yard")
+    yard.show(6)
+    expect(page.locator('figure[data-camera="yard"]')).to_be_visible(timeout=WAIT_MS)
+    expect(page.locator('figure[data-camera="porch"]')).to_have_count(0)
+    wait_for_picture(page, photographs[6])
+
+
+def test_a_camera_that_the_page_does_not_know_yet_costs_one_picture(
+    page: Page, start_service: StartService, operator: Operator, photographs: list[NDArray[np.uint8]]
+) -> None:
+    service = start_service()
+    films = [Film(service.address, operator, photographs, name) for name in ("porch", "yard")]
+    for film in films:
+        film.show(0)
+    films[1].fall_silent()
+    wait_until(lambda: len(service.server.cameras.all()) == 2)
+    porch = service.server.cameras.all()[0]
+
+    def without_yard(route: Route) -> None:
+        answer = route.fetch()
+        route.fulfill(json=[camera for camera in answer.json() if camera["name"] != "yard"])
+
+    page.route("**/cameras.json", without_yard)
+    page.goto(f"{service.page}/#%")  # no name, and no reason to stop
+    wait_for_picture(page, photographs[0])
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    received = porch.tally.received
+    while porch.tally.received < received + 4:
+        page.wait_for_timeout(100)
+    assert 0 < len([url for url in asked if "/pictures" in url]) < 20
+    page.unroute("**/cameras.json")
+    expect(page.locator('figure[data-camera="yard"] .state')).to_contain_text("silent", timeout=WAIT_MS)
+    expect(page.locator('figure[data-camera="yard"] img')).to_have_attribute("src", re.compile("blob:"))
+
+
+def test_what_was_measured_of_another_form_is_said_to_be(
+    page: Page, start_service: StartService, operator: Operator, photographs: list[NDArray[np.uint8]]
+) -> None:
+    service = start_service(catalogue=load_catalogue([SHIPPED], "onnxruntime-int8", 1))
+    Film(service.address, operator, photographs, "porch").show(0)
+    page.goto(service.page)
+    page.get_by_role("button", name="what classifiers were measured to read").click(timeout=WAIT_MS)
+    expect(page.get_by_role("dialog")).to_contain_text("figures are of its float32 form. Through its int8 form")
+    expect(page.get_by_role("dialog")).to_contain_text(re.compile(r"efficientnet_lite1 \d+\.\d \(\d+\.\d\)"))

@@ -1,9 +1,13 @@
 """Recordings: what a kill at any byte leaves, retention, a slow or full disk, and a real service that records."""
 
+import contextlib
 import json
 import os
 import random
+import shlex
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,8 +24,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from benchmarks.fidelity import psnr
-from decoder.catalogue import Catalogue
-from decoder.recordings.playback import Playback, Recording, RecordingError
+from decoder.catalogue import SHIPPED, Catalogue, load_catalogue
+from decoder.recordings.film import part_of, write_film
+from decoder.recordings.playback import Playback, Recording, RecordingError, Shot
 from decoder.recordings.recorder import Recorder, SegmentLimits
 from decoder.recordings.segment import Entry, Segment, SegmentError, SegmentWriter, index_of
 from decoder.recordings.store import Retention, Store
@@ -388,6 +393,73 @@ def test_a_recording_that_is_not_given(
     assert body.startswith(told) or told in body
 
 
+def test_a_disk_that_hangs_holds_up_recordings_alone(
+    recorded: Path,
+    tmp_path: Path,
+    start_service: StartService,
+    operator: Operator,
+    photographs: list[NDArray[np.uint8]],
+) -> None:
+    """A pipe in place of a segment keeps whoever opens it. Those who have gone are passed over when it lets go."""
+    shutil.copytree(recorded, tmp_path / "camera")
+    pipe = tmp_path / "stuck" / f"{10**9:020d}.vcseg"
+    pipe.parent.mkdir()
+    os.mkfifo(pipe)
+    service = start_service(Settings(port=0, http=0, record=tmp_path))
+    camera = Camera(service.channel())
+    with contextlib.ExitStack() as waiting:
+        waiting.callback(lambda: os.close(os.open(pipe, os.O_RDWR)))
+        for _ in range(40):
+            viewer = waiting.enter_context(socket.create_connection(("127.0.0.1", service.server.http_port)))
+            viewer.sendall(b"GET /recordings/stuck.jpg?at=5 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        camera.say(hello=hello_of(operator, photographs[0], "porch"))
+        camera.say(frame=Packer(operator, 0.1).pack(frame_of(photographs[0], time.time_ns()), 1)[0])
+        camera.settled(1)
+        assert get(f"{service.page}/cameras/porch.jpg")[0] == 200
+    assert get(f"{service.page}/recordings/camera.jpg?at=1000")[0] == 200
+    camera.bye()
+
+
+def test_a_recording_that_grows_is_played_to_its_new_end(
+    recorded: Path, tmp_path: Path, catalogue: Catalogue, operator: Operator, photographs: list[NDArray[np.uint8]]
+) -> None:
+    store, packer = Store(tmp_path, Retention()), Packer(operator, 0.1)
+    writer = SegmentWriter(store.place("camera", 10**9), hello_of(operator, photographs[0]))
+    playback = Playback(store, catalogue)
+    for second, picture in enumerate(photographs, 1):
+        writer.append(packer.pack(frame_of(picture, second * 10**9), second)[0], second)
+        for asked in (second, 1):
+            moment = playback.at("camera", asked * 10**9)
+            assert moment is not None
+            assert moment.capture_time_ns == asked * 10**9
+            assert moment.next_ns == (None if asked == second else 2 * 10**9)
+    writer.close()
+
+
+def test_a_recording_that_cannot_be_shown_says_why(
+    recorded: Path, tmp_path: Path, start_service: StartService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(recorded, tmp_path / "camera")
+    (tmp_path / "foreign").mkdir()
+    written(tmp_path / "foreign" / "1.vcseg", frames(3))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "1.vcseg").write_bytes(b"not a segment at all")
+    catalogue = load_catalogue([SHIPPED], "onnxruntime", 1)
+    service = start_service(Settings(port=0, http=0, record=tmp_path), catalogue)
+    code, body, _ = get(f"{service.page}/recordings/foreign.jpg?at=5")
+    assert (code, b"no reconstructor for operator 0000000000000000 here" in body) == (404, True)
+    code, body, _ = get(f"{service.page}/recordings/broken.jpg?at=5")
+    assert (code, b"begins with" in body) == (500, True)
+
+    def out_of_memory(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    for each in catalogue.reconstructors:
+        monkeypatch.setattr(type(each.engine), "_run", out_of_memory)
+    code, body, _ = get(f"{service.page}/recordings/camera.jpg?at=1000")
+    assert (code, body) == (503, b"the reconstructor failed, see the server's log\n")
+
+
 def test_spans_join_segments_and_show_gaps(tmp_path: Path, catalogue: Catalogue) -> None:
     store = Store(tmp_path, Retention())
     for start in (1, 3, 60):
@@ -479,3 +551,179 @@ def test_an_export_that_cannot_be_is_one_line(
     assert problem in lines[0]
     assert "Traceback" not in output
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["nowhere.vcseg"], "nowhere.vcseg: No such file"),
+        (["EMPTY"], "no segments (*.vcseg) there"),
+        (["RECORDED", "--from", "1980-01-01"], "no pictures in that range of time"),
+        (["RECORDED", "--from", "1970-01-01T00:00:04", "--to", "1970-01-01T00:00:03"], "no pictures in that range"),
+        (["ODD"], "1.vcseg: frame.payload: "),
+    ],
+)
+def test_a_replay_that_cannot_be_is_one_line(
+    arguments: list[str], problem: str, recorded: Path, tmp_path: Path, operator: Operator
+) -> None:
+    """The last one is only known to be odd by the service that it is played into."""
+    (tmp_path / "empty").mkdir()
+    writer = SegmentWriter(tmp_path / "1.vcseg", hello_of(operator, np.zeros((48, 64), np.uint8)))
+    for frame in frames(2):
+        writer.append(frame, 1)
+    writer.close()
+    places = {"RECORDED": recorded, "EMPTY": tmp_path / "empty", "ODD": tmp_path / "1.vcseg"}
+    code, output = told(
+        "replay", *(places.get(argument, argument) for argument in arguments), "--engine", "onnxruntime"
+    )
+    assert code == 2, output
+    lines = [line for line in output.splitlines() if "ERROR" in line]
+    assert len(lines) == 1
+    assert problem in lines[0]
+    assert "Traceback" not in output
+
+
+def test_a_replay_whose_disk_goes_away_ends_with_one_line(recorded: Path, tmp_path: Path) -> None:
+    shutil.copytree(recorded, tmp_path / "camera")
+    arguments = [*DECODE, "--log-json", "replay", str(tmp_path / "camera"), "--speed", "8", "--loop"]
+    with subprocess.Popen([*arguments, "--engine", "onnxruntime"], stderr=subprocess.PIPE, text=True) as process:
+        service = Running(process)
+        service.until("played 8 frames; again")
+        shutil.rmtree(tmp_path / "camera")
+        assert "vcseg: No such file or directory" in str(service.until("No such file")["message"])
+    assert process.returncode == 2
+
+
+def test_what_the_environment_tells_the_service_is_not_for_a_replay(recorded: Path, tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    environment = {**os.environ, "VEILCAM_RECORD": str(blocked), "VEILCAM_SAVE": str(blocked), "VEILCAM_BATCH": "0"}
+    environment |= {"VEILCAM_HOST": "192.0.2.1", "VEILCAM_ENGINE": "onnxruntime"}
+    arguments = [*DECODE, "--log-json", "replay", str(recorded), "--speed", "100"]
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        Running(process).until("played 8 frames")
+        process.send_signal(signal.SIGINT)
+    assert process.returncode == 0
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory, operator: Operator, photographs: list[NDArray[np.uint8]]) -> Path:
+    """A hundred and twenty pictures, 30 a second, in a folder whose name a shell would take apart."""
+    packer = Packer(operator, 0.1)
+    path = tmp_path_factory.mktemp("it's long") / "1.vcseg"
+    writer = SegmentWriter(path, hello_of(operator, photographs[0]))
+    for number in range(120):
+        time_ns = 10**9 + number * 33_333_333
+        writer.append(packer.pack(frame_of(photographs[number // 15], time_ns), number + 1)[0], time_ns)
+    writer.close()
+    return path
+
+
+def started(*arguments: object) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "decoder", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def pictures(film: Path) -> list[tuple[int, NDArray[np.uint8]]]:
+    """Of a film: milliseconds since its first one, and pixels."""
+    with av.open(str(film)) as container:
+        frames = list(container.decode(video=0))
+    return [
+        (round(float(each.time or 0) * 1000), np.asarray(each.to_ndarray(format="gray"), np.uint8)) for each in frames
+    ]
+
+
+def midway(folder: Path) -> None:
+    """Return while a film is being written into a folder."""
+    until(lambda: bool(list(folder.glob("*.partial"))), 30)
+    time.sleep(0.1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_film_that_is_stopped_goes_on_with_the_command_that_is_told(
+    number: signal.Signals, long: Path, tmp_path: Path, catalogue: Catalogue
+) -> None:
+    """Stopped twice: the three parts have every picture once, at its time, and no film is there that isn't whole."""
+    options = ["--to", "1970-01-01T00:00:03.500000", "--engine", "onnxruntime", "--threads", "1"]
+    arguments = ["export", str(long), str(tmp_path / "my film.mp4"), *options]
+    parts = [tmp_path / f"my film.part{part}.mp4" for part in (1, 2, 3)]
+    for count in (1, 2):
+        with started(*arguments) as process:
+            midway(tmp_path)
+            process.send_signal(number)
+            assert process.stderr is not None
+            output = process.stderr.read()
+        assert process.returncode == 1, output
+        assert sorted(tmp_path.iterdir()) == parts[:count]
+        (line,) = [line for line in output.splitlines() if "ERROR" in line]
+        name, *arguments = shlex.split(line.partition("to go on: ")[2])
+        assert (name, arguments[:4]) == ("veilcam-decode", ["export", str(long), str(parts[count]), "--from"])
+        assert arguments[5:] == options
+    code, output = told(*arguments)
+    assert code == 0, output
+    assert sorted(tmp_path.iterdir()) == parts
+    films = [pictures(part) for part in parts]
+    shots = list(Recording(long, catalogue, "veiled").shots(0, 3_500_000_000))
+    assert sum(map(len, films)) == len(shots) == 76
+    rest = iter(shots)
+    for film in films:
+        of_film = [next(rest) for _ in film]
+        for (time_ms, seen), shot in zip(film, of_film, strict=True):
+            since_ns = shot.capture_time_ns - of_film[0].capture_time_ns
+            assert time_ms == pytest.approx(since_ns / 1e6, abs=1.1)
+            assert psnr(seen, shot.pixels) > 33
+
+
+def test_a_film_whose_writing_was_killed_is_not_there_and_can_be_written_again(long: Path, tmp_path: Path) -> None:
+    film = tmp_path / "film.mp4"
+    arguments = ("export", long, film, "--engine", "onnxruntime", "--to", "1970-01-01T00:00:03")
+    with started(*arguments) as process:
+        midway(tmp_path)
+        process.kill()
+    assert [path.name for path in tmp_path.iterdir()] == ["film.mp4.partial"]
+    code, output = told(*arguments)
+    assert code == 0, output
+    assert [path.name for path in tmp_path.iterdir()] == ["film.mp4"]
+    assert len(pictures(film)) == 61
+
+
+def test_a_film_that_is_interrupted_twice_leaves_nothing(long: Path, tmp_path: Path) -> None:
+    with started("export", long, tmp_path / "film.mp4", "--engine", "onnxruntime") as process:
+        midway(tmp_path)
+        assert process.stderr is not None
+        while list(tmp_path.glob("*.partial")):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.005)
+        output = process.stderr.read()
+    assert process.returncode == 1
+    assert "interrupted; nothing was written" in output
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "later", "expected"),
+    [
+        ("a.mp4", 0, "a.part1.mp4"),
+        ("a.mp4", 1, "a.part2.mp4"),
+        ("a.part2.mp4", 0, "a.part2.mp4"),
+        ("a.part9.mp4", 1, "a.part10.mp4"),
+        (".part1.mp4", 1, ".part1.part2.mp4"),
+    ],
+)
+def test_parts_are_counted(name: str, later: int, expected: str) -> None:
+    assert part_of(Path("films", name), later) == Path("films", expected)
+
+
+def test_a_camera_that_changes_its_size_is_told_with_the_time_to_part_the_film_at(tmp_path: Path) -> None:
+    shots = [
+        Shot(1_000_000_000, np.zeros((32, 48), np.uint8)),
+        Shot(61_500_000_999, np.zeros((48, 32), np.uint8)),
+    ]
+    when = "1970-01-01T00:01:01.500000"
+    with pytest.raises(
+        RecordingError, match=f"from 48×32 to 32×48 at {when}; export a film --to {when}, and one --from"
+    ):
+        write_film(shots, tmp_path / "film.mp4")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(OSError, match="No such file or directory"):
+        write_film(shots[:1], tmp_path / "nowhere" / "film.mp4")

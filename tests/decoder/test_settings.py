@@ -1,6 +1,8 @@
 """Settings: file, environment and command line, what is wrong told at once, and changes while the service runs."""
 
+import asyncio
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -20,7 +22,7 @@ from encoder.packing import Packer
 from encoder.sampling import Operator
 from protos.v1 import veilcam_pb2 as pb
 from protos.v1.veilcam_pb2_grpc import ViewersStub
-from tests.conftest import frame_of, hello_of
+from tests.conftest import StartService, frame_of, hello_of
 from tests.decoder.test_service import Camera
 from tests.decoder.test_web import get
 
@@ -54,6 +56,32 @@ def test_everything_that_is_wrong_is_told_at_once_with_its_place_and_bounds(tmp_
     assert len(told) == 6
 
 
+def test_what_is_empty_is_not_given_in_the_environment_and_refused_elsewhere(tmp_path: Path) -> None:
+    """An empty folder would be the working directory, an empty address every address."""
+    environment = {f"VEILCAM_{name.upper()}": "" for name in Settings.model_fields}
+    assert read_settings(None, {}, environment) == Settings()
+    file = tmp_path / "veilcam.toml"
+    file.write_text('host = ""\nrecord = ""\n')
+    with pytest.raises(SettingsError) as error:
+        read_settings(file, {"save": "", "reconstructor": ["a", ""]}, {"VEILCAM_RECONSTRUCTOR": "a"})
+    assert str(error.value).splitlines() == [
+        f"{where}: '', expected something, or that it is left out"
+        for where in (f"{file}: host", "--reconstructor.1", "--save", f"{file}: record")
+    ]
+    done = subprocess.run([*DECODE, "--check-config", "--record", ""], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, "--record: ''" in done.stderr) == (2, True)
+
+
+def test_the_environment_may_name_the_settings_file(tmp_path: Path) -> None:
+    file = tmp_path / "veilcam.toml"
+    file.write_text("port = 12345\n")
+    environment = {**os.environ, "VEILCAM_CONFIG": str(file), "VEILCAM_HTTP": "54321"}
+    arguments = [*DECODE, "--check-config"]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "port = 12345, http = 54321" in done.stderr
+
+
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     data=st.binary(max_size=200) | st.text(alphabet="porthe_scd=\"'[]{}.0123456789-\n ", max_size=80).map(str.encode)
@@ -84,6 +112,7 @@ def test_check_config(tmp_path: Path, text: str, code: int, told: str) -> None:
     assert done.returncode == code, done.stderr
     assert told in done.stderr
     assert "Traceback" not in done.stderr
+    assert " ms" not in done.stderr, "no engine is timed for a check"
 
 
 class Running:
@@ -156,6 +185,27 @@ def test_changes_are_taken_up_while_cameras_go_on(running: Running, config: Path
     assert isinstance(error.value, grpc.Call)
     assert error.value.code() is grpc.StatusCode.PERMISSION_DENIED, "whoever watched plain pictures is let go"
     camera.bye()
+
+
+def test_what_waits_for_the_next_start_is_not_in_force(start_service: StartService, operator: Operator) -> None:
+    service = start_service(Settings(port=0, http=0))
+
+    async def apply(after: Settings) -> list[str]:
+        return service.server.apply(after)
+
+    after = Settings(port=0, http=0, max_payload=2048, max_connections=1, max_pixels=1024)
+    for _ in range(2):
+        later = asyncio.run_coroutine_threadsafe(apply(after), service.loop).result(20)
+        assert later == ["max_payload", "max_connections"], "they still wait"
+    assert changed(service.server.settings, after) == later
+    camera = Camera(service.channel())
+    camera.say(hello=hello_of(operator, np.zeros((32, 32), np.uint8)))
+    assert camera.answer().accepted.max_payload_bytes == Settings().max_payload
+    camera.bye()
+    large = Camera(service.channel())
+    large.say(hello=hello_of(operator, np.zeros((48, 64), np.uint8), "large"))
+    assert large.refusal()[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert asyncio.run_coroutine_threadsafe(apply(Settings(port=0, http=0)), service.loop).result(20) == []
 
 
 def test_what_is_taken_up_at_once_are_settings() -> None:

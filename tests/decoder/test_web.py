@@ -1,7 +1,9 @@
 import json
+import os
 import queue
 import socket
 import struct
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -181,14 +183,20 @@ def test_a_page_is_a_viewer_also_between_two_of_its_requests(
     shown.bye()
 
 
-@pytest.mark.parametrize("seen", ["[]", "{", "7", '{"porch":"x"}', '{"porch":[]}'])
+@pytest.mark.parametrize(
+    "seen", ["[]", "{", "7", '{"porch":"x"}', '{"porch":[]}', '{"porch":1e999}', pytest.param("[" * 20_000, id="deep")]
+)
 def test_a_list_of_seen_pictures_that_is_malformed(service: Service, seen: str) -> None:
     status, body, _ = get(f"{service.page}/pictures?seen={quote(seen)}")
     assert (status, body.startswith(b"seen: expected JSON")) == (400, True)
 
 
-def test_foreign_names_for_loopback_are_refused(service: Service) -> None:
-    request = urllib.request.Request(f"{service.page}/cameras.json", headers={"Host": "evil.example"})
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "localhost", "::1"])
+def test_foreign_names_for_loopback_are_refused(start_service: StartService, host: str) -> None:
+    service = start_service(Settings(host=host, port=0, http=0))
+    page = f"http://{f'[{host}]' if ':' in host else host}:{service.server.http_port}/cameras.json"
+    assert get(page)[0] == 200
+    request = urllib.request.Request(page, headers={"Host": "evil.example"})
     with pytest.raises(urllib.error.HTTPError) as error:
         urllib.request.urlopen(request, timeout=20)
     assert error.value.code == 400
@@ -322,6 +330,25 @@ def test_a_disk_that_fails_later_does_not_stop_the_pictures(
         camera.settled(sequence)
         time.sleep(0.3)
     camera.bye()
+
+
+def test_a_disk_that_hangs_does_not_keep_the_service_from_stopping(
+    start_service: StartService, operator: Operator, photographs: list[NDArray[np.uint8]], tmp_path: Path
+) -> None:
+    """A pipe in the place of the picture keeps whoever writes it until somebody reads."""
+    service = start_service(Settings(port=0, http=0, save=tmp_path))
+    pipe = tmp_path / "porch" / "1-00000001.png"
+    pipe.parent.mkdir()
+    os.mkfifo(pipe)
+    camera = Camera(service.channel())
+    camera.say(hello=hello_of(operator, photographs[0], "porch"))
+    camera.say(frame=Packer(operator, 0.1).pack(frame_of(photographs[0]), 1)[0])
+    camera.shown(1)
+    try:
+        wait_until(lambda: any(thread.name.startswith("save") for thread in threading.enumerate()))
+        service.stop()
+    finally:
+        os.close(os.open(pipe, os.O_RDWR))
 
 
 def test_a_slow_viewer_gets_the_newest_picture_and_never_a_backlog(

@@ -22,7 +22,7 @@ from train.data.files import DataError
 from train.data.labelled import IMAGENETTE, labelled_pictures
 from train.data.photographs import Photographs, picture_files
 from train.evaluation.photographs import RENDITIONS, WAYS, measure_veil, renditions
-from train.export import ExportError, export_runs
+from train.export import ExportError, export_runs, operator_of
 from train.loops import plain, schedule, veil
 from train.objectives.reconstruction import psnr
 from train.settings import PlainRun, SettingsError, VeilRun
@@ -167,9 +167,18 @@ def test_rows_of_the_extended_run_come_first_and_unchanged(runs: Path) -> None:
     assert more.sampling.phi().shape == (51, 256)
 
 
-def test_an_extension_needs_more_rows(folder: Path, runs: Path, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="plain has 26 rows already"):
-        plain.train(replace(TINY, extends="plain"), [folder], tmp_path / "x", runs, lambda row: None)
+def test_an_extension_may_have_the_same_rows_and_other_layers(folder: Path, runs: Path, tmp_path: Path) -> None:
+    narrow = replace(TINY, extends="plain", channels=TINY.channels // 2, iterations=2)
+    plain.train(narrow, [folder], tmp_path / "narrow", runs, lambda row: None)
+    net, base = (plain.network_of(path / "final.pt")[0] for path in (tmp_path / "narrow", runs / "plain"))
+    assert torch.equal(net.sampling.phi(), base.sampling.phi())
+    assert net.reconstructor.last.in_channels == TINY.channels // 2
+    assert operator_of(net).id == operator_of(base).id, "cameras need nothing new"
+
+
+def test_an_extension_has_no_fewer_rows(folder: Path, runs: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="plain has 26 rows, more than the 13 of this run"):
+        plain.train(replace(TINY, extends="plain", ratio=0.05), [folder], tmp_path / "x", runs, lambda row: None)
 
 
 def test_phi_stays_as_it_is_while_the_veil_is_trained(runs: Path) -> None:

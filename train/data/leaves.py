@@ -1,7 +1,7 @@
 """Drawn pictures with the statistics of photographs: dead leaves, discs of all sizes that hide one another.
 
-J. Bordenave, Y. Gousseau, F. Roueff: The dead leaves model. Adv. Appl. Prob. 38 (2006). For where a photograph can't be
-shipped, or isn't there.
+C. Bordenave, Y. Gousseau, F. Roueff: The dead leaves model: a general tessellation modeling occlusion. Adv. Appl. Prob.
+38 (2006) 31-46. For where a photograph can't be shipped, or isn't there.
 """
 
 import cv2

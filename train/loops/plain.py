@@ -70,12 +70,15 @@ def _network(run: PlainRun, data: Photographs, finished: Path) -> QuarterCSNet:
         raise SettingsError(f"ratio = {run.ratio}: gives no row for a block of side {run.block}")
     if not run.extends:
         return QuarterCSNet(rows_of_phi.principal_rows(moment, rows), 0, run.channels, run.residual_blocks)
-    base, _ = network_of(finished / run.extends / "final.pt")
+    base, state = network_of(finished / run.extends / "final.pt")
     known = base.sampling.phi().detach()
-    if len(known) >= rows:
-        raise SettingsError(f"ratio = {run.ratio}: {run.extends} has {len(known)} rows already")
-    phi = torch.cat([known, rows_of_phi.principal_rows(moment, rows - len(known), known)])
-    net = QuarterCSNet(phi, len(known), run.channels, run.residual_blocks)
-    for name in ("deep", "last"):
-        getattr(net.reconstructor, name).load_state_dict(getattr(base.reconstructor, name).state_dict())
+    if len(known) > rows:
+        raise SettingsError(
+            f"ratio = {run.ratio}: {run.extends} has {len(known)} rows, more than the {rows} of this run"
+        )
+    more = rows_of_phi.principal_rows(moment, rows - len(known), known) if len(known) < rows else known[:0]
+    net = QuarterCSNet(torch.cat([known, more]), len(known), run.channels, run.residual_blocks)
+    if (run.channels, run.residual_blocks) == (state["run"]["channels"], state["run"]["residual_blocks"]):
+        for name in ("deep", "last"):
+            getattr(net.reconstructor, name).load_state_dict(getattr(base.reconstructor, name).state_dict())
     return net
