@@ -97,8 +97,9 @@ def quality_table(rows: list[dict[str, Any]]) -> list[str]:
         figures = f"{row['psnr']:.2f} | {row['ssim']:.4f} | {row['bpp']:.3f}"
         link = f"[json](../{row['file']})"
         lines.append(f"| {name} | {row['name']} | {row['ratio']} | {row['rows']} | {figures} | {link} |")
-    if rows:
-        lines += ["", f"Measured on {headline(rows[0]['machine'])}."]
+    for measured_on in dict.fromkeys(headline(row["machine"]) for row in rows):
+        names = [row["name"] for row in rows if headline(row["machine"]) == measured_on]
+        lines += ["", f"{', '.join(dict.fromkeys(names))}: measured on {measured_on}."]
     return [*lines, ""]
 
 
@@ -140,7 +141,8 @@ def form_table() -> list[str]:
                 f"{name} {each['float32']} → {each[precision]}" for name, each in told.get("recognition", {}).items()
             ]
             figures = f"{told['psnr_float32']:.2f} | {told['lost_db']:.3f} | {told['agreement_db']:.1f}"
-            lines.append(f"| {model.path.stem} | {figures} | {', '.join(read) or 'plain'} |")
+            plain = "plain" if model.told["rendition"] == "plain" else "not looked at"
+            lines.append(f"| {model.path.stem} | {figures} | {', '.join(read) or plain} |")
     return [*lines, "", "PSNR on crops of photographs that weren't calibrated on; readers on whole labelled ones.", ""]
 
 

@@ -159,6 +159,8 @@ def reproduce(
             if runner.begun(step) and not resume:
                 raise SettingsError(f"{runs / folder.name / step.name}: was interrupted; --resume goes on with it")
         if jobs > 1:
+            for name in sorted({(step.run or plan.runs[step.name]).data for step in todo}):
+                sets(name)  # fetched once, and what is wrong with it told once, before every process opens it
             do_at_once(todo, jobs, partial(_quiet_runner, folder, runs / folder.name, data or [], cache))
             return
         for number, step in enumerate(todo, 1):
