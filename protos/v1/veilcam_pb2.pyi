@@ -14,7 +14,7 @@ Statuses. Each message of an error begins with the field it is about, as in "hel
   UNAUTHENTICATED     a server with users isn't shown who calls, by certificate or token, or it no longer holds
   PERMISSION_DENIED   a plain picture asked of a server that gives only veiled ones, to the caller or at all; a camera
                       or call that isn't the caller's; a camera that speaks for another than its certificate names
-  DEADLINE_EXCEEDED   no Hello came in time
+  DEADLINE_EXCEEDED   no Hello came in time, or a viewer has read nothing for a while
   ABORTED             a camera of that name came back on a newer stream
   UNAVAILABLE         the server is shutting down
   INTERNAL            the server's own fault; its log has the whole story
