@@ -17,10 +17,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from encoder.link import ServerLink
 from encoder.packing import Packer
 from encoder.pipeline import Account, run
 from encoder.sampling import Operator, OperatorError
-from encoder.sinks import FileSink, ServerSink, Sink, SinkError
+from encoder.sinks import FileSink, Sink, SinkError
 from encoder.sources import Frame, SourceError, open_source
 from protos.rules import CAMERA_NAME, CAMERA_NAME_TOLD
 from protos.v1 import veilcam_pb2 as pb
@@ -35,6 +36,7 @@ UNUSABLE = 2
 """Exit code: what was asked for can't be done (a missing file, a busy camera, a bad option)."""
 
 _LOG_EVERY_S = 10.0
+_POLL_S = 0.25
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -60,15 +62,22 @@ def encode(
     as_fast_as_possible: Annotated[
         bool, typer.Option("--as-fast-as-possible", help="every frame of a file, folder or pattern, without waiting")
     ] = False,
+    give_up_seconds: Annotated[
+        float, typer.Option(min=0, help="end when the server has been away for so long; 0: try for ever")
+    ] = 0.0,
     log_json: Annotated[bool, typer.Option("--log-json", help="log lines as JSON, no live line")] = False,
 ) -> None:
     """Sample a camera's pictures with Φ and stream the measurements to a decoder service.
 
-    Exit codes: 0 ended, or stopped with Ctrl-C while frames flowed; 1 the source, the server or the file broke on the
-    way, or the server refused; 2 what was asked for can't be done.
+    A server that is away, at the start or later, is tried again for ever; what a camera sees meanwhile is dropped and
+    counted.
+
+    Exit codes: 0 ended, or stopped with Ctrl-C once the source gave frames; 1 the source or the file broke on the way,
+    the server refused this camera from the start, was away when the source ended, or for longer than
+    --give-up-seconds; 2 what was asked for can't be done.
     """
     _start_logging(log_json)
-    # Until frames flow there is nothing to end cleanly, and what opens a source or a connection can't be interrupted.
+    # Until there are frames there is nothing to end cleanly, and what opens a source can't be interrupted.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if not CAMERA_NAME.fullmatch(name):
         _fail(UNUSABLE, f"--name {name!r}: expected {CAMERA_NAME_TOLD}")
@@ -86,8 +95,11 @@ def encode(
     lossless = as_fast_as_possible and not opened.live
     if as_fast_as_possible and opened.live:
         log.warning("--as-fast-as-possible is for files, folders and the pattern; a camera keeps its own pace")
+    account = Account(colour=first.colour)
+    stop = _stop_on_signals()
+    hello = _hello(name, packer.operator, first, opened.frame_rate)
     try:
-        sink = _open_sink(server, out, _hello(name, packer.operator, first, opened.frame_rate), lossless)
+        sink = _open_sink(server, out, hello, account, lossless, opened.live, give_up_seconds)
     except SinkError as error:
         _fail(BROKE, str(error))
     log.info(
@@ -95,23 +107,27 @@ def encode(
         *(opened.name, sink.name, name, first.luma.shape[1], first.luma.shape[0]),
         *(packer.operator.id, packer.rows, packer.operator.rows, packer.rows / packer.operator.block**2),
     )
-    stop = _stop_on_signals()
-    account, began = Account(colour=first.colour), time.monotonic()
+    began = time.monotonic()
     _tell_colour(account)
-    reporter = threading.Thread(target=_report, args=(account, sink, stop, log_json), daemon=True)
+    over = threading.Event()
+    reporter = threading.Thread(target=_report, args=(account, sink, over, log_json), daemon=True)
     reporter.start()
-    problem = None
+    problem: Exception | None = None
     try:
-        run(itertools.chain([first], frames), packer, sink, account, stop, lossless)
+        if not opened.live and _waited(sink, stop):
+            opened.close()
+            opened = open_source(source, paced=not as_fast_as_possible)
+            first, frames = None, opened.frames()
+        run(itertools.chain([first] if first else [], frames), packer, sink, account, stop, lossless)
     except (SourceError, SinkError) as error:
         problem = error
-    stop.set()
+    over.set()
     reporter.join()
     opened.close()
     try:
         sink.close()
     except SinkError as error:
-        problem = problem or error
+        problem = problem or (None if stop.is_set() else error)
     _tell_colour(account)
     log.info("%s", _summary(account, sink, time.monotonic() - began))
     if problem:
@@ -123,8 +139,20 @@ def _hello(name: str, operator: Operator, first: Frame, frame_rate: float) -> pb
     return pb.Hello(camera=name, operator_id=operator.id, width=width, height=height, frame_rate=frame_rate)
 
 
-def _open_sink(server: str, out: Path | None, hello: pb.Hello, lossless: bool) -> Sink:
-    return FileSink(out, hello) if out else ServerSink(server, hello, lossless)
+def _open_sink(
+    server: str, out: Path | None, hello: pb.Hello, account: Account, lossless: bool, live: bool, give_up_s: float
+) -> Sink:
+    if out:
+        return FileSink(out, hello)
+    return ServerLink(server, hello, account.dropped, lossless, resizable=live, give_up_s=give_up_s)
+
+
+def _waited(sink: Sink, stop: threading.Event) -> bool:
+    """Wait until there is somewhere to send to; whether that took so long that a paced source is to begin anew."""
+    began = time.monotonic()
+    while not (stop.is_set() or sink.wait_until_ready(_POLL_S)):
+        pass
+    return time.monotonic() - began > _POLL_S
 
 
 def _stop_on_signals() -> threading.Event:
@@ -161,6 +189,8 @@ def _tell_colour(account: Account) -> None:
 
 
 def _line(account: Account, sink: Sink) -> str:
+    if isinstance(sink, ServerLink) and sink.away_since:
+        return f"server away since {sink.away_since}, dropped here {account.dropped.total()}"
     rate, kbit_s = account.recent()
     mean, told = account.stage_means(), sink.progress
     return (
@@ -178,8 +208,14 @@ def _summary(account: Account, sink: Sink, seconds: float) -> str:
     return (
         f"{seconds:.1f} s: captured {account.captured}, sent {account.sent} ({account.keys} key), "
         f"{account.bytes_sent * 8 / 1000 / max(seconds, 1e-3):.0f} kbit/s; dropped here: {reasons}; "
-        + (f"acknowledged up to {told.received}, {answered}" if isinstance(sink, ServerSink) else f"in {sink.name}")
+        + (f"acknowledged up to {told.received}, {answered}" if isinstance(sink, ServerLink) else f"in {sink.name}")
+        + (_absences(sink) if isinstance(sink, ServerLink) and sink.outages else "")
     )
+
+
+def _absences(link: ServerLink) -> str:
+    times = "once" if link.outages == 1 else f"{link.outages} times"
+    return f"; server away {times}, {link.seconds_away:.1f} s in all"
 
 
 def _start_logging(as_json: bool) -> None:
