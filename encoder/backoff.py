@@ -1,6 +1,9 @@
-"""How long to wait between tries that go on for ever."""
+"""Trying for ever: how long to wait between tries, and what was said of an outage already."""
 
 import random
+import time
+from dataclasses import dataclass, field
+from datetime import datetime
 
 
 class Backoff:
@@ -25,3 +28,27 @@ class Backoff:
     def reset(self) -> None:
         """What was tried has held: the next wait is short again."""
         self._next = self._first
+
+
+@dataclass
+class Outage:
+    """From when on something is away, and what was told of it.
+
+    Attributes:
+        since: date and time, for people.
+    """
+
+    since: str = field(default_factory=lambda: datetime.now().astimezone().isoformat(" ", "seconds"))
+    _began: float = field(default_factory=time.monotonic)
+    _told: set[str] = field(default_factory=set)
+
+    @property
+    def seconds(self) -> float:
+        """How long it has lasted."""
+        return time.monotonic() - self._began
+
+    def is_news(self, reason: str) -> bool:
+        """Whether this reason is to be told: each is, once."""
+        new = reason not in self._told
+        self._told.add(reason)
+        return new

@@ -19,10 +19,11 @@ from rich.text import Text
 
 from encoder.link import ServerLink
 from encoder.packing import Packer
-from encoder.pipeline import Account, run
+from encoder.pipeline import Account, capturing, run
 from encoder.sampling import Operator, OperatorError
 from encoder.sinks import FileSink, Sink, SinkError
-from encoder.sources import Frame, SourceError, open_source
+from encoder.sources import Frame, Source, SourceError, open_source, source_class
+from encoder.sources.watched import SILENCE_S, WatchedSource
 from protos.rules import CAMERA_NAME, CAMERA_NAME_TOLD
 from protos.v1 import veilcam_pb2 as pb
 
@@ -65,12 +66,15 @@ def encode(
     give_up_seconds: Annotated[
         float, typer.Option(min=0, help="end when the server has been away for so long; 0: try for ever")
     ] = 0.0,
+    silence_seconds: Annotated[
+        float, typer.Option(min=0.5, max=60, help="open a camera again that has given no frame for so long")
+    ] = SILENCE_S,
     log_json: Annotated[bool, typer.Option("--log-json", help="log lines as JSON, no live line")] = False,
 ) -> None:
     """Sample a camera's pictures with Φ and stream the measurements to a decoder service.
 
     A server that is away, at the start or later, is tried again for ever; what a camera sees meanwhile is dropped and
-    counted.
+    counted. A camera that gives nothing any more is opened again for ever.
 
     Exit codes: 0 ended, or stopped with Ctrl-C once the source gave frames; 1 the source or the file broke on the way,
     the server refused this camera from the start, was away when the source ended, or for longer than
@@ -83,9 +87,10 @@ def encode(
         _fail(UNUSABLE, f"--name {name!r}: expected {CAMERA_NAME_TOLD}")
     if out is None and not re.fullmatch(r".+:\d{1,5}", server):
         _fail(UNUSABLE, f"--server {server!r}: expected HOST:PORT")
+    stop = threading.Event()
     try:
         packer = Packer(Operator.load(operator), ratio)
-        opened = open_source(source, paced=not as_fast_as_possible)
+        opened = _open(source, not as_fast_as_possible, silence_seconds, stop)
         frames = opened.frames()
         first = next(frames, None)
     except (OperatorError, SourceError) as error:
@@ -96,7 +101,7 @@ def encode(
     if as_fast_as_possible and opened.live:
         log.warning("--as-fast-as-possible is for files, folders and the pattern; a camera keeps its own pace")
     account = Account(colour=first.colour)
-    stop = _stop_on_signals()
+    _stop_on_signals(stop)
     hello = _hello(name, packer.operator, first, opened.frame_rate)
     try:
         sink = _open_sink(server, out, hello, account, lossless, opened.live, give_up_seconds)
@@ -110,7 +115,7 @@ def encode(
     began = time.monotonic()
     _tell_colour(account)
     over = threading.Event()
-    reporter = threading.Thread(target=_report, args=(account, sink, over, log_json), daemon=True)
+    reporter = threading.Thread(target=_report, args=(account, opened, sink, over, log_json), daemon=True)
     reporter.start()
     problem: Exception | None = None
     try:
@@ -123,20 +128,27 @@ def encode(
         problem = error
     over.set()
     reporter.join()
-    opened.close()
+    if not capturing():
+        opened.close()
     try:
         sink.close()
     except SinkError as error:
         problem = problem or (None if stop.is_set() else error)
     _tell_colour(account)
-    log.info("%s", _summary(account, sink, time.monotonic() - began))
+    log.info("%s", _summary(account, opened, sink, time.monotonic() - began))
     if problem:
-        _fail(BROKE, str(problem))
+        log.error("%s", problem)
+    _leave(BROKE if problem else 0)
 
 
 def _hello(name: str, operator: Operator, first: Frame, frame_rate: float) -> pb.Hello:
     height, width = first.luma.shape
     return pb.Hello(camera=name, operator_id=operator.id, width=width, height=height, frame_rate=frame_rate)
+
+
+def _open(source: str, paced: bool, silence_s: float, stop: threading.Event) -> Source:
+    kind = source_class(source)
+    return WatchedSource(source, silence_s, stop) if kind.live else kind(source, paced)
 
 
 def _open_sink(
@@ -155,9 +167,8 @@ def _waited(sink: Sink, stop: threading.Event) -> bool:
     return time.monotonic() - began > _POLL_S
 
 
-def _stop_on_signals() -> threading.Event:
+def _stop_on_signals(stop: threading.Event) -> None:
     """Ctrl-C and SIGTERM end the stream cleanly; a second one ends the process at once."""
-    stop = threading.Event()
 
     def ask(*_: object) -> None:
         if stop.is_set():
@@ -166,20 +177,19 @@ def _stop_on_signals() -> threading.Event:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, ask)
-    return stop
 
 
-def _report(account: Account, sink: Sink, stop: threading.Event, quiet: bool) -> None:
+def _report(account: Account, source: Source, sink: Sink, stop: threading.Event, quiet: bool) -> None:
     console = Console(stderr=True)
     if console.is_terminal and not quiet:
         with Live(console=console, refresh_per_second=4, transient=True) as live:
             while not stop.wait(0.25):
                 _tell_colour(account)
-                live.update(Text(_line(account, sink), no_wrap=True, overflow="ellipsis"))
+                live.update(Text(_line(account, source, sink), no_wrap=True, overflow="ellipsis"))
     else:
         while not stop.wait(_LOG_EVERY_S):
             _tell_colour(account)
-            log.info("%s", _line(account, sink))
+            log.info("%s", _line(account, source, sink))
 
 
 def _tell_colour(account: Account) -> None:
@@ -188,7 +198,9 @@ def _tell_colour(account: Account) -> None:
         log.warning("the source is in colour; only luma is sent, colour is not sent yet")
 
 
-def _line(account: Account, sink: Sink) -> str:
+def _line(account: Account, source: Source, sink: Sink) -> str:
+    if isinstance(source, WatchedSource) and source.away_since:
+        return f"no frames since {source.away_since}"
     if isinstance(sink, ServerLink) and sink.away_since:
         return f"server away since {sink.away_since}, dropped here {account.dropped.total()}"
     rate, kbit_s = account.recent()
@@ -201,7 +213,7 @@ def _line(account: Account, sink: Sink) -> str:
     )
 
 
-def _summary(account: Account, sink: Sink, seconds: float) -> str:
+def _summary(account: Account, source: Source, sink: Sink, seconds: float) -> str:
     reasons = ", ".join(f"{count} {reason}" for reason, count in account.dropped.items() if count) or "none"
     told = sink.progress
     answered = f"shown up to {told.shown}, unwatched {told.unwatched}, dropped at the server {told.dropped}"
@@ -209,13 +221,13 @@ def _summary(account: Account, sink: Sink, seconds: float) -> str:
         f"{seconds:.1f} s: captured {account.captured}, sent {account.sent} ({account.keys} key), "
         f"{account.bytes_sent * 8 / 1000 / max(seconds, 1e-3):.0f} kbit/s; dropped here: {reasons}; "
         + (f"acknowledged up to {told.received}, {answered}" if isinstance(sink, ServerLink) else f"in {sink.name}")
-        + (_absences(sink) if isinstance(sink, ServerLink) and sink.outages else "")
+        + (_absences("server away", sink.outages, sink.seconds_away) if isinstance(sink, ServerLink) else "")
+        + (_absences("no frames", source.outages, source.seconds_away) if isinstance(source, WatchedSource) else "")
     )
 
 
-def _absences(link: ServerLink) -> str:
-    times = "once" if link.outages == 1 else f"{link.outages} times"
-    return f"; server away {times}, {link.seconds_away:.1f} s in all"
+def _absences(what: str, count: int, seconds: float) -> str:
+    return f"; {what} {'once' if count == 1 else f'{count} times'}, {seconds:.1f} s in all" if count else ""
 
 
 def _start_logging(as_json: bool) -> None:
@@ -223,6 +235,14 @@ def _start_logging(as_json: bool) -> None:
     plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
     handler.setFormatter(JsonFormatter("{asctime}{levelname}{name}{message}", style="{") if as_json else plain)
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+
+
+def _leave(code: int) -> NoReturn:
+    """End the program; at once if a source still hangs in OpenCV, which aborts what ends in the orderly way."""
+    if capturing():
+        logging.shutdown()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _fail(code: int, problem: str) -> NoReturn:

@@ -10,12 +10,10 @@ import logging
 import threading
 import time
 from collections import Counter
-from dataclasses import dataclass, field
-from datetime import datetime
 
 import grpc
 
-from encoder.backoff import Backoff
+from encoder.backoff import Backoff, Outage
 from encoder.sinks import Progress, ServerSink, SinkError
 from protos.v1 import veilcam_pb2 as pb
 
@@ -39,17 +37,6 @@ _BY_PEOPLE = {
     grpc.StatusCode.OUT_OF_RANGE,
 }
 """Refusals that don't pass by themselves."""
-
-
-@dataclass
-class _Outage:
-    """From when on nothing is acknowledged."""
-
-    dropped: int
-    lost: int = 0
-    began: float = field(default_factory=time.monotonic)
-    since: str = field(default_factory=lambda: datetime.now().astimezone().isoformat(" ", "seconds"))
-    told: set[str] = field(default_factory=set)
 
 
 class ServerLink:
@@ -91,7 +78,8 @@ class ServerLink:
         self._taken_once = False
         self._taken_at = 0.0
         self._backoff = Backoff()
-        self._outage: _Outage | None = None
+        self._outage: Outage | None = None
+        self._lost_before: Counter[str] = Counter()
         self.outages, self._seconds_away = 0, 0.0
         self._began = time.monotonic()
         self._thread = self._start(None, 0.0)
@@ -111,7 +99,7 @@ class ServerLink:
     def seconds_away(self) -> float:
         """Of all outages together."""
         outage = self._outage
-        return self._seconds_away + (time.monotonic() - outage.began if outage else 0.0)
+        return self._seconds_away + (outage.seconds if outage else 0.0)
 
     @property
     def progress(self) -> Progress:
@@ -195,9 +183,9 @@ class ServerLink:
         """The connection is over: say so, and try again in a while."""
         if time.monotonic() - self._taken_at > HELD_S:
             self._backoff.reset()
-        sink = self._let_go()
         with self._news:
             self._tell_away(error)
+        sink = self._let_go()
         self._thread = self._start(sink, self._wait_after(error))
 
     def _let_go(self) -> ServerSink | None:
@@ -247,7 +235,7 @@ class ServerLink:
 
     def _is_final(self, error: SinkError) -> bool:
         now = time.monotonic()
-        if self._give_up_s and now - (self._outage.began if self._outage else self._began) >= self._give_up_s:
+        if self._give_up_s and (self._outage.seconds if self._outage else now - self._began) >= self._give_up_s:
             return True
         if self._taken_once or error.status not in _BY_PEOPLE:
             return False
@@ -262,19 +250,17 @@ class ServerLink:
         """One line when an outage begins, and one more for each other reason that it then has."""
         if self._outage is None:
             self.outages += 1
-            self._outage = _Outage(self._dropped["server away"], self._dropped["lost on the way"])
+            self._outage, self._lost_before = Outage(), Counter(self._dropped)
         unreachable = error.status is None or error.status is grpc.StatusCode.UNAVAILABLE
         reason = "away" if unreachable else str(error.status)
-        if reason not in self._outage.told:
-            self._outage.told.add(reason)
+        if self._outage.is_news(reason):
             log.warning("%s; trying again until it takes this camera", error)
 
-    def _tell_back(self, outage: _Outage) -> None:
+    def _tell_back(self, outage: Outage) -> None:
         self._outage = None
-        seconds = time.monotonic() - outage.began
-        self._seconds_away += seconds
+        self._seconds_away += outage.seconds
+        lost = self._dropped - self._lost_before
         log.info(
             "%s: frames flow again after %.1f s (since %s); frames not sent meanwhile: %d, lost on the way: %d",
-            *(self.name, seconds, outage.since, self._dropped["server away"] - outage.dropped),
-            self._dropped["lost on the way"] - outage.lost,
+            *(self.name, outage.seconds, outage.since, lost["server away"], lost["lost on the way"]),
         )

@@ -15,7 +15,7 @@ from protos.v1 import veilcam_pb2 as pb
 
 _WINDOW = 200
 _POLL_S = 0.25
-_CAPTURE_END_S = 3.0
+_CAPTURE, _CAPTURE_END_S = "capture", 3.0
 _LOWER, _EASE, _EASE_EVERY_S = 1.25, 0.9, 1.0
 
 
@@ -155,7 +155,7 @@ def run(
     newest = NewestFrame(lossless, account.dropped)
     problems: list[Exception] = []
     capture = threading.Thread(
-        target=_capture, args=(frames, newest, account, stop, problems), name="capture", daemon=True
+        target=_capture, args=(frames, newest, account, stop, problems), name=_CAPTURE, daemon=True
     )
     capture.start()
     throttle, size = Throttle(), None
@@ -207,10 +207,15 @@ def run(
     finally:
         single.restore_original_limits()
         newest.close()
-        # A thread that is still inside of OpenCV when the interpreter ends aborts the process.
+        # A thread that is still inside of OpenCV when the interpreter ends may abort the process; see ``capturing``.
         capture.join(_CAPTURE_END_S)
     if problems and not stop.is_set():
         raise problems[0]
+
+
+def capturing() -> bool:
+    """Whether a source is still being read: it hangs, if ``run`` is over."""
+    return any(thread.name == _CAPTURE for thread in threading.enumerate())
 
 
 def _capture(

@@ -295,11 +295,14 @@ def test_a_server_that_acknowledges_nothing_is_left(
 ) -> None:
     monkeypatch.setattr(sinks, "UNANSWERED_S", 1.0)
     server, address = scripted("mute")
+    caplog.set_level(logging.INFO)
     running = Running(operator, address, endless())
     wait_for(lambda: len(server.received) == 2 and len(server.received[1]) > 3, "frames")
     running.end()
     assert "the server has acknowledged nothing for 1 s" in caplog.text
-    assert 1 <= running.account.dropped["lost on the way"] <= sinks.UNACKNOWLEDGED_FRAMES
+    lost = running.account.dropped["lost on the way"]
+    assert 1 <= lost <= sinks.UNACKNOWLEDGED_FRAMES
+    assert f"lost on the way: {lost}" in caplog.text
 
 
 def test_pictures_of_another_size_go_on_a_new_stream(service: Service, operator: Operator) -> None:
