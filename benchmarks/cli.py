@@ -198,7 +198,8 @@ def serve(
 ) -> None:
     """A service with more and more cameras, each a process on this machine, then one with more and more viewers."""
     from benchmarks.machine import described, headline
-    from benchmarks.serve import ServeError, measure
+    from benchmarks.processes import ProcessError
+    from benchmarks.serve import measure
 
     _check_writable(json_file)
     machine, rows = described(), []
@@ -206,7 +207,7 @@ def serve(
     counts = ("cameras", "viewers", "received", "made", "dropped", "fps")
     for column in (*counts, "median ms", "p99 ms", "batch", "CPU ms/frame", "MiB"):
         table.add_column(column, justify="right")
-    with _mistakes_told(ServeError):
+    with _mistakes_told(ProcessError):
         _size(size)
         for count, watching in [*((each, 1) for each in cameras), *((1, each) for each in viewers if each != 1)]:
             row = measure(count, size, frame_rate, seconds, watching, engine)
@@ -216,6 +217,54 @@ def serve(
             table.add_row(*map(str, (*cells, row["server_cpu_ms_per_frame"], row["memory_mb"])))
     console.print(table)
     _write(json_file, {"size": size, "frame_rate": frame_rate, "seconds": seconds, "rows": rows, "machine": machine})
+
+
+@app.command()
+def faults(
+    damaged: Annotated[int, typer.Option(min=0, help="damaged messages among sound ones")] = 1000,
+    connects: Annotated[int, typer.Option(min=0, help="connections that come and go")] = 200,
+    seconds: Annotated[float, typer.Option(min=1, help="of each phase that lasts by the clock")] = 10.0,
+    seed: Annotated[int, typer.Option(help="of what is damaged, and how")] = 0,
+    json_file: Json = None,
+) -> None:
+    """A service while messages are damaged, connections come and go, an engine raises and viewers don't read.
+
+    Ends with 1 if the service died, something waited without end, or what is sound was no longer shown.
+    """
+    try:
+        from benchmarks.faults import HEIGHT, RATE, WIDTH, measure
+    except ModuleNotFoundError as error:
+        log.error("%s is missing: pip install 'veilcam[train]'", error.name)
+        sys.exit(UNUSABLE)
+    from benchmarks.machine import described, headline
+    from benchmarks.processes import ProcessError
+
+    _check_writable(json_file)
+    machine = described()
+    with _mistakes_told(ProcessError):
+        result = measure(damaged, connects, seconds, seed, log.info)
+    table = Table(title=f"a camera of {WIDTH}×{HEIGHT} at {RATE} frames/s, and the service", caption=headline(machine))
+    for column in ("meanwhile", "fps", "gap, ms", "median", "p99", "MiB", "most", "threads", "files"):
+        table.add_column(column, justify="left" if column == "meanwhile" else "right")
+    for row in result["rows"]:
+        took = row["latency_ms"]
+        usage = (row.get(name) for name in ("memory_mb", "most_memory_mb", "threads", "open_files"))
+        cells = (row["fps"], row["longest_gap_ms"], took["median"], took["p99"], *usage)
+        table.add_row(row["phase"], *("–" if each is None else str(each) for each in cells))
+    console.print(table)
+    for row in result["rows"]:
+        answers = "; ".join(f"{number} {answer}" for answer, number in row["answers"].items())
+        if answers:
+            console.print(f"{row['phase']}: {answers}; {row['endless']} waits without end", highlight=False)
+    if "stop" in result:
+        stop = result["stop"]
+        console.print(f"stopped within {stop['seconds']} s, exit code {stop['code']}", highlight=False)
+    given = {"damaged": damaged, "connects": connects, "seconds": seconds, "seed": seed}
+    _write(json_file, {"size": [WIDTH, HEIGHT], "frame_rate": RATE} | given | result | {"machine": machine})
+    for problem in result["problems"]:
+        log.error("%s", problem)
+    if result["problems"]:
+        sys.exit(BROKE)
 
 
 def _size(text: str) -> tuple[int, int]:

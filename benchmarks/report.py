@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import headline
-from decoder.catalogue import SHIPPED, Reconstructor, load_catalogue
+from decoder.catalogue import SHIPPED, Reconstructor, load_catalogue, read_forms
 from decoder.engines import REFERENCE
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 DOCUMENT = ROOT / "docs" / "measured.md"
 README = ROOT / "README.md"
-OURS, CSNET = "plain-r10", "csnet-r10"
+OURS, CSNET = ("plain-r10", "plain-r10-light"), "csnet-r10"
 """What is held against the paper's network, and that network, at r = 0.1."""
 BEGIN, END = "<!-- measured: written by python -m benchmarks.report -->", "<!-- end of measured -->"
 
@@ -28,12 +28,15 @@ def document() -> str:
     parts += quality_table(results("quality"))
     for veil in veils():
         parts += veil_tables(veil)
+    parts += form_table()
     for result in results("latency"):
         parts += latency_table(result)
     for result in results("engines"):
         parts += engine_tables(result)
     for result in results("serve"):
         parts += serve_table(result)
+    for result in results("faults"):
+        parts += faults_table(result)
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -94,8 +97,9 @@ def quality_table(rows: list[dict[str, Any]]) -> list[str]:
         figures = f"{row['psnr']:.2f} | {row['ssim']:.4f} | {row['bpp']:.3f}"
         link = f"[json](../{row['file']})"
         lines.append(f"| {name} | {row['name']} | {row['ratio']} | {row['rows']} | {figures} | {link} |")
-    if rows:
-        lines += ["", f"Measured on {headline(rows[0]['machine'])}."]
+    for measured_on in dict.fromkeys(headline(row["machine"]) for row in rows):
+        names = [row["name"] for row in rows if headline(row["machine"]) == measured_on]
+        lines += ["", f"{', '.join(dict.fromkeys(names))}: measured on {measured_on}."]
     return [*lines, ""]
 
 
@@ -121,6 +125,25 @@ def veil_tables(veil: Reconstructor) -> list[str]:
             lines.append(f"| {rendition} | {shown} | " + " | ".join(cells) + " |")
         lines.append("")
     return lines
+
+
+def form_table() -> list[str]:
+    """What integer forms lose, and what readers read through a veil's, as ``veilcam-train quantise`` measured it."""
+    lines = ["## Integer forms of reconstructors", ""]
+    lines += ["| form | PSNR of float32, dB | lost, dB | to float32, dB | readers, float32 → integers, % |"]
+    lines += ["|---|--:|--:|--:|---|"]
+    for forms in read_forms([SHIPPED]):
+        for precision, model in sorted(forms.items()):
+            if precision == "float32":
+                continue
+            told = json.loads(model.told["quantised"])
+            read = [
+                f"{name} {each['float32']} → {each[precision]}" for name, each in told.get("recognition", {}).items()
+            ]
+            figures = f"{told['psnr_float32']:.2f} | {told['lost_db']:.3f} | {told['agreement_db']:.1f}"
+            plain = "plain" if model.told["rendition"] == "plain" else "not looked at"
+            lines.append(f"| {model.path.stem} | {figures} | {', '.join(read) or plain} |")
+    return [*lines, "", "PSNR on crops of photographs that weren't calibrated on; readers on whole labelled ones.", ""]
 
 
 def latency_table(result: dict[str, Any]) -> list[str]:
@@ -158,30 +181,30 @@ def engine_tables(result: dict[str, Any]) -> list[str]:
         sizes = list(engines[REFERENCE]["sizes"])
         lines += [f"| {name} | " + " | ".join(sizes) + " |", "|---|" + "--:|" * len(sizes)]
         for engine, row in engines.items():
-            if "sizes" not in row:
-                lines.append(f"| {engine} | " + " | ".join([row["problem"].splitlines()[0]] * len(sizes)) + " |")
-                continue
-            cells = [f"{each['median_ms']:.1f} ({each['times_faster']:.2f})" for each in row["sizes"].values()]
-            lines.append(f"| {engine} | " + " | ".join(cells) + " |")
-        lines.append("")
+            cells = [f"{each['median_ms']:.1f} ({each['times_faster']:.2f})" for each in row.get("sizes", {}).values()]
+            if cells:
+                lines.append(f"| {engine} | " + " | ".join(cells) + " |")
+        left_out = [f"{engine} ({row['problem'].splitlines()[0]})" for engine, row in engines.items() if row["problem"]]
+        lines += ["", *([f"Not run: {'; '.join(left_out)}.", ""] if left_out else [])]
     return lines + _against_csnet(result)
 
 
 def _against_csnet(result: dict[str, Any]) -> list[str]:
-    """What the paper's CSNet costs on the same engines in the same run, and what it gives on Set11."""
-    ours, theirs = (result["reconstructors"].get(name) for name in (OURS, CSNET))
-    if not (ours and theirs):
+    """What the paper's CSNet costs on the same engines in the same run, and what each gives on Set11."""
+    theirs = result["reconstructors"].get(CSNET)
+    if theirs is None:
         return []
     given = {row["name"]: row["psnr"] for row in results("quality") if Path(row["folder"]).name == "set11"}
-    lines = [f"| {OURS} against {CSNET} | " + " | ".join(ours[REFERENCE]["sizes"]) + " |"]
-    lines += ["|---|" + "--:|" * len(ours[REFERENCE]["sizes"])]
-    for engine in ours.keys() & theirs.keys():
-        pairs = [each[engine].get("sizes", {}) for each in (ours, theirs)]
-        if all(pairs):
-            cells = [f"{pairs[1][size]['median_ms'] / pairs[0][size]['median_ms']:.1f} × faster" for size in pairs[0]]
-            lines.append(f"| {engine} | " + " | ".join(cells) + " |")
-    told = "; ".join(f"{name} {given[name]:.2f} dB" for name in (OURS, CSNET) if name in given)
-    return [*lines[:2], *sorted(lines[2:]), "", f"On Set11: {told}.", ""]
+    sizes = list(theirs[REFERENCE]["sizes"])
+    lines = [f"| times faster than {CSNET}, {given[CSNET]:.2f} dB on Set11 | " + " | ".join(sizes) + " |"]
+    lines += ["|---|" + "--:|" * len(sizes)]
+    for name in OURS:
+        for engine, row in result["reconstructors"].get(name, {}).items():
+            ours, other = (each.get("sizes") for each in (row, theirs[engine]))
+            if ours and other:
+                cells = [f"{other[size]['median_ms'] / ours[size]['median_ms']:.1f}" for size in sizes]
+                lines.append(f"| {name}, {given[name]:.2f} dB, {engine} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
 
 
 def serve_table(result: dict[str, Any]) -> list[str]:
@@ -202,6 +225,35 @@ def serve_table(result: dict[str, Any]) -> list[str]:
         f"processes on the same machine. Measured on {headline(result['machine'])}. [json](../{result['file']})",
         "",
     ]
+
+
+def faults_table(result: dict[str, Any]) -> list[str]:
+    """A camera and the service while things go wrong around them."""
+    width, height = result["size"]
+    lines = ["## While things go wrong", ""]
+    lines += [
+        f"One camera of {width}×{height} at {result['frame_rate']} frames/s and its viewer, all along; beside it "
+        f"{result['damaged']} damaged messages, {result['connects']} connections that come and go, an engine that "
+        "raises, and viewers that stop reading. Latency is from capture to the viewer; memory, threads and open files "
+        "are the service's at the end of each row.",
+        "",
+        "| meanwhile | seconds | frames/s | longest gap, ms | median, ms | 99th percentile | MiB, most | threads |"
+        " files | answers | without end |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        took, answers = row["latency_ms"], (f"{number} {answer}" for answer, number in row["answers"].items())
+        cells = [row["phase"], row["seconds"], row["fps"], row["longest_gap_ms"], took["median"], took["p99"]]
+        cells += [f"{row['memory_mb']}, {row['most_memory_mb']}", row["threads"], row["open_files"]]
+        lines.append("| " + " | ".join(map(str, [*cells, "; ".join(answers), row["endless"]])) + " |")
+    stop = result["stop"]
+    lines += [
+        "",
+        f"Stopped within {stop['seconds']} s while viewers didn't read; exit code {stop['code']}. Measured on "
+        f"{headline(result['machine'])}. [json](../{result['file']})",
+        "",
+    ]
+    return lines
 
 
 def stale() -> Iterator[Path]:

@@ -264,6 +264,7 @@ class Cameras:
             raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "hello.camera", problem)
         oldest = min(gone, key=lambda camera: camera.last_seen)
         oldest.offer(())
+        oldest.newest = oldest.latest = None  # a camera and its relays know each other, and are collected much later
         del self._cameras[oldest.name]
         for tell in self.forgotten:
             tell(oldest.name)

@@ -249,7 +249,7 @@ def export(
     try:
         settings = _own_settings({"reconstructor": reconstructor or None, "engine": engine, "threads": threads})
         played = Recording(recording, _catalogue(settings, [_RENDITION[plain]]), _RENDITION[plain])
-        with Progress() as bar, _stopping() as asked:
+        with _stopping() as asked, Progress() as bar:
             task = bar.add_task(film.name, total=len(played.times(start_ns, end_ns)))
             written = write_film(played.shots(start_ns, end_ns), film, lambda: bar.advance(task), asked)
     except (SettingsError, CatalogueError, EngineError, RecordingError) as error:
@@ -355,18 +355,18 @@ def _ns(time: datetime | None, otherwise: int) -> int:
 
 @contextlib.contextmanager
 def _stopping() -> Iterator[Callable[[], bool]]:
-    """Whether it was asked to stop, by Ctrl-C or SIGTERM; asked again, it is interrupted at once."""
-    asked = False
+    """Whether it was asked to stop, by Ctrl-C or SIGTERM; asked again, it is interrupted, and then left to clean up."""
+    asked = 0
 
     def ask(number: int, frame: object) -> None:
         nonlocal asked
-        if asked:
+        asked += 1
+        if asked == 2:
             raise KeyboardInterrupt
-        asked = True
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: asked
+        yield lambda: asked > 0
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -21,7 +21,7 @@ from decoder.reconstruction import Worker
 from decoder.recordings.playback import Playback
 from decoder.recordings.recorder import Recorder
 from decoder.recordings.store import Retention, Store
-from decoder.service import CamerasService, ViewersService
+from decoder.service import UNREAD_S, CamerasService, ViewersService
 from decoder.settings import AT_ONCE, Settings, changed
 from decoder.viewers.folder import save_pictures
 from decoder.viewers.probes import probes
@@ -90,6 +90,8 @@ class Server:
             )
         except OSError as error:
             raise ServerError(f"{host}:{http_port} (--http): can't listen there ({error.strerror})") from None
+        # What HTTP gives can't be taken back from a connection that reads nothing; the kernel can.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(UNREAD_S * 1e3))
         self.http_port = listener.getsockname()[1]
         try:
             self.port = self._grpc.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")

@@ -26,6 +26,9 @@ log = logging.getLogger("veilcam.decode")
 FIRST_MESSAGE_S = 10.0
 """A camera that connects and doesn't say who it is within so long is let go."""
 
+UNREAD_S = 20.0
+"""A viewer that reads nothing for so long is let go: it would keep an engine at work for nobody."""
+
 _RENDITIONS = {pb.RENDITION_UNSPECIFIED: "", pb.RENDITION_VEILED: "veiled", pb.RENDITION_PLAIN: "plain"}
 _RENDITION_NUMBERS = {"veiled": pb.RENDITION_VEILED, "plain": pb.RENDITION_PLAIN}
 _ENCODINGS = (pb.ENCODING_UNSPECIFIED, pb.ENCODING_JPEG, pb.ENCODING_GRAY8)
@@ -136,14 +139,14 @@ class ViewersService(ViewersServicer):
         self._cameras = cameras
         self._policy = policy
 
-    async def Watch(  # noqa: N802 - gRPC's name
+    async def Watch(  # type: ignore[override]  # noqa: N802 - gRPC's name; what it gives is written, not yielded
         self, request: pb.WatchRequest, context: "aio.ServicerContext[pb.WatchRequest, pb.Picture]"
-    ) -> AsyncIterator[pb.Picture]:
+    ) -> None:
         try:
             camera, rendition = self._asked(request)
             with camera.relays[rendition].watch() as pictures:
                 async for picture in pictures:
-                    yield await _message(picture, request.encoding)
+                    await write_picture(context, await _message(picture, request.encoding))
             self._check_allowed(rendition)
             self._asked(request)  # it is let go for what would now refuse it, or for a while
             raise Refusal(grpc.StatusCode.UNAVAILABLE, "watch.camera", "let go: the server is shutting down or changes")
@@ -210,6 +213,23 @@ async def _message(picture: Picture, encoding: "pb.Encoding.ValueType") -> pb.Pi
     )
 
 
+async def write_picture(context: "aio.ServicerContext[pb.WatchRequest, pb.Picture]", message: pb.Picture) -> None:
+    """Give a viewer a picture; one that doesn't read it within a limit is refused more."""
+    try:
+        async with asyncio.timeout(UNREAD_S):  # wait_for would lose a cancellation that comes when a write is through
+            await context.write(message)
+    except TimeoutError:
+        problem = f"no picture was read for {UNREAD_S:.0f} s"
+        raise Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "watch", problem) from None
+    except aio.InternalError:
+        raise asyncio.CancelledError from None  # the viewer is gone; gRPC is about to cancel this
+
+
 async def _abort(context: "aio.ServicerContext[Any, Any]", refusal: Refusal) -> NoReturn:
-    await context.abort(refusal.status, str(refusal))
+    # gRPC keeps what abort raises until the collector comes; it needn't keep the frame that was refused along with it.
+    refusal.__traceback__ = refusal.__context__ = None
+    try:
+        await context.abort(refusal.status, str(refusal))
+    except aio.InternalError:
+        raise asyncio.CancelledError from None  # there is nobody left to tell
     raise AssertionError("abort raises")

@@ -96,9 +96,10 @@ class Log:
 def provenance() -> dict[str, str]:
     """Commit (with + where the tree had changes), versions and processor that a result came from.
 
-    Where the code runs outside of its repository, as in a container, ``VEILCAM_COMMIT`` names the commit.
+    Where the code runs outside of its repository, as in a container, ``TRAIN_COMMIT`` names the commit: not a name
+    that begins as the service's settings do, which it would refuse.
     """
-    commit = os.environ.get("VEILCAM_COMMIT") or _commit() or "unknown"
+    commit = os.environ.get("TRAIN_COMMIT") or _commit() or "unknown"
     return {"commit": commit, "torch": str(torch.__version__), "processor": processor()}
 
 

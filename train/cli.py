@@ -15,6 +15,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from train.data.small import SmallSet
+    from train.readers import Reader
     from train.reproduce import Runner, Step
 
 log = logging.getLogger("veilcam.train")
@@ -98,14 +99,12 @@ def evaluate(
     from train.evaluation.photographs import measure_veil
     from train.loops.plain import network_of
     from train.loops.veil import reconstructor_of
-    from train.readers import JUDGES, SURROGATES, open_reader
 
     with _mistakes_told():
         veiled, state = reconstructor_of(runs / name / "final.pt", runs)
         base, _ = network_of(runs / state["run"]["extends"] / "final.pt")
         items = [item for folder in pictures for item in labelled_pictures(folder)]
-        names = [n for n in readers.split(",") if n] or [*SURROGATES, *JUDGES]
-        opened = {reader: open_reader(reader, readers_folder) for reader in names}
+        opened = _opened(readers, readers_folder)
         with _bar(name, len(items)) as advance:
             seen = iter(range(1, len(items) + 1))
             table = measure_veil(base, veiled, items, opened, lambda: advance({"iteration": next(seen)}))
@@ -160,6 +159,8 @@ def reproduce(
             if runner.begun(step) and not resume:
                 raise SettingsError(f"{runs / folder.name / step.name}: was interrupted; --resume goes on with it")
         if jobs > 1:
+            for name in sorted({(step.run or plan.runs[step.name]).data for step in todo}):
+                sets(name)  # fetched once, and what is wrong with it told once, before every process opens it
             do_at_once(todo, jobs, partial(_quiet_runner, folder, runs / folder.name, data or [], cache))
             return
         for number, step in enumerate(todo, 1):
@@ -231,7 +232,6 @@ def quantise(
     from train.data.photographs import picture_files
     from train.quantise import CALIBRATED_ON, PRECISIONS
     from train.quantise import quantise as write
-    from train.readers import JUDGES, SURROGATES, open_reader
     from train.settings import SettingsError
 
     with _mistakes_told():
@@ -242,8 +242,7 @@ def quantise(
         out = reconstructor.with_suffix(f".{precision}.onnx")
         phi = Operator.load(operator)
         items = [item for folder in labelled or [] for item in labelled_pictures(folder)]
-        names = [n for n in readers.split(",") if n] or [*SURROGATES, *JUDGES]
-        opened = {reader: open_reader(reader, readers_folder) for reader in names} if items else {}
+        opened = _opened(readers, readers_folder) if items else {}
         total = max(0, sum(len(picture_files(folder)) for folder in pictures) - CALIBRATED_ON) + len(items)
         with _bar(out.name, max(1, total)) as advance:
             seen = iter(range(1, total + 1))
@@ -315,6 +314,14 @@ def _print_table(result: dict[str, Any]) -> None:
             read = [f"{readings[rendition][way]:.1f}" for readings in result["recognition"].values()]
             table.add_row(rendition, "" if rendition == "original" else f"{fidelity:.2f}", *read)
         Console().print(table)
+
+
+def _opened(readers: str, folder: Path | None) -> "dict[str, Reader]":
+    """The readers that ``--readers`` names, or all."""
+    from train.readers import JUDGES, SURROGATES, open_reader
+
+    names = [name for name in readers.split(",") if name] or [*SURROGATES, *JUDGES]
+    return {name: open_reader(name, folder) for name in names}
 
 
 def _sets(data: list[Path], cache: Path) -> "Callable[[str], SmallSet]":

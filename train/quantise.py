@@ -13,7 +13,7 @@ from itertools import chain, islice
 from pathlib import Path
 from statistics import mean
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -29,6 +29,9 @@ from train.export import ExportError
 from train.networks.quarter import WHITE
 from train.objectives.reconstruction import psnr
 from train.readers import Reader
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 CROP = 256
 CALIBRATED_ON = 64
@@ -96,12 +99,13 @@ def quantise(
         partial = Path(folder) / out.name
         _write(model, path, partial, [levels for _, levels in first[:CALIBRATED_ON]], precision)
         # All that there are are checked with, and none of the rest is kept.
-        measured = _compared(path, partial, chain(first[CALIBRATED_ON:], samples), progress)
+        sessions = {form: _session(file) for form, file in {"float32": path, precision: partial}.items()}
+        measured = _compared(sessions, chain(first[CALIBRATED_ON:], samples), progress)
         if measured["lost_db"] > MOST_LOST_DB:
             problem = f"{precision} loses {measured['lost_db']:.3f} dB, at most {MOST_LOST_DB} are allowed"
             raise ExportError(f"{path}: {problem}; nothing was written")
         if veiled:
-            seen = _recognition({"float32": path, precision: partial}, labelled, readers, operator, rows, progress)
+            seen = _recognition(sessions, labelled, readers, operator, rows, progress)
             measured |= {"labelled": len(labelled), "recognition": seen}
             before, after = (mean(table[form] for table in seen.values()) for form in ("float32", precision))
             if after - before > MOST_READ_MORE:
@@ -114,7 +118,7 @@ def quantise(
             "of": hashlib.sha256(path.read_bytes()).hexdigest()[:16],
             "quantised": json.dumps(measured),
             "sample": _packed(np.stack([levels for _, levels in drawn])),
-            "sample_psnr": f"{_compared(path, partial, drawn)['agreement_db']}",
+            "sample_psnr": f"{_compared(sessions, drawn)['agreement_db']}",
         }
         onnx.helper.set_model_props(quantised, {f"veilcam.{key}": value for key, value in told.items()})
         onnx.save(quantised, partial)
@@ -181,19 +185,25 @@ def _samples(folders: Sequence[Path], operator: Operator, rows: int) -> Iterator
 
 
 def _sampled(picture: NDArray[np.uint8], operator: Operator, rows: int) -> Sample:
-    grid = (picture.shape[0] // operator.block, picture.shape[1] // operator.block)
+    grid = (-(-picture.shape[0] // operator.block), -(-picture.shape[1] // operator.block))
     return picture, operator.quantise(operator.sample(picture, rows), grid)
 
 
-def _compared(
-    path: Path, other: Path, samples: Iterable[Sample], progress: Callable[[], None] = lambda: None
-) -> dict[str, Any]:
+def _session(path: Path) -> "onnxruntime.InferenceSession":
     import onnxruntime
 
-    sessions = [onnxruntime.InferenceSession(each, providers=["CPUExecutionProvider"]) for each in (path, other)]
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+def _compared(
+    sessions: "Mapping[str, onnxruntime.InferenceSession]",
+    samples: Iterable[Sample],
+    progress: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """What the second form loses against the first."""
     rows = []
     for picture, levels in samples:
-        ours, theirs = (session.run(None, {"measurements": levels[None]})[0][0] for session in sessions)
+        ours, theirs = (session.run(None, {"measurements": levels[None]})[0][0] for session in sessions.values())
         seen, changed, original = (torch.tensor(each)[None, None] / WHITE for each in (ours, theirs, picture))
         rows.append([float(psnr(*pair)) for pair in ((seen, original), (changed, original), (changed, seen))])
         progress()
@@ -208,7 +218,7 @@ def _compared(
 
 
 def _recognition(
-    forms: Mapping[str, Path],
+    sessions: "Mapping[str, onnxruntime.InferenceSession]",
     labelled: Sequence[Labelled],
     readers: Mapping[str, Reader],
     operator: Operator,
@@ -216,18 +226,11 @@ def _recognition(
     progress: Callable[[], None],
 ) -> dict[str, dict[str, float]]:
     """Percent that readers read through each form, from measurements as cameras send them."""
-    import onnxruntime
-
-    sessions = {
-        form: onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]) for form, path in forms.items()
-    }
-    right = {reader: dict.fromkeys(forms, 0) for reader in readers}
+    right = {reader: dict.fromkeys(sessions, 0) for reader in readers}
     for item in labelled:
-        picture = read_gray(item.path)
-        grid = (-(-picture.shape[0] // operator.block), -(-picture.shape[1] // operator.block))
-        levels = operator.quantise(operator.sample(picture, rows), grid)[None]
+        picture, levels = _sampled(read_gray(item.path), operator, rows)
         for form, session in sessions.items():
-            pixels = session.run(None, {"measurements": levels})[0][:, : picture.shape[0], : picture.shape[1]]
+            pixels = session.run(None, {"measurements": levels[None]})[0][:, : picture.shape[0], : picture.shape[1]]
             seen = torch.from_numpy(pixels)[:, None] / WHITE
             for reader, look in readers.items():
                 with torch.no_grad():

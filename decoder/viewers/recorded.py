@@ -75,8 +75,6 @@ def recorded(playback: Playback, worker: Worker, policy: Policy) -> list[Route]:
         if moment is None:
             return text(404, f"nothing of a camera {name[:80]!r} is recorded here")
         there = worker.renditions_for(moment.hello.operator_id)
-        if not there:
-            return text(404, "only plain reconstructors for this recording here")
         rendition = asked_rendition(request, policy.renditions, there)
         if isinstance(rendition, Response):
             return rendition

@@ -244,7 +244,7 @@ def _measured(each: Reconstructor) -> dict[str, Any]:
         "rows": each.engine.rows,
         "engine": each.engine.name,
         "device": each.engine.device,
-        "precision": each.engine.model.precision,
+        "precision": each.engine.precision,
         "measured": each.measured,
         "measured_form": json.loads(each.engine.model.told.get("quantised", "{}")),
     }

@@ -12,7 +12,7 @@ Statuses. Each message of an error begins with the field it is about, as in "hel
   ALREADY_EXISTS      a camera of that name is publishing
   RESOURCE_EXHAUSTED  more cameras, pixels or bytes than the server allows
   PERMISSION_DENIED   a plain picture asked of a server that gives only veiled ones
-  DEADLINE_EXCEEDED   no Hello came in time
+  DEADLINE_EXCEEDED   no Hello came in time, or a viewer has read nothing for a while
   ABORTED             a camera of that name came back on a newer stream
   UNAVAILABLE         the server is shutting down
   INTERNAL            the server's own fault; its log has the whole story

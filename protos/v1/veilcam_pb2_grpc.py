@@ -125,6 +125,7 @@ class ViewersServicer(object):
 
     def Watch(self, request, context):
         """A camera's pictures as they are reconstructed. A viewer that reads slowly misses pictures and never lags behind.
+        One that reads nothing is let go.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

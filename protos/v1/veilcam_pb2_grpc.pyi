@@ -12,7 +12,7 @@ Statuses. Each message of an error begins with the field it is about, as in "hel
   ALREADY_EXISTS      a camera of that name is publishing
   RESOURCE_EXHAUSTED  more cameras, pixels or bytes than the server allows
   PERMISSION_DENIED   a plain picture asked of a server that gives only veiled ones
-  DEADLINE_EXCEEDED   no Hello came in time
+  DEADLINE_EXCEEDED   no Hello came in time, or a viewer has read nothing for a while
   ABORTED             a camera of that name came back on a newer stream
   UNAVAILABLE         the server is shutting down
   INTERNAL            the server's own fault; its log has the whole story
@@ -86,7 +86,9 @@ class ViewersStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ViewersAsyncStub: ...
     Watch: _grpc.UnaryStreamMultiCallable[_veilcam_pb2.WatchRequest, _veilcam_pb2.Picture]
-    """A camera's pictures as they are reconstructed. A viewer that reads slowly misses pictures and never lags behind."""
+    """A camera's pictures as they are reconstructed. A viewer that reads slowly misses pictures and never lags behind.
+    One that reads nothing is let go.
+    """
 
 @_typing.type_check_only
 class ViewersAsyncStub(ViewersStub):
@@ -94,7 +96,9 @@ class ViewersAsyncStub(ViewersStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Watch: _aio.UnaryStreamMultiCallable[_veilcam_pb2.WatchRequest, _veilcam_pb2.Picture]  # type: ignore[assignment]
-    """A camera's pictures as they are reconstructed. A viewer that reads slowly misses pictures and never lags behind."""
+    """A camera's pictures as they are reconstructed. A viewer that reads slowly misses pictures and never lags behind.
+    One that reads nothing is let go.
+    """
 
 class ViewersServicer(metaclass=_abc_1.ABCMeta):
     """Where programs that watch get pictures. People use the web page."""
@@ -105,6 +109,8 @@ class ViewersServicer(metaclass=_abc_1.ABCMeta):
         request: _veilcam_pb2.WatchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_veilcam_pb2.Picture], _abc.AsyncIterator[_veilcam_pb2.Picture]]:
-        """A camera's pictures as they are reconstructed. A viewer that reads slowly misses pictures and never lags behind."""
+        """A camera's pictures as they are reconstructed. A viewer that reads slowly misses pictures and never lags behind.
+        One that reads nothing is let go.
+        """
 
 def add_ViewersServicer_to_server(servicer: ViewersServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,4 +1,5 @@
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +10,12 @@ import pytest
 from numpy.typing import NDArray
 
 from benchmarks.cli import app
+from benchmarks.damage import KINDS, damaged, message
 from benchmarks.fidelity import psnr, ssim
 from benchmarks.latency import STAGES
 from decoder.catalogue import SHIPPED
+from protos.payload import Payload, Plane
+from protos.v1 import veilcam_pb2 as pb
 
 CLI = [sys.executable, "-c", "from benchmarks.cli import main; main()"]
 
@@ -103,6 +107,37 @@ def test_serve_counts_every_frame(tmp_path: Path) -> None:
     assert 0 < watched["latency_ms"]["median"] <= watched["latency_ms"]["p99"]
     assert (unwatched["viewers"], unwatched["made"]) == (0, 0)
     assert unwatched["received"] > 5
+
+
+def test_faults_leave_the_service_and_a_sound_camera_alone(tmp_path: Path) -> None:
+    result = tmp_path / "faults.json"
+    arguments = ["faults", "--damaged", "40", "--connects", "4", "--seconds", "1", "--json", str(result)]
+    done = subprocess.run([*CLI, *arguments], capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(result.read_text())
+    rows = {row["phase"]: row for row in told["rows"]}
+    assert len(rows) == 7
+    assert all(row["fps"] > 1 and row["endless"] == 0 for row in rows.values())
+    assert set(told["damage"]) == set(KINDS)
+    assert sum(rows["another camera, damaged"]["answers"].values()) == 40
+    assert rows["cameras and viewers come and go"]["answers"] == {"shown, OK": 2, "shown, cut": 2}
+    assert rows["an engine that raises"]["answers"] == {"shown": 40, "not shown": 40, "INTERNAL": 10}
+    assert rows["viewers that don't read"]["answers"]["let go"] > 8
+    assert told["stop"]["code"] == 0
+    assert told["problems"] == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_damage_is_done_to_a_copy_and_is_the_same_for_the_same_seed(kind: str) -> None:
+    payload = Payload("0" * 16, 16, (Plane(np.arange(60, dtype=np.int16).reshape(3, 4, 5)),)).pack()
+    sound = pb.Frame(
+        sequence=7, capture_time_ns=1, planes=[pb.PLANE_KIND_LUMA], kind=pb.FRAME_KIND_KEY, payload=payload
+    )
+    before = sound.SerializeToString()
+    once, twice = (damaged(sound, kind, random.Random(3)) for _ in range(2))
+    assert once == twice
+    assert sound.SerializeToString() == before
+    assert once != message(sound)
 
 
 def test_demo_ends_by_itself_with_figures_and_a_picture(tmp_path: Path) -> None:

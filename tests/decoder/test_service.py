@@ -1,3 +1,4 @@
+import asyncio
 import gc
 import queue
 import threading
@@ -19,6 +20,7 @@ from decoder.cameras import Camera as Known
 from decoder.catalogue import SHIPPED, Catalogue, load_catalogue
 from decoder.engines.onnx_runtime import OnnxRuntimeEngine
 from decoder.server import ServerError
+from decoder.service import write_picture
 from decoder.settings import Settings
 from encoder.packing import Packer
 from encoder.sampling import Operator
@@ -403,6 +405,35 @@ def test_no_more_cameras_than_allowed_and_the_longest_gone_is_forgotten(
         last.say(hello=hello_of(operator, photographs[0], "camera4"))
         last.answer()
         assert [camera.name for camera in service.server.cameras.all()] == ["camera4"]
+
+
+def test_nothing_is_kept_of_the_pictures_of_a_camera_that_is_forgotten(
+    start_service: StartService, operator: Operator, photographs: list[NDArray[np.uint8]], messages: list[pb.Frame]
+) -> None:
+    service = start_service(Settings(port=0, http=0, max_cameras=1))
+    with service.channel() as channel:
+        camera = Camera(channel)
+        camera.say(hello=hello_of(operator, photographs[0]))
+        camera.answer()
+        camera.say(frame=messages[0])
+        call = ViewersStub(channel).Watch(pb.WatchRequest(camera="camera"), timeout=TIMEOUT)
+        next(call)
+        known = service.server.cameras.get("camera")
+        assert known is not None
+        assert known.latest is not None
+        picture = weakref.ref(known.latest)
+        gc.disable()
+        try:
+            call.cancel()
+            camera.bye()
+            wait_until(lambda: known is not None and known.stream is None and not known.watched)
+            other = Camera(channel)
+            other.say(hello=hello_of(operator, photographs[0], "other"))
+            other.answer()
+            known = None
+            wait_until(lambda: picture() is None)
+        finally:
+            gc.enable()
 
 
 @pytest.mark.parametrize(
@@ -801,6 +832,60 @@ def test_one_reconstruction_serves_every_viewer_of_a_rendition(
         assert {next(call).sequence for call in watching} == {message.sequence}
     assert known.tally.shown == {"veiled": 3}
     camera.bye()
+
+
+def test_a_viewer_that_stops_reading_is_let_go_and_others_are_not(
+    service: Service, channel: grpc.Channel, operator: Operator, photographs: list[NDArray[np.uint8]],
+    messages: list[pb.Frame], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("decoder.service.UNREAD_S", 0.5)
+    camera = Camera(channel)
+    camera.say(hello=hello_of(operator, photographs[0]))
+    camera.answer()
+    request = pb.WatchRequest(camera="camera", encoding=pb.ENCODING_GRAY8)
+    reading, unread = (ViewersStub(channel).Watch(request, timeout=60) for _ in range(2))
+    known = service.server.cameras.get("camera")
+    assert known is not None
+    wait_until(lambda: known.relays["veiled"].viewers == 2)
+    sequence = 0
+
+    def left() -> bool:
+        nonlocal sequence
+        sequence += 1
+        camera.say(frame=altered(messages[0], sequence=sequence))
+        return next(reading).sequence == sequence and known.relays["veiled"].viewers == 1
+
+    wait_until(left)
+    with pytest.raises(grpc.RpcError) as error:
+        list(unread)
+    assert isinstance(error.value, grpc.Call)
+    assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert (error.value.details() or "").startswith("watch: no picture was read")
+    camera.bye()
+
+
+def test_a_viewer_who_leaves_just_when_a_picture_is_through_is_gone() -> None:
+    async def left_at_once() -> bool:
+        through = asyncio.get_running_loop().create_future()
+
+        class Context:
+            async def write(self, _: pb.Picture) -> None:
+                await through
+
+        async def watch() -> None:
+            await write_picture(Context(), pb.Picture())  # type: ignore[arg-type]
+            await asyncio.Event().wait()
+
+        watching = asyncio.create_task(watch())
+        await asyncio.sleep(0.01)
+        through.set_result(None)
+        await asyncio.sleep(0)
+        watching.cancel()
+        done, _ = await asyncio.wait([watching], timeout=1)
+        watching.cancel()
+        return bool(done) and watching.cancelled()
+
+    assert asyncio.run(left_at_once())
 
 
 def test_health_and_reflection(channel: grpc.Channel) -> None:

@@ -1,6 +1,7 @@
 import json
 import os
 import queue
+import socket
 import struct
 import threading
 import time
@@ -380,3 +381,31 @@ def test_a_slow_viewer_gets_the_newest_picture_and_never_a_backlog(
     asyncio.run_coroutine_threadsafe(slow(), service.loop).result(10)
     assert [seen.get() for _ in range(3)] == [1, 19, 19]
     shown.bye()
+
+
+def test_a_browser_that_stops_reading_is_let_go(
+    start_service: StartService, operator: Operator, photographs: list[NDArray[np.uint8]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("decoder.server.UNREAD_S", 0.5)
+    service = start_service()
+    frame = Packer(operator, 0.1).pack(frame_of(photographs[0]), 1)[0]
+    with service.channel() as channel, socket.socket() as connection:
+        camera = Camera(channel)
+        camera.say(hello=hello_of(operator, photographs[0], "porch"))
+        camera.answer()
+        known = service.server.cameras.get("porch")
+        assert known is not None
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", service.server.http_port))
+        connection.sendall(b"GET /cameras/porch.mjpeg HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        wait_until(lambda: known.relays["veiled"].viewers == 1)
+
+        def left() -> bool:
+            frame.sequence += 1
+            camera.say(frame=frame)
+            camera.settled(frame.sequence)
+            return known.relays["veiled"].viewers == 0
+
+        wait_until(left)
+        camera.bye()

@@ -1,18 +1,19 @@
 """Gather what finished runs left into one plain structure, and lay their logs beside it."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from train.reproduce import SCHEDULES, Schedule, evaluated, finished
+from train.reproduce import Schedule, evaluated, finished
 from train.settings import ClassifierRun
 
 
-def collect(schedules: Path, runs: Path, logs: Path) -> dict[str, Any]:
+def collect(schedules: Mapping[str, Schedule], runs: Path, logs: Path) -> dict[str, Any]:
     """What every finished run of every schedule gave, by schedule and name, as plain values.
 
     Args:
-        schedules: folder of schedules' run files.
+        schedules: by name.
         runs: where they ran, RUNS/SCHEDULE/NAME.
         logs: where their logs are copied to, LOGS/SCHEDULE/NAME.csv.
 
@@ -20,8 +21,8 @@ def collect(schedules: Path, runs: Path, logs: Path) -> dict[str, Any]:
         CheckpointError: a finished run has other settings than its run file, or was made from others than are there.
     """
     gathered: dict[str, Any] = {}
-    for name in SCHEDULES:
-        schedule, folder = Schedule(schedules / name), runs / name
+    for name, schedule in schedules.items():
+        folder = runs / name
         told: dict[str, Any] = {"models": {}, "classifiers": {}, "retrained": {}}
         for run_name, run in {**schedule.runs, **schedule.retrained()}.items():
             state = finished(folder, run_name, run)

@@ -34,15 +34,16 @@ def write(schedules: Path, runs: Path, docs: Path, sets: Callable[[str], SmallSe
         CheckpointError: nothing has been measured there, or a run doesn't fit its run file.
     """
     beside = docs / BESIDE
-    told = collect(schedules, runs, beside)
+    plans = {name: Schedule(schedules / name) for name in SCHEDULES}
+    told = collect(plans, runs, beside)
     if not any(schedule["models"] for schedule in told.values()):
         raise CheckpointError(f"{runs}: no model was trained and measured there (veilcam-train reproduce)")
     beside.mkdir(parents=True, exist_ok=True)
     before = _told_before(docs / NUMBERS)
     figures: list[dict[str, str]] = []
-    for name in SCHEDULES:
+    for name, plan in plans.items():
         here = bool(told[name]["models"])
-        _keep(told[name], before["schedules"].get(name, {}), Schedule(schedules / name), runs / name)
+        _keep(told[name], before["schedules"].get(name, {}), plan, runs / name)
         drawn: list[dict[str, str]] = []
         if here:
             drawn = draw_pictures(name, runs / name, sets, device, beside) + draw_trade(name, told[name], beside)
