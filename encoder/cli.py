@@ -17,11 +17,13 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from encoder.link import ServerLink
 from encoder.packing import Packer
-from encoder.pipeline import Account, run
+from encoder.pipeline import Account, capturing, run
 from encoder.sampling import Operator, OperatorError
-from encoder.sinks import FileSink, ServerSink, Sink, SinkError
-from encoder.sources import Frame, SourceError, open_source
+from encoder.sinks import FileSink, Sink, SinkError
+from encoder.sources import Frame, Source, SourceError, open_source, source_class
+from encoder.sources.watched import SILENCE_S, WatchedSource
 from encoder.tls import Tls, TlsError
 from protos.rules import CAMERA_NAME, CAMERA_NAME_TOLD
 from protos.v1 import veilcam_pb2 as pb
@@ -36,6 +38,7 @@ UNUSABLE = 2
 """Exit code: what was asked for can't be done (a missing file, a busy camera, a bad option)."""
 
 _LOG_EVERY_S = 10.0
+_POLL_S = 0.25
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -68,15 +71,25 @@ def encode(
     as_fast_as_possible: Annotated[
         bool, typer.Option("--as-fast-as-possible", help="every frame of a file, folder or pattern, without waiting")
     ] = False,
+    give_up_seconds: Annotated[
+        float, typer.Option(min=0, help="end when the server has been away for so long; 0: try for ever")
+    ] = 0.0,
+    silence_seconds: Annotated[
+        float, typer.Option(min=0.5, max=60, help="open a camera again that has given no frame for so long")
+    ] = SILENCE_S,
     log_json: Annotated[bool, typer.Option("--log-json", help="log lines as JSON, no live line")] = False,
 ) -> None:
     """Sample a camera's pictures with Φ and stream the measurements to a decoder service.
 
-    Exit codes: 0 ended, or stopped with Ctrl-C while frames flowed; 1 the source, the server or the file broke on the
-    way, or the server refused; 2 what was asked for can't be done.
+    A server that is away, at the start or later, is tried again for ever; what a camera sees meanwhile is dropped and
+    counted. A camera that gives nothing any more is opened again for ever.
+
+    Exit codes: 0 ended, or stopped with Ctrl-C once the source gave frames; 1 the source or the file broke on the way,
+    the server refused this camera from the start, was away when the source ended, or for longer than
+    --give-up-seconds; 2 what was asked for can't be done.
     """
     _start_logging(log_json)
-    # Until frames flow there is nothing to end cleanly, and what opens a source or a connection can't be interrupted.
+    # Until there are frames there is nothing to end cleanly, and what opens a source can't be interrupted.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     tls = Tls(ca, certificate, key) if ca or certificate or key else None
     try:
@@ -88,9 +101,10 @@ def encode(
         _fail(UNUSABLE, f"--name {name!r}: expected {CAMERA_NAME_TOLD}")
     if out is None and not re.fullmatch(r".+:\d{1,5}", server):
         _fail(UNUSABLE, f"--server {server!r}: expected HOST:PORT")
+    stop = threading.Event()
     try:
         packer = Packer(Operator.load(operator), ratio)
-        opened = open_source(source, paced=not as_fast_as_possible)
+        opened = _open(source, not as_fast_as_possible, silence_seconds, stop)
         frames = opened.frames()
         first = next(frames, None)
     except (OperatorError, SourceError) as error:
@@ -100,8 +114,11 @@ def encode(
     lossless = as_fast_as_possible and not opened.live
     if as_fast_as_possible and opened.live:
         log.warning("--as-fast-as-possible is for files, folders and the pattern; a camera keeps its own pace")
+    account = Account(colour=first.colour)
+    _stop_on_signals(stop)
+    hello = _hello(name, packer.operator, first, opened.frame_rate)
     try:
-        sink = _open_sink(server, out, _hello(name, packer.operator, first, opened.frame_rate), lossless, tls)
+        sink = _open_sink(server, out, hello, account, lossless, opened.live, give_up_seconds, tls)
     except SinkError as error:
         _fail(BROKE, str(error))
     log.info(
@@ -109,27 +126,33 @@ def encode(
         *(opened.name, sink.name, name, first.luma.shape[1], first.luma.shape[0]),
         *(packer.operator.id, packer.rows, packer.operator.rows, packer.rows / packer.operator.block**2),
     )
-    stop = _stop_on_signals()
-    account, began = Account(colour=first.colour), time.monotonic()
+    began = time.monotonic()
     _tell_colour(account)
-    reporter = threading.Thread(target=_report, args=(account, sink, stop, log_json), daemon=True)
+    over = threading.Event()
+    reporter = threading.Thread(target=_report, args=(account, opened, sink, over, log_json), daemon=True)
     reporter.start()
-    problem = None
+    problem: Exception | None = None
     try:
-        run(itertools.chain([first], frames), packer, sink, account, stop, lossless)
+        if not opened.live and _waited(sink, stop):
+            opened.close()
+            opened = open_source(source, paced=not as_fast_as_possible)
+            first, frames = None, opened.frames()
+        run(itertools.chain([first] if first else [], frames), packer, sink, account, stop, lossless)
     except (SourceError, SinkError) as error:
         problem = error
-    stop.set()
+    over.set()
     reporter.join()
-    opened.close()
+    if not capturing():
+        opened.close()
     try:
         sink.close()
     except SinkError as error:
-        problem = problem or error
+        problem = problem or (None if stop.is_set() else error)
     _tell_colour(account)
-    log.info("%s", _summary(account, sink, time.monotonic() - began))
+    log.info("%s", _summary(account, opened, sink, time.monotonic() - began))
     if problem:
-        _fail(BROKE, str(problem))
+        log.error("%s", problem)
+    _leave(BROKE if problem else 0)
 
 
 def _hello(name: str, operator: Operator, first: Frame, frame_rate: float) -> pb.Hello:
@@ -137,13 +160,30 @@ def _hello(name: str, operator: Operator, first: Frame, frame_rate: float) -> pb
     return pb.Hello(camera=name, operator_id=operator.id, width=width, height=height, frame_rate=frame_rate)
 
 
-def _open_sink(server: str, out: Path | None, hello: pb.Hello, lossless: bool, tls: Tls | None) -> Sink:
-    return FileSink(out, hello) if out else ServerSink(server, hello, lossless, tls)
+def _open(source: str, paced: bool, silence_s: float, stop: threading.Event) -> Source:
+    kind = source_class(source)
+    return WatchedSource(source, silence_s, stop) if kind.live else kind(source, paced)
 
 
-def _stop_on_signals() -> threading.Event:
+def _open_sink(
+    server: str, out: Path | None, hello: pb.Hello, account: Account, lossless: bool, live: bool, give_up_s: float,
+    tls: Tls | None,
+) -> Sink:  # fmt: skip
+    if out:
+        return FileSink(out, hello)
+    return ServerLink(server, hello, account.dropped, lossless, resizable=live, give_up_s=give_up_s, tls=tls)
+
+
+def _waited(sink: Sink, stop: threading.Event) -> bool:
+    """Wait until there is somewhere to send to; whether that took so long that a paced source is to begin anew."""
+    began = time.monotonic()
+    while not (stop.is_set() or sink.wait_until_ready(_POLL_S)):
+        pass
+    return time.monotonic() - began > _POLL_S
+
+
+def _stop_on_signals(stop: threading.Event) -> None:
     """Ctrl-C and SIGTERM end the stream cleanly; a second one ends the process at once."""
-    stop = threading.Event()
 
     def ask(*_: object) -> None:
         if stop.is_set():
@@ -152,20 +192,19 @@ def _stop_on_signals() -> threading.Event:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, ask)
-    return stop
 
 
-def _report(account: Account, sink: Sink, stop: threading.Event, quiet: bool) -> None:
+def _report(account: Account, source: Source, sink: Sink, stop: threading.Event, quiet: bool) -> None:
     console = Console(stderr=True)
     if console.is_terminal and not quiet:
         with Live(console=console, refresh_per_second=4, transient=True) as live:
             while not stop.wait(0.25):
                 _tell_colour(account)
-                live.update(Text(_line(account, sink), no_wrap=True, overflow="ellipsis"))
+                live.update(Text(_line(account, source, sink), no_wrap=True, overflow="ellipsis"))
     else:
         while not stop.wait(_LOG_EVERY_S):
             _tell_colour(account)
-            log.info("%s", _line(account, sink))
+            log.info("%s", _line(account, source, sink))
 
 
 def _tell_colour(account: Account) -> None:
@@ -174,7 +213,11 @@ def _tell_colour(account: Account) -> None:
         log.warning("the source is in colour; only luma is sent, colour is not sent yet")
 
 
-def _line(account: Account, sink: Sink) -> str:
+def _line(account: Account, source: Source, sink: Sink) -> str:
+    if isinstance(source, WatchedSource) and source.away_since:
+        return f"no frames since {source.away_since}"
+    if isinstance(sink, ServerLink) and sink.away_since:
+        return f"server away since {sink.away_since}, dropped here {account.dropped.total()}"
     rate, kbit_s = account.recent()
     mean, told = account.stage_means(), sink.progress
     return (
@@ -185,15 +228,21 @@ def _line(account: Account, sink: Sink) -> str:
     )
 
 
-def _summary(account: Account, sink: Sink, seconds: float) -> str:
+def _summary(account: Account, source: Source, sink: Sink, seconds: float) -> str:
     reasons = ", ".join(f"{count} {reason}" for reason, count in account.dropped.items() if count) or "none"
     told = sink.progress
     answered = f"shown up to {told.shown}, unwatched {told.unwatched}, dropped at the server {told.dropped}"
     return (
         f"{seconds:.1f} s: captured {account.captured}, sent {account.sent} ({account.keys} key), "
         f"{account.bytes_sent * 8 / 1000 / max(seconds, 1e-3):.0f} kbit/s; dropped here: {reasons}; "
-        + (f"acknowledged up to {told.received}, {answered}" if isinstance(sink, ServerSink) else f"in {sink.name}")
+        + (f"acknowledged up to {told.received}, {answered}" if isinstance(sink, ServerLink) else f"in {sink.name}")
+        + (_absences("server away", sink.outages, sink.seconds_away) if isinstance(sink, ServerLink) else "")
+        + (_absences("no frames", source.outages, source.seconds_away) if isinstance(source, WatchedSource) else "")
     )
+
+
+def _absences(what: str, count: int, seconds: float) -> str:
+    return f"; {what} {'once' if count == 1 else f'{count} times'}, {seconds:.1f} s in all" if count else ""
 
 
 def _start_logging(as_json: bool) -> None:
@@ -201,6 +250,14 @@ def _start_logging(as_json: bool) -> None:
     plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
     handler.setFormatter(JsonFormatter("{asctime}{levelname}{name}{message}", style="{") if as_json else plain)
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+
+
+def _leave(code: int) -> NoReturn:
+    """End the program; at once if a source still hangs in OpenCV, which aborts what ends in the orderly way."""
+    if capturing():
+        logging.shutdown()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _fail(code: int, problem: str) -> NoReturn:

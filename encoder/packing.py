@@ -38,6 +38,7 @@ class Packer:
         self.rows = operator.rows_for(ratio)
         self._sequence = 0
         self._last: NDArray[np.int8] | None = None
+        self._capture_time_ns = 0
         self._last_key_ns = 0
 
     def pack(self, frame: Frame, sequence: int, key: bool = False) -> tuple[pb.Frame, StageTimes]:
@@ -55,20 +56,26 @@ class Packer:
         quantised = self.operator.quantise(levels, grid)
         rounded = time.perf_counter()
         values, base = self._key_or_delta(quantised, frame.capture_time_ns, key)
-        payload = Payload(self.operator.id, side, (Plane(values),)).pack()
-        self._sequence = sequence
-        self._last = quantised
-        message = pb.Frame(
-            sequence=sequence,
-            capture_time_ns=frame.capture_time_ns,
-            planes=[pb.PLANE_KIND_LUMA],
-            kind=pb.FRAME_KIND_DELTA if base else pb.FRAME_KIND_KEY,
-            base_sequence=base,
-            payload=payload,
-        )
+        self._sequence, self._capture_time_ns, self._last = sequence, frame.capture_time_ns, quantised
+        message = self._message(values, base)
         stages = (began, sampled, rounded, time.perf_counter())
         sample_ms, quantise_ms, pack_ms = ((b - a) * 1e3 for a, b in pairwise(stages))
         return message, StageTimes(frame.capture_ms, sample_ms, quantise_ms, pack_ms)
+
+    def again(self) -> pb.Frame:
+        """The frame that was packed last, as a key frame: for a server that may not have had it."""
+        assert self._last is not None
+        return self._message(self._last.astype(np.int16), 0)
+
+    def _message(self, values: NDArray[np.int16], base: int) -> pb.Frame:
+        return pb.Frame(
+            sequence=self._sequence,
+            capture_time_ns=self._capture_time_ns,
+            planes=[pb.PLANE_KIND_LUMA],
+            kind=pb.FRAME_KIND_DELTA if base else pb.FRAME_KIND_KEY,
+            base_sequence=base,
+            payload=Payload(self.operator.id, self.operator.block, (Plane(values),)).pack(),
+        )
 
     def _key_or_delta(self, quantised: NDArray[np.int8], now_ns: int, key: bool) -> tuple[NDArray[np.int16], int]:
         values = quantised.astype(np.int16)

@@ -15,7 +15,7 @@ from protos.v1 import veilcam_pb2 as pb
 
 _WINDOW = 200
 _POLL_S = 0.25
-_CAPTURE_END_S = 3.0
+_CAPTURE, _CAPTURE_END_S = "capture", 3.0
 _LOWER, _EASE, _EASE_EVERY_S = 1.25, 0.9, 1.0
 
 
@@ -24,14 +24,16 @@ class NewestFrame:
 
     Args:
         lossless: ``put`` waits until the frame before was taken, instead of replacing it.
+        dropped: counts the frames that were replaced, by the reason that ``reason`` then says.
     """
 
-    def __init__(self, lossless: bool = False) -> None:
+    def __init__(self, lossless: bool = False, dropped: Counter[str] | None = None) -> None:
         self._lossless = lossless
+        self.dropped: Counter[str] = Counter() if dropped is None else dropped
+        self.reason = "newer frame"
         self._changed = threading.Condition()
         self._frame: tuple[int, Frame] | None = None
         self._closed = False
-        self.dropped = 0
 
     def put(self, sequence: int, frame: Frame) -> bool:
         """Offer a frame and its number; False once closed."""
@@ -40,7 +42,7 @@ class NewestFrame:
                 self._changed.wait_for(lambda: self._frame is None or self._closed)
             if self._closed:
                 return False
-            self.dropped += self._frame is not None
+            self.dropped[self.reason] += self._frame is not None
             self._frame = sequence, frame
             self._changed.notify_all()
             return True
@@ -60,8 +62,16 @@ class NewestFrame:
             self._changed.notify_all()
 
     @property
+    def closed(self) -> bool:
+        return self._closed
+
+    @property
     def over(self) -> bool:
         return self._closed and self._frame is None
+
+
+REASONS = ("newer frame", "rate lowered", "server away", "lost on the way", "size changed")
+"""Why a frame isn't sent, or was sent and never acknowledged."""
 
 
 @dataclass
@@ -72,8 +82,8 @@ class Account:
     sent: int = 0
     keys: int = 0
     bytes_sent: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    """Frames not sent, by reason: ``newer frame``, ``rate lowered``."""
+    dropped: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(REASONS, 0)))
+    """Frames lost here, by reason, one of ``REASONS``."""
     colour: bool = False
     colour_told: bool = False
     stages: deque[StageTimes] = field(default_factory=lambda: deque(maxlen=_WINDOW))
@@ -142,10 +152,10 @@ def run(
         SourceError: the source broke, or changed its size.
         SinkError: the sink broke.
     """
-    newest = NewestFrame(lossless)
+    newest = NewestFrame(lossless, account.dropped)
     problems: list[Exception] = []
     capture = threading.Thread(
-        target=_capture, args=(frames, newest, account, stop, problems), name="capture", daemon=True
+        target=_capture, args=(frames, newest, account, stop, problems), name=_CAPTURE, daemon=True
     )
     capture.start()
     throttle, size = Throttle(), None
@@ -153,23 +163,37 @@ def run(
     # Sampling takes few milliseconds and gains nothing by threads; OpenBLAS' idle ones spin on cores that others need.
     single = threadpool_limits(limits=1, user_api="blas")
     try:
-        while not (stop.is_set() or newest.over):
+        while not stop.is_set():
+            newest.reason = "server away" if sink.away else "newer frame"
             if not sink.wait_until_ready(_POLL_S):
+                if sink.away and newest.closed and not lossless:
+                    account.dropped["server away"] += newest.take(0) is not None
+                    break
                 continue
             changes = sink.take_changes()
             key = key or pb.CHANGE_SEND_KEY in changes
             if pb.CHANGE_LOWER_RATE in changes and not lossless:
                 throttle.lower(account.recent()[0])
+            if sink.take_lost():
+                sink.send(pb.PublishRequest(frame=packer.again()))
+                key = False
+                continue
+            if newest.over:
+                break
             taken = newest.take(_POLL_S)
-            account.dropped["newer frame"] = newest.dropped
             if taken is None:
                 continue
             sequence, frame = taken
             if size not in (None, frame.luma.shape):
-                raise SourceError(
-                    f"the source changed its size from {_wxh(size)} to {_wxh(frame.luma.shape)} at frame {sequence}; "
-                    "one stream has one size"
-                )
+                height, width = frame.luma.shape
+                if not sink.resize(width, height):
+                    raise SourceError(
+                        f"the source changed its size from {_wxh(size)} to {_wxh(frame.luma.shape)} at frame "
+                        f"{sequence}; one stream has one size"
+                    )
+                size = frame.luma.shape
+                account.dropped["size changed"] += 1
+                continue
             size = frame.luma.shape
             if not throttle.admits():
                 account.dropped["rate lowered"] += 1
@@ -183,10 +207,15 @@ def run(
     finally:
         single.restore_original_limits()
         newest.close()
-        # A thread that is still inside of OpenCV when the interpreter ends aborts the process.
+        # A thread that is still inside of OpenCV when the interpreter ends may abort the process; see ``capturing``.
         capture.join(_CAPTURE_END_S)
     if problems and not stop.is_set():
         raise problems[0]
+
+
+def capturing() -> bool:
+    """Whether a source is still being read: it hangs, if ``run`` is over."""
+    return any(thread.name == _CAPTURE for thread in threading.enumerate())
 
 
 def _capture(

@@ -1,7 +1,9 @@
-"""Where messages go: a decoder service, or a file that holds the same messages."""
+"""Where messages go: a connection to a decoder service, or a file that holds the same messages."""
 
 import queue
 import threading
+import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,18 +12,39 @@ from typing import Protocol
 import grpc
 from google.protobuf.proto import parse_length_prefixed, serialize_length_prefixed
 
-from encoder.tls import Tls, why_not
+from encoder.tls import Tls, TlsError, why_not
 from protos.v1 import veilcam_pb2 as pb
 from protos.v1.veilcam_pb2_grpc import CamerasStub
 
 CONNECT_TIMEOUT_S = 5.0
 CLOSE_TIMEOUT_S = 5.0
+UNANSWERED_S = 20.0
+"""A server that has frames to acknowledge and says nothing for so long is taken for gone."""
 UNACKNOWLEDGED_FRAMES = 8
 """Frames on the way at most: a slow network delays a picture by no more than these."""
 
 
+_SLICE_S = 0.1
+_OPTIONS = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    # Each connection is one of its own, not one that a channel closed before has left behind.
+    ("grpc.use_local_subchannel_pool", 1),
+]
+
+
 class SinkError(Exception):
-    """The server isn't there, refused or went away, or the file can't be written; the message says which."""
+    """The server isn't there, refused or went away, or the file can't be written; the message says which.
+
+    Args:
+        problem: the message.
+        status: what the server ended the stream with, UNAUTHENTICATED also if TLS doesn't come about; None if neither.
+    """
+
+    def __init__(self, problem: str, status: grpc.StatusCode | None = None) -> None:
+        super().__init__(problem)
+        self.status = status
 
 
 @dataclass(frozen=True)
@@ -35,18 +58,41 @@ class Progress:
     """Sequence up to which every frame was shown, dropped, or passed by since nobody watched."""
     unwatched: int = 0
 
+    def then(self, later: "Progress") -> "Progress":
+        """This, and after it a stream that told of ``later``: sequences go on, counts begin anew."""
+        return Progress(
+            max(self.received, later.received),
+            max(self.shown, later.shown),
+            self.dropped + later.dropped,
+            max(self.settled, later.settled),
+            self.unwatched + later.unwatched,
+        )
+
 
 class Sink(Protocol):
-    """What the pipeline needs of either."""
+    """What the pipeline needs of each."""
 
     name: str
 
     @property
     def progress(self) -> Progress: ...
 
+    @property
+    def away(self) -> bool:
+        """Whether frames have nowhere to go for now, and are to be dropped."""
+        ...
+
     def wait_until_ready(self, timeout: float) -> bool: ...
 
     def take_changes(self) -> set[int]: ...
+
+    def take_lost(self) -> bool:
+        """Whether the frame sent last, in a lossless stream, is to be sent again as a key frame; says so once."""
+        ...
+
+    def resize(self, width: int, height: int) -> bool:
+        """Take frames of another size from now on; False if it can't."""
+        ...
 
     def send(self, message: pb.PublishRequest) -> None: ...
 
@@ -54,22 +100,31 @@ class Sink(Protocol):
 
 
 class ServerSink:
-    """A stream to a decoder service.
+    """A connection to a decoder service; over when that is over.
 
     Args:
         address: ``HOST:PORT``.
         hello: sent first.
         lossless: send a frame once the one before it is settled, so that every one is shown to whoever watches.
+        stop: set from another thread, gives up connecting.
         tls: what is shown to the server and whom it is taken for; none speaks no TLS.
 
     Raises:
         SinkError: no service answers there, or it refuses the hello.
     """
 
-    def __init__(self, address: str, hello: pb.Hello, lossless: bool = False, tls: Tls | None = None) -> None:
+    away = False
+
+    def __init__(
+        self, address: str, hello: pb.Hello, lossless: bool = False, stop: threading.Event | None = None,
+        tls: Tls | None = None,
+    ) -> None:  # fmt: skip
         self.name = address
         self._lossless = lossless
+        self._stop = stop or threading.Event()
         self._sent = 0
+        self._waiting: deque[int] = deque()
+        self._heard = time.monotonic()
         self._progress = Progress()
         self._changes: set[int] = set()
         self._problem: SinkError | None = None
@@ -77,29 +132,34 @@ class ServerSink:
         self._accepted = False
         self._over = False
         self._requests: queue.SimpleQueue[pb.PublishRequest | None] = queue.SimpleQueue()
-        options = [("grpc.max_send_message_length", -1), ("grpc.keepalive_time_ms", 10_000)]
-        self._channel = (
-            grpc.secure_channel(address, tls.credentials(), options) if tls else grpc.insecure_channel(address, options)
-        )
+        self._tls = tls
+        self._channel = _channel(address, tls)
         try:
-            grpc.channel_ready_future(self._channel).result(CONNECT_TIMEOUT_S)
-        except grpc.FutureTimeoutError:
+            self._wait_for_channel()
+        except SinkError:
             self._channel.close()
-            problem = why_not(address, tls) or "no decoder service answers (start one with veilcam-decode)"
-            raise SinkError(f"{address}: {problem}") from None
+            raise
         self._requests.put(pb.PublishRequest(hello=hello))
         self._call = CamerasStub(self._channel).Publish(iter(self._requests.get, None))
         self._reader = threading.Thread(target=self._read, name="acknowledgements", daemon=True)
         self._reader.start()
         with self._news:
-            answered = self._news.wait_for(lambda: self._accepted or self._over, CONNECT_TIMEOUT_S)
-        if not answered or self._problem:
-            self.close()
+            deadline = time.monotonic() + CONNECT_TIMEOUT_S
+            while not (self._accepted or self._over or self._stop.is_set() or time.monotonic() > deadline):
+                self._news.wait(_SLICE_S)
+        if not self._accepted or self._problem:
+            self.drop()
             raise self._problem or SinkError(f"{address}: the service doesn't answer the hello")
 
     @property
     def progress(self) -> Progress:
         return self._progress
+
+    @property
+    def unacknowledged(self) -> int:
+        """Frames sent that the server hasn't told to have, or in a lossless stream not to be through with."""
+        with self._news:
+            return len(self._waiting)
 
     def wait_until_ready(self, timeout: float) -> bool:
         """Wait for room on the way; False when there is none yet.
@@ -109,8 +169,11 @@ class ServerSink:
         """
         with self._news:
             ready = self._news.wait_for(lambda: self._over or self._room(), timeout)
+            silent = self._sent > self._progress.received and time.monotonic() - self._heard > UNANSWERED_S
         if self._over:
             raise self._problem or SinkError(f"{self.name}: the server ended the stream")
+        if silent:
+            raise SinkError(f"{self.name}: the server has acknowledged nothing for {UNANSWERED_S:.0f} s")
         return ready
 
     def take_changes(self) -> set[int]:
@@ -119,9 +182,26 @@ class ServerSink:
             changes, self._changes = self._changes, set()
         return changes
 
+    def take_lost(self) -> bool:
+        return False
+
+    def resize(self, width: int, height: int) -> bool:
+        return False
+
     def send(self, message: pb.PublishRequest) -> None:
-        self._sent = message.frame.sequence
+        with self._news:
+            if self._sent <= self._progress.received:
+                self._heard = time.monotonic()
+            self._sent = message.frame.sequence
+            self._waiting.append(self._sent)
         self._requests.put(message)
+
+    def drop(self) -> None:
+        """End it at once, whatever is on the way."""
+        self._requests.put(None)
+        self._call.cancel()
+        self._channel.close()
+        self._reader.join(CLOSE_TIMEOUT_S)
 
     def close(self) -> None:
         """Say that no more frames come, and wait until the last one is settled, within a limit."""
@@ -130,6 +210,21 @@ class ServerSink:
         self._requests.put(None)
         self._reader.join(CLOSE_TIMEOUT_S)
         self._channel.close()
+
+    def _wait_for_channel(self) -> None:
+        ready = grpc.channel_ready_future(self._channel)
+        deadline = time.monotonic() + CONNECT_TIMEOUT_S
+        while True:
+            try:
+                ready.result(_SLICE_S)
+                return
+            except grpc.FutureTimeoutError:
+                if self._stop.is_set() or time.monotonic() > deadline:
+                    ready.cancel()
+                    told = None if self._stop.is_set() else why_not(self.name, self._tls)
+                    problem = told or "no decoder service answers (start one with veilcam-decode)"
+                    status = grpc.StatusCode.UNAUTHENTICATED if told else None
+                    raise SinkError(f"{self.name}: {problem}", status) from None
 
     def _room(self) -> bool:
         if self._lossless:
@@ -142,13 +237,17 @@ class ServerSink:
             for response in self._call:
                 with self._news:
                     self._accepted = True
+                    self._heard = time.monotonic()
                     if response.HasField("acknowledgement"):
                         told = response.acknowledgement
                         self._progress = Progress(told.received, told.shown, told.dropped, told.settled, told.unwatched)
                         self._changes.update(told.changes)
+                        done = told.settled if self._lossless else told.received
+                        while self._waiting and self._waiting[0] <= done:
+                            self._waiting.popleft()
                     self._news.notify_all()
         except grpc.RpcError as error:
-            problem = SinkError(f"{self.name}: {_explained(error)}")
+            problem = SinkError(f"{self.name}: {_explained(error)}", error.code())
         finally:
             with self._news:
                 self._problem = problem
@@ -158,6 +257,8 @@ class ServerSink:
 
 class FileSink:
     """A file of length-prefixed ``veilcam.v1.PublishRequest`` messages: what a server would have been sent."""
+
+    away = False
 
     def __init__(self, path: Path, hello: pb.Hello) -> None:
         self.name = str(path)
@@ -170,13 +271,19 @@ class FileSink:
 
     @property
     def progress(self) -> Progress:
-        return Progress(received=self._sent)
+        return Progress(received=self._sent, settled=self._sent)
 
     def wait_until_ready(self, timeout: float) -> bool:
         return True
 
     def take_changes(self) -> set[int]:
         return set()
+
+    def take_lost(self) -> bool:
+        return False
+
+    def resize(self, width: int, height: int) -> bool:
+        return False
 
     def send(self, message: pb.PublishRequest) -> None:
         self._write(message)
@@ -201,6 +308,15 @@ def read_messages(path: Path) -> Iterator[pb.PublishRequest]:
     with path.open("rb") as file:
         while message := parse_length_prefixed(pb.PublishRequest, file):  # type: ignore[arg-type]
             yield message
+
+
+def _channel(address: str, tls: Tls | None) -> grpc.Channel:
+    if tls is None:
+        return grpc.insecure_channel(address, _OPTIONS)
+    try:
+        return grpc.secure_channel(address, tls.credentials(), _OPTIONS)
+    except TlsError as error:
+        raise SinkError(f"{address}: {error}") from None
 
 
 def _explained(error: grpc.RpcError) -> str:

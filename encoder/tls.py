@@ -58,22 +58,22 @@ class Tls:
         return _name_in(self.certificate, self.key)
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """For a channel."""
-        read = [_read(path, "") if path is not None else None for path in (self.ca, self.key, self.certificate)]
-        return grpc.ssl_channel_credentials(*read)
+        """For a channel, from what the files hold now.
+
+        Raises:
+            TlsError: they are gone, or aren't what they should be any more.
+        """
+        self.check()
+        named = ((self.ca, "ca"), (self.key, "key"), (self.certificate, "certificate"))
+        return grpc.ssl_channel_credentials(*(_read(path, option) if path else None for path, option in named))
 
 
 def why_not(address: str, tls: Tls | None) -> str | None:
     """Why no connection to HOST:PORT comes about, as far as TLS is the reason."""
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
-    context = ssl.create_default_context(cafile=tls.ca if tls else None)
-    context.set_alpn_protocols(["h2"])
-    if tls is None:
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    elif tls.certificate is not None:
-        context.load_cert_chain(tls.certificate, tls.key, password=lambda: "")
     try:
+        context = _probe_context(tls)
         with (
             socket.create_connection((host, int(port)), _PROBE_S) as plain,
             context.wrap_socket(plain, server_hostname=host) as connection,
@@ -91,11 +91,23 @@ def why_not(address: str, tls: Tls | None) -> str | None:
                 return _ASKS
     except ssl.SSLCertVerificationError as error:
         return _of_the_server(error, host, tls)
+    except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
+        pass  # cut, as a server that is ending cuts it
     except ssl.SSLError as error:
         return _of_the_connection(error, tls)
     except (OSError, ValueError):
         pass
     return None
+
+
+def _probe_context(tls: Tls | None) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=tls.ca if tls else None)
+    context.set_alpn_protocols(["h2"])
+    if tls is None:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    elif tls.certificate is not None:
+        context.load_cert_chain(tls.certificate, tls.key, password=lambda: "")
+    return context
 
 
 def _of_the_server(error: ssl.SSLCertVerificationError, host: str, tls: Tls | None) -> str:

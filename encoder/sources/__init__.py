@@ -1,7 +1,8 @@
 """Where frames come from: one file per kind of source, and the table that picks one.
 
 A source is opened by its constructor, which raises ``SourceError`` when it can't be; ``frames`` then gives frames until
-the source ends, and ``close`` may be called at any time, from any thread.
+the source ends, and ``close`` is called once nobody takes any more. One that is ``live`` runs in a process of its own,
+which ``watched.py`` ends and begins again when it gives nothing.
 """
 
 import re
@@ -17,6 +18,10 @@ from numpy.typing import NDArray
 
 class SourceError(Exception):
     """A source that can't be opened or that broke; the message names it and says what to do."""
+
+
+class SourceAwayError(SourceError):
+    """A source that isn't there now and may come by itself, as a network camera that is still starting."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +60,7 @@ class Source(Protocol):
 
 SOURCES = {
     "device": "encoder.sources.device:DeviceSource",
+    "pipe": "encoder.sources.pipe:PipeSource",
     "folder": "encoder.sources.folder:FolderSource",
     "pattern": "encoder.sources.pattern:PatternSource",
     "rtsp": "encoder.sources.url:UrlSource",
@@ -82,6 +88,8 @@ def scheme_of(spec: str) -> str:
         path = Path(spec)
         if spec.startswith("/dev/video") or path.is_char_device():
             return "device"
+        if path.is_fifo():
+            return "pipe"
         return "folder" if path.is_dir() else "file"
     except (OSError, ValueError) as error:
         raise SourceError(f"{spec[:200]}: can't be read ({error})") from None
@@ -98,12 +106,21 @@ def open_source(spec: str, paced: bool = True) -> Source:
     Raises:
         SourceError: unknown scheme, or the source can't be opened.
     """
+    return source_class(spec)(spec, paced)
+
+
+def source_class(spec: str) -> type[Source]:
+    """The class of a source.
+
+    Raises:
+        SourceError: unknown scheme.
+    """
     scheme = scheme_of(spec)
     if scheme not in SOURCES:
         raise SourceError(f"{masked(spec)}: unknown scheme {scheme}://, expected one of {', '.join(SOURCES)}")
     module, name = SOURCES[scheme].split(":")
     source: type[Source] = getattr(import_module(module), name)
-    return source(spec, paced)
+    return source
 
 
 def masked(spec: str) -> str:

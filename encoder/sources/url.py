@@ -1,16 +1,19 @@
 """A network camera: RTSP (over TCP) or HTTP, read through OpenCV's FFmpeg."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import cv2
 
-from encoder.sources import Frame, SourceError, masked
+from encoder.sources import Frame, SourceAwayError, SourceError, masked
 from encoder.sources.capture import Capture, live_frames
 
+_OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
 _OPEN_TIMEOUT_MS = 10_000
-_READ_TIMEOUT_MS = 10_000
+_READ_TIMEOUT_MS = 60_000
+"""A camera that is watched is given up sooner, whatever it is that OpenCV waits for."""
 
 
 class UrlSource:
@@ -22,19 +25,37 @@ class UrlSource:
         self.name = masked(spec)
         if not _host(spec):
             raise SourceError(f"{self.name}: no host in this URL")
-        # OpenCV takes FFmpeg's options from nowhere else; a user's own win.
-        os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", "rtsp_transport;tcp|fflags;nobuffer|flags;low_delay")
         timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _OPEN_TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, _READ_TIMEOUT_MS]
         problem = f"{self.name}: nothing there gives video (host up? address, path, user and password right?)"
-        self._capture = Capture(self.name, spec, cv2.CAP_FFMPEG, timeouts, problem)
+        try:
+            with _low_delay():
+                self._capture = Capture(self.name, spec, cv2.CAP_FFMPEG, timeouts, problem)
+        except SourceError as error:
+            raise SourceAwayError(str(error)) from None
         self.frame_rate = self._capture.frame_rate
 
     def frames(self) -> Iterator[Frame]:
         yield from live_frames(self._capture)
-        raise SourceError(f"{self.name}: the stream ended or sent nothing for {_READ_TIMEOUT_MS // 1000} s")
+        raise SourceAwayError(f"{self.name}: the stream ended or sent nothing for {_READ_TIMEOUT_MS // 1000} s")
 
     def close(self) -> None:
         self._capture.close()
+
+
+@contextlib.contextmanager
+def _low_delay() -> Iterator[None]:
+    """FFmpeg's options, which OpenCV takes from nowhere else; a user's own win.
+
+    They must not stay: with them, a file that is opened later loses its first frame.
+    """
+    if _OPTIONS in os.environ:
+        yield
+        return
+    os.environ[_OPTIONS] = "rtsp_transport;tcp|fflags;nobuffer|flags;low_delay"
+    try:
+        yield
+    finally:
+        os.environ.pop(_OPTIONS, None)
 
 
 def _host(spec: str) -> str | None:

@@ -23,7 +23,7 @@ def test_the_newest_frame_replaces_one_that_waits_and_that_is_counted() -> None:
         assert newest.put(sequence, frame_of(GREY))
     taken = newest.take(0)
     assert taken is not None
-    assert (taken[0], newest.dropped, newest.take(0)) == (3, 2, None)
+    assert (taken[0], newest.dropped["newer frame"], newest.take(0)) == (3, 2, None)
     newest.close()
     assert newest.over
     assert not newest.put(4, frame_of(GREY))
@@ -48,7 +48,7 @@ def test_lossless_holds_the_capture_back_instead_of_dropping() -> None:
             taken.append(found[0])
     feeding.join()
     assert taken == [1, 2, 3, 4, 5]
-    assert newest.dropped == 0
+    assert not newest.dropped.total()
 
 
 def test_a_source_goes_into_a_file_whole(operator: Operator, tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def test_rtsp(rtsp_url: str) -> None:
     ("spec", "problem"),
     [
         ("absent.mp4", "absent.mp4: no such video file or folder"),
-        ("gopher://host/x", "gopher://host/x: unknown scheme gopher://, expected one of device, folder"),
+        ("gopher://host/x", "gopher://host/x: unknown scheme gopher://, expected one of device, pipe, folder"),
         ("rtsp://user:secret@127.0.0.1:9/x", r"rtsp://user:\*\*\*@127.0.0.1:9/x: nothing there gives video"),
         ("http:///x", "no host"),
         ("/dev/video77", "/dev/video77: no such camera"),
@@ -111,6 +111,12 @@ def test_rtsp(rtsp_url: str) -> None:
 def test_a_source_that_cannot_be_opened_says_why(spec: str, problem: str) -> None:
     with pytest.raises(SourceError, match=problem):
         open_source(spec)
+
+
+def test_a_network_camera_leaves_no_options_that_lose_a_frame_of_a_file(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="nothing there gives video"):
+        open_source("rtsp://127.0.0.1:9/x")
+    assert len(list(open_source(write_video(tmp_path), paced=False).frames())) == FRAMES
 
 
 def test_files_that_are_no_video_and_folders_without_pictures(tmp_path: Path) -> None:
