@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.fx.experimental.optimization import fuse
 
 from train import checkpoint
 from train.data.small import Pictures, cropped, padded
@@ -33,6 +34,20 @@ def classifier_of(path: Path, device: Device) -> tuple[Classifier, dict[str, Any
     except RuntimeError as error:
         raise checkpoint.CheckpointError(f"{path}: not the weights of {network} ({error})") from None
     return device.placed(net.eval().requires_grad_(False)), state
+
+
+def reader_of(path: Path, device: Device) -> Classifier:
+    """A finished classifier that is only looked through, its batch normalisations folded into its convolutions.
+
+    The same answers and gradients up to rounding, in three quarters of the time for ResNet-110 on a CPU. It can't be
+    trained any further.
+
+    Raises:
+        CheckpointError: as ``classifier_of`` has it.
+    """
+    net, _ = classifier_of(path, device)
+    net.first, net.second = fuse(net.first), fuse(net.second)
+    return device.placed(net.eval().requires_grad_(False))
 
 
 def csnet_of(path: Path, device: Device) -> CSNet:

@@ -12,7 +12,7 @@ from torch import Tensor
 from train.data.small import Batches, SmallSet, cropped, padded
 from train.devices import Device
 from train.loops.schedule import Report, Stateful, Training, descend, stepped_rate
-from train.models import classifier_of, csnet_of
+from train.models import csnet_of, reader_of
 from train.objectives.paper import against_classifier, beta_due
 from train.objectives.reconstruction import psnr
 from train.settings import AdversarialRun
@@ -23,7 +23,7 @@ def train(run: AdversarialRun, data: SmallSet, device: Device, out: Path, report
     torch.manual_seed(run.seed)
     generator = torch.Generator().manual_seed(run.seed)
     net = csnet_of(out.parent / run.extends / "final.pt", device)
-    classifier, _ = classifier_of(out.parent / run.classifier / "final.pt", device)
+    classifier = reader_of(out.parent / run.classifier / "final.pt", device)
     net.reconstruction.requires_grad_(True)
     batches = Batches(data.train.to(device.torch), run.batch, run.seed)
     optimiser = torch.optim.Adam(net.reconstruction.parameters(), lr=run.learning_rate)

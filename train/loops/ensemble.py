@@ -20,7 +20,7 @@ from torch.nn import functional
 from train.data.small import Batches, SmallSet, cropped, moved, padded
 from train.devices import Device
 from train.loops.schedule import Report, Training, descend, learning_rate
-from train.models import classifier_of, csnet_of
+from train.models import classifier_of, csnet_of, reader_of
 from train.networks.classifiers.classifier import Classifier
 from train.objectives.paper import reconstruction_loss
 from train.objectives.reconstruction import psnr
@@ -40,11 +40,13 @@ def train(run: EnsembleRun, data: SmallSet, device: Device, out: Path, report: R
     base = csnet_of(out.parent / run.extends / "final.pt", device)
     net = copy.deepcopy(base)
     net.reconstruction.requires_grad_(True)
-    surrogates = {name: classifier_of(out.parent / name / "final.pt", device)[0] for name in run.surrogates}
+    paths = {name: out.parent / name / "final.pt" for name in run.surrogates}
+    surrogates = {name: reader_of(path, device) for name, path in paths.items()}
     batches = Batches(data.train.to(device.torch), run.batch, run.seed)
     optimiser = torch.optim.Adam(net.reconstruction.parameters(), lr=run.learning_rate)
     weight = FidelityWeight(device)
-    learning = LearningReaders(surrogates, run.learning_readers, run.kept_readers)
+    started_from = {name: classifier_of(path, device)[0] for name, path in paths.items()}
+    learning = LearningReaders(started_from, run.learning_readers, run.kept_readers)
     parts: dict[str, Any] = {"net": net, "optimiser": optimiser, "weight": weight, "learning": learning}
     with Training(run, parts, generator, out, report, device) as training:
         while training.running:
