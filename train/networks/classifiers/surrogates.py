@@ -59,3 +59,25 @@ def mixer() -> Classifier:
     width, places = 160, 64
     first = nn.Sequential(Patches((64,), width), *(_Mixed(places, width) for _ in range(3)))
     return Classifier(first, nn.Sequential(*(_Mixed(places, width) for _ in range(3)), NormedHead(width)))
+
+
+class _Spread(nn.Module):
+    """A 5×5 layer within each channel beside a shortcut, then a 1×1 layer across channels."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.within = nn.Sequential(
+            nn.Conv2d(width, width, 5, padding=2, groups=width), nn.GELU(), nn.BatchNorm2d(width)
+        )
+        self.across = nn.Sequential(nn.Conv2d(width, width, 1), nn.GELU(), nn.BatchNorm2d(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.across(x + self.within(x)))
+
+
+def convmixer() -> Classifier:
+    """Patches of 2×2, then depthwise and 1×1 convolutions at one size throughout (Trockman and Kolter 2022)."""
+    width = 128
+    patches = nn.Sequential(nn.Conv2d(1, width, 2, 2), nn.GELU(), nn.BatchNorm2d(width))
+    first = nn.Sequential(patches, *(_Spread(width) for _ in range(3)))
+    return Classifier(first, nn.Sequential(*(_Spread(width) for _ in range(3)), Pooled(width)))
