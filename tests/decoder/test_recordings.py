@@ -1,9 +1,9 @@
 """Recordings: what a kill at any byte leaves, retention, a slow or full disk, and a real service that records."""
 
-import contextlib
 import json
 import os
 import random
+import select
 import shlex
 import shutil
 import signal
@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import av
@@ -35,7 +35,7 @@ from encoder.packing import Packer
 from encoder.sampling import Operator
 from protos.v1 import veilcam_pb2 as pb
 from protos.v1.veilcam_pb2_grpc import ViewersStub
-from tests.conftest import StartService, frame_of, hello_of
+from tests.conftest import Service, StartService, frame_of, hello_of
 from tests.decoder.test_service import Camera
 from tests.decoder.test_settings import DECODE, Running
 from tests.decoder.test_web import get
@@ -393,30 +393,75 @@ def test_a_recording_that_is_not_given(
     assert body.startswith(told) or told in body
 
 
-def test_a_disk_that_hangs_holds_up_recordings_alone(
-    recorded: Path,
-    tmp_path: Path,
-    start_service: StartService,
-    operator: Operator,
-    photographs: list[NDArray[np.uint8]],
-) -> None:
-    """A pipe in place of a segment keeps whoever opens it. Those who have gone are passed over when it lets go."""
-    shutil.copytree(recorded, tmp_path / "camera")
-    pipe = tmp_path / "stuck" / f"{10**9:020d}.vcseg"
+@pytest.fixture
+def stuck(recorded: Path, tmp_path: Path) -> Iterator[Path]:
+    """Recordings of two cameras; a pipe in place of the only segment of ``stuck`` keeps whoever opens it."""
+    shutil.copytree(recorded, tmp_path / "recordings" / "camera")
+    pipe = tmp_path / "recordings" / "stuck" / f"{10**9:020d}.vcseg"
     pipe.parent.mkdir()
     os.mkfifo(pipe)
-    service = start_service(Settings(port=0, http=0, record=tmp_path))
-    camera = Camera(service.channel())
-    with contextlib.ExitStack() as waiting:
-        waiting.callback(lambda: os.close(os.open(pipe, os.O_RDWR)))
-        for _ in range(40):
-            viewer = waiting.enter_context(socket.create_connection(("127.0.0.1", service.server.http_port)))
-            viewer.sendall(b"GET /recordings/stuck.jpg?at=5 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    yield pipe.parent.parent
+    let_go(pipe.parent.parent)
+
+
+def let_go(recordings: Path) -> None:
+    """A segment that kept whoever opened it ends, and is gone."""
+    for pipe in recordings.glob("stuck/*.vcseg"):
+        end = os.open(pipe, os.O_RDWR)
+        pipe.unlink()
+        os.close(end)
+
+
+class Askers:
+    """Those who ask for something of the page, each on a connection of their own, and haven't got an answer yet."""
+
+    def __init__(self, service: Service) -> None:
+        self.address, self.waiting = ("127.0.0.1", service.server.http_port), list[socket.socket]()
+
+    def ask(self, path: str, seconds: float = 0.1) -> list[bytes]:
+        """One more asks; what was answered, to whomever, within a while after it."""
+        asking = socket.create_connection(self.address)
+        asking.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        self.waiting.append(asking)
+        return self.answers(seconds)
+
+    def answers(self, seconds: float = 0.0) -> list[bytes]:
+        answers = []
+        for each in select.select(self.waiting, [], [], seconds)[0]:
+            answers.append(each.makefile("rb").read())
+            self.go(each)
+        return answers
+
+    def go(self, *gone: socket.socket) -> None:
+        for each in gone:
+            self.waiting.remove(each)
+            each.close()
+
+
+def test_a_disk_that_hangs_holds_up_recordings_alone(
+    stuck: Path, start_service: StartService, operator: Operator, photographs: list[NDArray[np.uint8]]
+) -> None:
+    """More ask for what hangs than the server has connections, and are told; those who have gone make room."""
+    service = start_service(Settings(port=0, http=0, record=stuck, max_connections=16))
+    camera, askers = Camera(service.channel()), Askers(service)
+    try:
+        for number in range(40):
+            for answer in askers.ask("/recordings/camera.json" if number % 2 else "/recordings/stuck.jpg?at=5"):
+                assert answer.startswith(b"HTTP/1.1 503")
+                assert b"retry-after: 1" in answer
+                assert answer.endswith(b"recordings: as many as may wait for the disk are waiting; ask again\n")
+        until(lambda: not askers.answers() and len(askers.waiting) == 9)
         camera.say(hello=hello_of(operator, photographs[0], "porch"))
         camera.say(frame=Packer(operator, 0.1).pack(frame_of(photographs[0], time.time_ns()), 1)[0])
         camera.settled(1)
         assert get(f"{service.page}/cameras/porch.jpg")[0] == 200
-    assert get(f"{service.page}/recordings/camera.jpg?at=1000")[0] == 200
+        askers.go(*askers.waiting[4:])
+        until(lambda: not askers.ask("/recordings/camera.jpg?at=1000", 1.0))
+        assert len(askers.waiting) == 5
+        let_go(stuck)
+        assert get(f"{service.page}/recordings/camera.jpg?at=1000")[0] == 200
+    finally:
+        askers.go(*askers.waiting)
     camera.bye()
 
 
