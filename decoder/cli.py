@@ -151,7 +151,7 @@ def decode(
         log.info("settings are sound: %s", ", ".join(f"{k} = {v}" for k, v in settings.model_dump(mode="json").items()))
         return
 
-    async def serve() -> int:
+    async def serve() -> NoReturn:
         server = Server(catalogue, settings)
         await server.start()
         if settings.record:
@@ -169,10 +169,10 @@ def decode(
         text = "cameras and programs: %s:%d (gRPC); people: %s://%s:%d/"
         scheme = "http" if settings.certificate is None else "https"
         log.info(text, name, server.port, scheme, name, server.http_port, extra=ports)
-        return await _until_stopped(server, asyncio.create_task(_follow(server, config, given)))
+        await _until_stopped(server, asyncio.create_task(_follow(server, config, given)))
 
     try:
-        sys.exit(asyncio.run(serve()))
+        asyncio.run(serve())
     except (AccessError, ServerError) as error:
         _give_up(error)
 
@@ -328,7 +328,7 @@ def replay(
     given: dict[str, Any] = {"port": port, "http": http, "allow_plain": allow_plain}
     given |= {"reconstructor": reconstructor or None, "engine": engine, "threads": threads}
 
-    async def serve() -> int:
+    async def serve() -> NoReturn:
         settings = _own_settings(given)
         catalogue = _catalogue(settings, {"veiled", _RENDITION[settings.allow_plain]})
         played = Recording(recording, catalogue, _RENDITION[settings.allow_plain])
@@ -355,10 +355,10 @@ def replay(
                 if not loop:
                     await asyncio.Event().wait()
 
-        return await _until_stopped(server, asyncio.create_task(go_on()))
+        await _until_stopped(server, asyncio.create_task(go_on()))
 
     try:
-        sys.exit(asyncio.run(serve()))
+        asyncio.run(serve())
     except (SettingsError, CatalogueError, EngineError, RecordingError, ServerError) as error:
         _give_up(error)
 
@@ -403,11 +403,10 @@ def _stopping() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-async def _until_stopped(server: "Server", following: "asyncio.Task[None]") -> int:
-    """Serve until a signal, or until a part ends that should not have. Returns the exit code.
+async def _until_stopped(server: "Server", following: "asyncio.Task[None]") -> NoReturn:
+    """Serve until a signal, or until a part ends that should not have; then end the process, with its exit code.
 
-    Raises:
-        RecordingError: what ended ``following``, once all else has ended in order.
+    At its ordinary end, Python would wait for every thread: for ever, if one hangs on a disk or a device.
     """
     from decoder.recordings.playback import RecordingError
 
@@ -433,9 +432,12 @@ async def _until_stopped(server: "Server", following: "asyncio.Task[None]") -> i
     following.cancel()
     await server.stop()
     log.info("stopped")
+    code = 0 if asked.is_set() else BROKE
     if isinstance(problem, RecordingError):
-        raise problem
-    return 0 if asked.is_set() else BROKE
+        code = UNUSABLE
+        log.error("%s", problem)
+    logging.shutdown()
+    os._exit(code)
 
 
 def _start_logging(as_json: bool) -> None:

@@ -465,6 +465,32 @@ def test_a_disk_that_hangs_holds_up_recordings_alone(
     camera.bye()
 
 
+def test_a_service_whose_disk_hangs_ends_when_it_is_told_to(stuck: Path) -> None:
+    arguments = [*DECODE, "--log-json", "--port", "0", "--http", "0", "--engine", "onnxruntime", "--record", str(stuck)]
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) as process:
+        service = Running(process)
+        host, _, port = service.page.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port))) as asking:
+            asking.sendall(b"GET /recordings/stuck.jpg?at=5 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            (pipe,), held = stuck.glob("stuck/*.vcseg"), list[int]()
+            until(lambda: bool(ends := ends_of(pipe)) and not held.extend(ends))
+            process.send_signal(signal.SIGTERM)
+            service.until("stopped")
+            try:
+                assert process.wait(20) == 0
+            finally:
+                process.kill()
+                os.close(held[0])
+
+
+def ends_of(pipe: Path) -> list[int]:
+    """The end of a pipe to write to, once someone is there who reads, and who then waits for what isn't written."""
+    try:
+        return [os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)]
+    except OSError:
+        return []
+
+
 def test_a_recording_that_grows_is_played_to_its_new_end(
     recorded: Path, tmp_path: Path, catalogue: Catalogue, operator: Operator, photographs: list[NDArray[np.uint8]]
 ) -> None:
