@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import grpc
 import numpy as np
@@ -68,7 +68,9 @@ class Worker:
         self._policy = policy
         self._metrics = metrics
         self._batching: WeakKeyDictionary[Engine, dict[tuple[int, ...], Batching]] = WeakKeyDictionary()
-        self._rebuilt: set[str] = set()
+        self._rebuilt: WeakSet[Engine] = WeakSet()
+        """Engines in the place of one that failed, and that haven't worked yet."""
+        self._rebuilding = asyncio.Lock()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="engine")
 
     async def run(self) -> None:
@@ -102,9 +104,9 @@ class Worker:
         try:
             pixels = await self._in_engine_thread(lambda: engine.reconstruct(fitted))
         except EngineError as error:
-            await self._rebuild(reconstructor, hello.camera, error)
+            await self._rebuild(reconstructor, engine, hello.camera, error)
             raise
-        self._rebuilt.discard(reconstructor.id)
+        self._rebuilt.discard(engine)
         return pixels[0, : hello.height, : hello.width]
 
     def close(self) -> None:
@@ -174,14 +176,14 @@ class Worker:
 
     async def _do(self, batch: list[_Job]) -> bool:
         """Reconstruct a batch and give its pictures to their viewers. Whether that worked."""
-        reconstructor = batch[0].reconstructor
+        reconstructor, engine = batch[0].reconstructor, batch[0].reconstructor.engine
         taken = [job.camera.begin(job.rendition) for job in batch]
         pictures: Sequence[Picture | None] = [None] * len(batch)
         try:
             pictures = await self._reconstructed(reconstructor, [work.measurement for work in taken])
-            self._rebuilt.discard(reconstructor.id)
+            self._rebuilt.discard(engine)
         except Exception as error:  # noqa: BLE001 - an engine's own; whatever it is, this batch is lost
-            if not await self._rebuild(reconstructor, ", ".join(job.camera.name for job in batch), error):
+            if not await self._rebuild(reconstructor, engine, ", ".join(job.camera.name for job in batch), error):
                 problem = "the reconstructor failed, see the server's log"
                 for work in taken:
                     work.measurement.stream.end(Refusal(grpc.StatusCode.INTERNAL, "frame", problem))
@@ -215,21 +217,27 @@ class Worker:
             )
         return pictures
 
-    async def _rebuild(self, reconstructor: Reconstructor, names: str, error: Exception) -> bool:
-        """After an engine has failed on frames of the cameras named: whether it was rebuilt, which is tried once."""
+    async def _rebuild(self, reconstructor: Reconstructor, failed: Engine, names: str, error: Exception) -> bool:
+        """After an engine has failed on frames of the cameras named: whether there is a new one, tried once.
+
+        What was on its way to the failed one meanwhile fails too, and says nothing of the new one.
+        """
         log.error("reconstructor %s failed on frames of %s", reconstructor.name, names, exc_info=error)
         self._metrics.failed(reconstructor)
-        if reconstructor.id not in self._rebuilt:
-            try:
-                reconstructor.engine = await self._in_engine_thread(reconstructor.engine.reopened)
-            except EngineError as rebuilding:
-                log.error("reconstructor %s can't be rebuilt: %s", reconstructor.name, rebuilding)
-            else:
-                self._rebuilt.add(reconstructor.id)
-                log.warning("reconstructor %s: its engine was rebuilt", reconstructor.name)
+        async with self._rebuilding:
+            if reconstructor.engine is not failed:
                 return True
-        self._rebuilt.discard(reconstructor.id)
-        return False
+            if failed not in self._rebuilt:
+                try:
+                    reconstructor.engine = await self._in_engine_thread(failed.reopened)
+                except EngineError as rebuilding:
+                    log.error("reconstructor %s can't be rebuilt: %s", reconstructor.name, rebuilding)
+                else:
+                    self._rebuilt.add(reconstructor.engine)
+                    log.warning("reconstructor %s: its engine was rebuilt", reconstructor.name)
+                    return True
+            self._rebuilt.discard(failed)
+            return False
 
     async def _in_engine_thread(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)

@@ -10,8 +10,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import av
@@ -25,6 +27,8 @@ from numpy.typing import NDArray
 
 from benchmarks.fidelity import psnr
 from decoder.catalogue import SHIPPED, Catalogue, load_catalogue
+from decoder.engines.onnx_runtime import OnnxRuntimeEngine
+from decoder.model import Model
 from decoder.recordings.film import part_of, write_film
 from decoder.recordings.playback import Playback, Recording, RecordingError, Shot
 from decoder.recordings.recorder import Recorder, SegmentLimits
@@ -36,7 +40,7 @@ from encoder.sampling import Operator
 from protos.v1 import veilcam_pb2 as pb
 from protos.v1.veilcam_pb2_grpc import ViewersStub
 from tests.conftest import Service, StartService, frame_of, hello_of
-from tests.decoder.test_service import Camera
+from tests.decoder.test_service import Camera, watch
 from tests.decoder.test_settings import DECODE, Running
 from tests.decoder.test_web import get
 
@@ -529,6 +533,49 @@ def test_a_recording_that_cannot_be_shown_says_why(
         monkeypatch.setattr(type(each.engine), "_run", out_of_memory)
     code, body, _ = get(f"{service.page}/recordings/camera.jpg?at=1000")
     assert (code, body) == (503, b"the reconstructor failed, see the server's log\n")
+
+
+def test_a_rebuilt_engine_is_not_judged_by_what_was_on_its_way_to_the_one_before(
+    recorded: Path,
+    start_service: StartService,
+    monkeypatch: pytest.MonkeyPatch,
+    operator: Operator,
+    photographs: list[NDArray[np.uint8]],
+) -> None:
+    """A frame is queued for the engine that failed, while that is being rebuilt."""
+    catalogue = load_catalogue([SHIPPED / "veil-r10.onnx"], "onnxruntime", 1)
+    service = start_service(Settings(port=0, http=0, record=recorded.parent), catalogue)
+    engines, run, opened = {each.engine for each in catalogue.reconstructors}, OnnxRuntimeEngine._run, threading.Event()
+    begun, packer, make = threading.Event(), Packer(operator, 0.1), OnnxRuntimeEngine.__init__
+
+    def failing(engine: OnnxRuntimeEngine, measurements: NDArray[np.int8]) -> NDArray[np.uint8]:
+        if engine in engines:
+            raise RuntimeError("device lost")
+        return run(engine, measurements)
+
+    def slowly(engine: OnnxRuntimeEngine, name: str, model: Model, threads: int) -> None:
+        begun.set()
+        assert opened.wait(20)
+        make(engine, name, model, threads)
+
+    monkeypatch.setattr(OnnxRuntimeEngine, "_run", failing)
+    monkeypatch.setattr(OnnxRuntimeEngine, "__init__", slowly)
+    with ThreadPoolExecutor(1) as pool, service.channel() as channel:
+        camera = Camera(channel)
+        camera.say(hello=hello_of(operator, photographs[0], "porch"))
+        camera.answer()
+        porch = service.server.cameras.all()[0]
+        (watching,) = watch(channel, porch, "veiled")
+        still = pool.submit(get, f"{service.page}/recordings/camera.jpg?at=1000")
+        assert begun.wait(20)
+        camera.say(frame=packer.pack(frame_of(photographs[0], 1), 1)[0])
+        until(lambda: porch.newest is not None and not porch.wanted())
+        opened.set()
+        assert still.result(20)[0] == 503
+        assert camera.settled(1).shown == 0
+        camera.say(frame=packer.pack(frame_of(photographs[1], 2), 2)[0])
+        assert camera.shown(2).shown == next(watching).sequence == 2
+    camera.bye()
 
 
 def test_spans_join_segments_and_show_gaps(tmp_path: Path, catalogue: Catalogue) -> None:
