@@ -106,16 +106,13 @@ class Camera:
         return picture is not None and offered
 
     def offer(self, renditions: tuple[str, ...]) -> None:
-        """From now on, viewers can be given these. Whoever watches another is let go, and so is a camera with none."""
+        """From now on, viewers can be given these. Whoever watches another is let go."""
         self.renditions = renditions
         for name, relay in self.relays.items():
             if name not in renditions:
                 relay.close()
                 self.relays[name] = Relay(self._viewers_changed)
                 self._taken.pop(name, None)
-        if not renditions and self.stream is not None:
-            problem = f"{self.stream.hello.operator_id!r} has no reconstructor here any more"
-            self.stream.end(Refusal(grpc.StatusCode.NOT_FOUND, "hello.operator_id", problem))
 
     @property
     def rendition(self) -> str | None:

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from decoder.admission import check_sides
 from decoder.engines import Engine
 from decoder.engines.choice import agreed, fastest
 from decoder.model import RENDITIONS, Model, ModelError, read_model
+from protos.v1 import veilcam_pb2 as pb
 
 log = logging.getLogger("veilcam.decode")
 
@@ -57,9 +59,16 @@ class Catalogue:
         """Block side of an operator that the catalogue has."""
         return next(each.engine.block for each in self.reconstructors if each.operator_id == operator_id)
 
-    def most_blocks(self, operator_id: str) -> int:
-        """Blocks of a picture, down or across, that every engine for an operator takes."""
-        return min(each.engine.most_blocks for each in self.reconstructors if each.operator_id == operator_id)
+    def check_sides(self, hello: pb.Hello) -> None:
+        """Refuse pictures that are too large for an engine for their operator, which the catalogue has.
+
+        What an engine took, as a camera's or in a recording, may be too large for the one in its place.
+
+        Raises:
+            Refusal: it names the sides.
+        """
+        engines = [each.engine for each in self.reconstructors if each.operator_id == hello.operator_id]
+        check_sides(hello, engines[0].block, min(engine.most_blocks for engine in engines))
 
     def choose(self, operator_id: str, rendition: str, rows: int) -> Reconstructor | None:
         """The reconstructor that wastes least: the fewest rows that hold ``rows``, else the most there are."""

@@ -83,16 +83,30 @@ class Worker:
             elif (batch := await self._gathered(jobs)) and await self._do(batch):
                 await self._learn(batch[0])
 
-    def renditions_for(self, operator_id: str) -> tuple[str, ...]:
-        """What this server can show of an operator's measurements, first what it shows when nobody asks."""
-        return tuple(name for name in self._policy.renditions if self._catalogue.choose(operator_id, name, 1))
+    def admit(self, hello: pb.Hello) -> tuple[str, ...]:
+        """What this server can show of a camera's measurements, first what it shows when nobody asks.
+
+        Raises:
+            Refusal: there is nothing: of an operator that isn't here, too large for an engine, or not given.
+        """
+        if hello.operator_id not in self._catalogue.operators():
+            known = ", ".join(sorted(self._catalogue.operators()))
+            problem = f"{hello.operator_id[:80]!r} isn't among the operators of this server ({known})"
+            raise Refusal(grpc.StatusCode.NOT_FOUND, "hello.operator_id", problem)
+        self._catalogue.check_sides(hello)
+        renditions = self._policy.renditions
+        found = tuple(name for name in renditions if self._catalogue.choose(hello.operator_id, name, 1))
+        if not found:
+            problem = f"{hello.operator_id!r} has only plain reconstructors here, and this server gives only veiled"
+            raise Refusal(grpc.StatusCode.NOT_FOUND, "hello.operator_id", f"{problem} pictures")
+        return found
 
     async def reconstruct(self, hello: pb.Hello, levels: NDArray[np.int8], rendition: str) -> NDArray[np.uint8]:
         """A picture (H, W) that isn't live, in turn with those that are.
 
         Args:
             levels: quantised measurements (rows, H/B, W/B) of the camera that said ``hello``.
-            rendition: one of ``renditions_for`` its operator.
+            rendition: one of those for which it is admitted.
 
         Raises:
             EngineError: the engine failed; it was rebuilt if that is possible.

@@ -19,7 +19,7 @@ from decoder.access.exposure import check_exposure
 from decoder.access.guards import GrpcGuard
 from decoder.access.people import People
 from decoder.access.tls import Certificates
-from decoder.admission import Policy
+from decoder.admission import Policy, Refusal
 from decoder.cameras import Cameras
 from decoder.catalogue import Catalogue
 from decoder.metrics import Metrics
@@ -178,7 +178,11 @@ class Server:
         for camera in self.cameras.all():
             stream = camera.stream or (camera.newest.stream if camera.newest is not None else None)
             if stream is not None:
-                camera.offer(self._worker.renditions_for(stream.hello.operator_id))
+                try:
+                    camera.offer(self._worker.admit(stream.hello))
+                except Refusal as refusal:
+                    camera.offer(())
+                    stream.end(refusal)
         self.cameras.tell()
         return later
 

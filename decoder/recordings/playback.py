@@ -67,6 +67,10 @@ class Recording:
                 raise NoReconstructorError(
                     f"{segment.path}: no {rendition} reconstructor for operator {operator_id} here"
                 )
+            try:
+                catalogue.check_sides(segment.hello)
+            except Refusal as refusal:
+                raise RecordingError(f"{segment.path}: {refusal}") from None
         self._catalogue, self._rendition = catalogue, rendition
 
     def times(self, start_ns: int = 0, end_ns: int = 2**63 - 1) -> list[int]:

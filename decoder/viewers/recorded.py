@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from decoder.access.audit import Audit
 from decoder.access.roles import WHO
-from decoder.admission import Policy
+from decoder.admission import Policy, Refusal
 from decoder.pictures import encode_jpeg
 from decoder.reconstruction import Worker
 from decoder.recordings.playback import Moment, NoReconstructorError, Playback, RecordingError
@@ -88,7 +88,10 @@ def recorded(playback: Playback, worker: Worker, policy: Policy) -> list[Route]:
             return text(500, str(error))
         if moment is None:
             return text(404, f"nothing of a camera {name[:80]!r} is recorded here")
-        there = worker.renditions_for(moment.hello.operator_id)
+        try:
+            there = worker.admit(moment.hello)
+        except Refusal as refusal:
+            return text(404, str(refusal))
         rendition = asked_rendition(request, policy, there)
         if isinstance(rendition, Response):
             return rendition

@@ -578,6 +578,29 @@ def test_a_rebuilt_engine_is_not_judged_by_what_was_on_its_way_to_the_one_before
     camera.bye()
 
 
+def test_what_an_engine_took_and_the_one_in_its_place_does_not_is_refused(
+    recorded: Path, start_service: StartService, operator: Operator, photographs: list[NDArray[np.uint8]]
+) -> None:
+    """A camera that is connected, and a recording."""
+    before = load_catalogue([SHIPPED / "veil-r10.onnx"], "onnxruntime", 1)
+    service = start_service(Settings(port=0, http=0, record=recorded.parent), before)
+    after = load_catalogue([SHIPPED / "veil-r10.onnx"], "onnxruntime", 1)
+    after.reconstructors[0].engine.most_blocks = 20
+    problem = "hello.width and hello.height: 448×336, an engine here takes no side of more than 320"
+    with service.channel() as channel:
+        camera = Camera(channel)
+        camera.say(hello=hello_of(operator, photographs[0], "porch"))
+        camera.say(frame=Packer(operator, 0.1).pack(frame_of(photographs[0], 1), 1)[0])
+        camera.settled(1)
+        assert get(f"{service.page}/recordings/camera.jpg?at=1000")[0] == 200
+        service.loop.call_soon_threadsafe(service.server.apply, service.server.settings, after)
+        assert camera.refusal() == (grpc.StatusCode.RESOURCE_EXHAUSTED, problem)
+        assert get(f"{service.page}/recordings/camera.jpg?at=1000")[:2] == (404, f"{problem}\n".encode())
+        assert get(f"{service.page}/cameras/porch.jpg")[0] == 404
+    with pytest.raises(RecordingError, match=f"vcseg: {problem}"):
+        Recording(recorded, after, "veiled")
+
+
 def test_spans_join_segments_and_show_gaps(tmp_path: Path, catalogue: Catalogue) -> None:
     store = Store(tmp_path, Retention())
     for start in (1, 3, 60):
