@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 from decoder.catalogue import SHIPPED, Catalogue, CatalogueError, load_catalogue
 from decoder.engines import ENGINES, Engine, EngineError, Kind, open_engine
 from decoder.engines.choice import fastest
+from decoder.engines.onnx_runtime import OnnxRuntimeEngine
 from decoder.model import PRECISIONS, RENDITIONS, Model, ModelError, read_model
 from encoder.sampling import Operator
 
@@ -130,6 +131,26 @@ def test_an_engine_that_does_not_agree_is_refused(monkeypatch: pytest.MonkeyPatc
     assert told["broken"].problem.endswith("veil-r10.onnx: fails (RuntimeError: no such device)")
     assert engine.name in ("onnxruntime", "openvino")
     assert "refused" in str(told["onnxruntime-int8"])
+
+
+def test_an_engine_that_fails_while_it_is_timed_is_told_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ENGINES, "small", Kind("tests.decoder.test_catalogue:Small", ("float32",), "nothing"))
+    engine, tried = fastest({"float32": read_model(SHIPPED / "veil-r10.onnx")}, 1)
+    told = {each.name: each for each in tried}
+    assert told["small"].problem.endswith("veil-r10.onnx: fails (RuntimeError: no room for 15×20)")
+    assert (told["small"].milliseconds, engine.name != "small") == (None, True)
+    assert engine.name in str(
+        min((each for each in tried if each.milliseconds), key=lambda each: each.milliseconds or 0)
+    )
+
+
+class Small(OnnxRuntimeEngine):
+    """It has room for what it is compared with, and not for what it is timed with."""
+
+    def _run(self, measurements: NDArray[np.int8]) -> NDArray[np.uint8]:
+        if measurements.shape[2:] == (15, 20):
+            raise RuntimeError("no room for 15×20")
+        return super()._run(measurements)
 
 
 class Broken(Engine):
