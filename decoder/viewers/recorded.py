@@ -98,6 +98,8 @@ def recorded(playback: Playback, worker: Worker, policy: Policy) -> list[Route]:
         pixels = await worker.reconstruct(moment.hello, moment.levels, rendition)
         if not WHO.get().holds():
             return text(401, "sign in again")
+        if rendition not in WHO.get().renditions(policy):  # they may be given fewer since the engine began
+            return text(403, f"rendition: {rendition} pictures are no longer given")
         address = request.client.host if request.client is not None else "unknown"
         audit.gave(WHO.get(), address, name, rendition, moment.capture_time_ns)
         return moment, pixels

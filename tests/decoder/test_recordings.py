@@ -40,7 +40,7 @@ from encoder.sampling import Operator
 from protos.v1 import veilcam_pb2 as pb
 from protos.v1.veilcam_pb2_grpc import ViewersStub
 from tests.conftest import Service, StartService, frame_of, hello_of
-from tests.decoder.test_service import Camera, watch
+from tests.decoder.test_service import Camera, Held, watch
 from tests.decoder.test_settings import DECODE, Running
 from tests.decoder.test_web import get
 
@@ -599,6 +599,20 @@ def test_what_an_engine_took_and_the_one_in_its_place_does_not_is_refused(
         assert get(f"{service.page}/cameras/porch.jpg")[0] == 404
     with pytest.raises(RecordingError, match=f"vcseg: {problem}"):
         Recording(recorded, after, "veiled")
+
+
+def test_a_recorded_still_that_is_no_longer_allowed_when_the_engine_has_it_ready_is_not_given(
+    recorded: Path, start_service: StartService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = Held(monkeypatch)
+    service = start_service(Settings(port=0, http=0, record=recorded.parent, allow_plain=True))
+    with ThreadPoolExecutor(1) as pool:
+        still = pool.submit(get, f"{service.page}/recordings/camera.jpg?at=1000&rendition=plain")
+        assert held.began.acquire(timeout=20)
+        service.loop.call_soon_threadsafe(service.server.apply, Settings(port=0, http=0, record=recorded.parent))
+        assert get(f"{service.page}/healthz")[0] == 200
+        held.go()
+        assert still.result(20)[:2] == (403, b"rendition: plain pictures are no longer given\n")
 
 
 def test_spans_join_segments_and_show_gaps(tmp_path: Path, catalogue: Catalogue) -> None:
