@@ -7,6 +7,7 @@ import os
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -31,6 +32,8 @@ UNUSABLE = 2
 """Exit code: what was asked for can't be done (a missing file, a taken port, a bad option)."""
 
 _LOOK_EVERY_S = 2.0
+_ROUND_S = 1.0
+"""What is replayed again and again, be it a single frame, takes so long at least."""
 _PLAIN_ALLOWED = "--allow-plain: %s may ask for plain pictures, which classifiers can read"
 _TIMES = ["%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y-%m-%d", "%Y-%m-%dT%H:%M:%S.%f", "%Y-%m-%d %H:%M:%S.%f"]
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -260,8 +263,9 @@ def export(
 ) -> None:
     """Write a recording as a film. A long one can be written in parts, by ranges of time.
 
-    After Ctrl-C, what is done is a film of its own, FILM.part1.mp4, and the command that goes on from there is told; a
-    second Ctrl-C ends at once, with nothing written. FILM itself is there only when it is whole.
+    After Ctrl-C, what is done is a film of its own, FILM.part1.mp4 (or part2, if that is there), and the command that
+    goes on from there is told; a second Ctrl-C ends at once, with nothing written. FILM itself is there only when it is
+    whole.
 
     Exit codes: 0 it is whole; 1 it was stopped, or can't be written; 2 what was asked for can't be done.
     """
@@ -270,7 +274,7 @@ def export(
 
         from decoder.catalogue import CatalogueError
         from decoder.engines import EngineError
-        from decoder.recordings.film import part_of, utc, write_film
+        from decoder.recordings.film import free_part, utc, write_film
         from decoder.recordings.playback import Recording, RecordingError
         from decoder.settings import SettingsError
     start_ns, end_ns = _ns(begin, 0), _ns(end, 2**63 - 1)
@@ -293,7 +297,14 @@ def export(
         sys.exit(BROKE)
     log.info("%s: %d %s pictures", written.path, written.pictures, _RENDITION[plain])
     if written.next_ns is not None:
-        again = ["veilcam-decode", "export", str(recording), str(part_of(film, 1)), "--from", utc(written.next_ns)]
+        again = [
+            "veilcam-decode",
+            "export",
+            str(recording),
+            str(free_part(written.path)),
+            "--from",
+            utc(written.next_ns),
+        ]
         again += ["--to", end.isoformat()] if end is not None else []
         again += ["--plain"] if plain else []
         again += [word for each in reconstructor or [] for word in ("--reconstructor", str(each))]
@@ -330,8 +341,9 @@ def replay(
 
     async def serve() -> NoReturn:
         settings = _own_settings(given)
-        catalogue = _catalogue(settings, {"veiled", _RENDITION[settings.allow_plain]})
-        played = Recording(recording, catalogue, _RENDITION[settings.allow_plain])
+        renditions = list(_RENDITION.values())[: 1 + settings.allow_plain]
+        catalogue = _catalogue(settings, renditions)
+        played = Recording(recording, catalogue, *renditions)
         start_ns, end_ns = _ns(begin, 0), _ns(end, 2**63 - 1)
         if not played.times(start_ns, end_ns):
             raise RecordingError(f"{recording}: no pictures in that range of time")
@@ -342,7 +354,7 @@ def replay(
 
         async def go_on() -> None:
             while True:
-                sent = 0
+                sent, soonest = 0, time.monotonic() + _ROUND_S
 
                 def count() -> None:
                     nonlocal sent
@@ -354,6 +366,7 @@ def replay(
                 log.info("%s: played %d frames%s", recording, sent, "; again" if loop else "")
                 if not loop:
                     await asyncio.Event().wait()
+                await asyncio.sleep(soonest - time.monotonic())
 
         await _until_stopped(server, asyncio.create_task(go_on()))
 

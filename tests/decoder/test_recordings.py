@@ -29,7 +29,7 @@ from benchmarks.fidelity import psnr
 from decoder.catalogue import SHIPPED, Catalogue, load_catalogue
 from decoder.engines.onnx_runtime import OnnxRuntimeEngine
 from decoder.model import Model
-from decoder.recordings.film import part_of, write_film
+from decoder.recordings.film import free_part, write_film
 from decoder.recordings.playback import Playback, Recording, RecordingError, Shot
 from decoder.recordings.recorder import Recorder, SegmentLimits
 from decoder.recordings.segment import Entry, Segment, SegmentError, SegmentWriter, index_of
@@ -684,6 +684,25 @@ def test_a_recording_is_replayed_as_if_it_were_live(
     assert all(np.array_equal(pixels, shots[time_ns]) for time_ns, pixels in seen.items())
 
 
+def test_a_replay_of_a_single_frame_takes_its_time(recorded: Path) -> None:
+    """And is of the veil alone, though plain pictures are allowed: there is no other reconstructor."""
+    arguments = [*DECODE, "--log-json", "replay", str(recorded), "--loop", "--allow-plain", "--engine", "onnxruntime"]
+    arguments += ["--to", "1970-01-01T00:00:02", "--reconstructor", str(SHIPPED / "veil-r10.onnx")]
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) as process:
+        service = Running(process)
+        service.until("played 1 frames; again")
+        began = time.monotonic()
+        for _ in range(2):
+            service.until("played 1 frames; again")
+        assert time.monotonic() - began > 1
+        with grpc.insecure_channel(service.address) as channel:
+            request = pb.WatchRequest(camera="camera")
+            assert next(ViewersStub(channel).Watch(request, timeout=60)).rendition == pb.RENDITION_VEILED
+        process.send_signal(signal.SIGINT)
+        service.until("stopped")
+    assert process.returncode == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
@@ -794,6 +813,21 @@ def midway(folder: Path) -> None:
     time.sleep(0.1)
 
 
+def test_a_film_that_is_stopped_again_from_its_beginning_is_another_part(long: Path, tmp_path: Path) -> None:
+    written = b""
+    for count in (1, 2):
+        with started("export", long, tmp_path / "film.mp4", "--engine", "onnxruntime", "--threads", "1") as process:
+            midway(tmp_path)
+            process.send_signal(signal.SIGTERM)
+            assert process.stderr is not None
+            output = process.stderr.read()
+        assert f"film.part{count}.mp4: " in output
+        assert f"film.part{count + 1}.mp4 --from" in output
+        written = written or (tmp_path / "film.part1.mp4").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["film.part1.mp4", "film.part2.mp4"]
+    assert (tmp_path / "film.part1.mp4").read_bytes() == written
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_film_that_is_stopped_goes_on_with_the_command_that_is_told(
     number: signal.Signals, long: Path, tmp_path: Path, catalogue: Catalogue
@@ -856,17 +890,19 @@ def test_a_film_that_is_interrupted_twice_leaves_nothing(long: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("name", "later", "expected"),
+    ("name", "there", "expected"),
     [
-        ("a.mp4", 0, "a.part1.mp4"),
-        ("a.mp4", 1, "a.part2.mp4"),
-        ("a.part2.mp4", 0, "a.part2.mp4"),
-        ("a.part9.mp4", 1, "a.part10.mp4"),
-        (".part1.mp4", 1, ".part1.part2.mp4"),
+        ("a.mp4", [], "a.part1.mp4"),
+        ("a.mp4", ["a.mp4", "a.part1.mp4", "a.part2.mp4", "a.part4.mp4"], "a.part3.mp4"),
+        ("a.part2.mp4", [], "a.part2.mp4"),
+        ("a.part9.mp4", ["a.part9.mp4"], "a.part10.mp4"),
+        (".part1.mp4", [".part1.part1.mp4"], ".part1.part2.mp4"),
     ],
 )
-def test_parts_are_counted(name: str, later: int, expected: str) -> None:
-    assert part_of(Path("films", name), later) == Path("films", expected)
+def test_parts_are_counted_and_none_is_written_over(name: str, there: list[str], expected: str, tmp_path: Path) -> None:
+    for each in there:
+        (tmp_path / each).touch()
+    assert free_part(tmp_path / name) == tmp_path / expected
 
 
 def test_a_camera_that_changes_its_size_is_told_with_the_time_to_part_the_film_at(tmp_path: Path) -> None:
