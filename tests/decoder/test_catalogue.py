@@ -276,6 +276,23 @@ def test_the_reconstructor_that_wastes_least(tmp_path: Path, rows: int, chosen: 
     assert catalogue.choose("1" * 16, "plain", rows) is None
 
 
+def test_two_reconstructors_for_the_same_measurements_are_refused(tmp_path: Path) -> None:
+    for name, change in {
+        "a": {},
+        "b": {"name": "b"},
+        "c": {"rendition": "veiled"},
+        "d": {"operator_id": "f" * 16},
+    }.items():
+        write_model(tmp_path / f"{name}.onnx", METADATA | change)
+    write_model(tmp_path / "e.onnx", METADATA, 3)
+    with pytest.raises(
+        CatalogueError, match=r"a\.onnx and .*b\.onnx: each is a plain reconstructor of 1 rows for operator 0+; name"
+    ):
+        load_catalogue([tmp_path], "onnxruntime", 1)
+    (tmp_path / "b.onnx").unlink()
+    assert len(load_catalogue([tmp_path, tmp_path / "a.onnx"], "onnxruntime", 1).reconstructors) == 4
+
+
 @pytest.mark.parametrize(
     ("metadata", "problem"),
     [
@@ -285,6 +302,9 @@ def test_the_reconstructor_that_wastes_least(tmp_path: Path, rows: int, chosen: 
         (METADATA | {"block": "wide"}, "veilcam.block"),
         (METADATA | {"precision": "int3"}, "veilcam.precision: expected one of float32, int8"),
         (METADATA | {"measured": "{"}, "veilcam.measured is not JSON"),
+        (METADATA | {"measured": "7"}, "veilcam.measured is 7, expected a JSON object"),
+        (METADATA | {"quantised": "{'"}, "veilcam.quantised is not JSON"),
+        (METADATA | {"quantised": "[]"}, r"veilcam.quantised is \[\], expected a JSON object"),
         ({}, "veilcam.format is None"),
     ],
 )
