@@ -471,13 +471,22 @@ def test_a_disk_that_hangs_holds_up_recordings_alone(
 
 def test_a_service_whose_disk_hangs_ends_when_it_is_told_to(stuck: Path) -> None:
     arguments = [*DECODE, "--log-json", "--port", "0", "--http", "0", "--engine", "onnxruntime", "--record", str(stuck)]
+    (pipe,), held = stuck.glob("stuck/*.vcseg"), list[int]()
+
+    def is_read() -> bool:
+        """Whether someone opened it to read, who then waits for what isn't written."""
+        try:
+            held.append(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+        except OSError:
+            return False
+        return True
+
     with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) as process:
         service = Running(process)
         host, _, port = service.page.removeprefix("http://").partition(":")
         with socket.create_connection((host, int(port))) as asking:
             asking.sendall(b"GET /recordings/stuck.jpg?at=5 HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            (pipe,), held = stuck.glob("stuck/*.vcseg"), list[int]()
-            until(lambda: bool(ends := ends_of(pipe)) and not held.extend(ends))
+            until(is_read)
             process.send_signal(signal.SIGTERM)
             service.until("stopped")
             try:
@@ -485,14 +494,6 @@ def test_a_service_whose_disk_hangs_ends_when_it_is_told_to(stuck: Path) -> None
             finally:
                 process.kill()
                 os.close(held[0])
-
-
-def ends_of(pipe: Path) -> list[int]:
-    """The end of a pipe to write to, once someone is there who reads, and who then waits for what isn't written."""
-    try:
-        return [os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)]
-    except OSError:
-        return []
 
 
 def test_a_recording_that_grows_is_played_to_its_new_end(
