@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from decoder.engines import REFERENCE
+from decoder.engines import REFERENCE, EngineError
 from decoder.engines.choice import agreeing, times
 from decoder.model import Model
 
@@ -18,6 +18,9 @@ def measure(forms: Mapping[str, Model], sizes: Sequence[tuple[int, int]], thread
         sizes: of pictures, height and width.
         threads: that an engine may use.
         rounds: in which each takes part once.
+
+    Raises:
+        EngineError: one that agrees fails at one of the sizes.
     """
     engines, tried = agreeing(forms, threads)
     told: dict[str, Any] = {
@@ -27,7 +30,9 @@ def measure(forms: Mapping[str, Model], sizes: Sequence[tuple[int, int]], thread
     for name, engine in engines.items():
         told[name] |= {"device": engine.device, "precision": engine.precision, "sizes": {}}
     for height, width in sizes:
-        took = times(engines, (height, width), rounds)
+        took, problems = times(engines, (height, width), rounds)
+        if problems:
+            raise EngineError("; ".join(problems.values()))
         reference = np.array(took[REFERENCE])
         for name, milliseconds in took.items():
             told[name]["sizes"][f"{width}x{height}"] = {

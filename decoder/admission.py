@@ -80,8 +80,20 @@ def check_frame(frame: pb.Frame, last_sequence: int, policy: Policy) -> None:
         raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "frame.payload", problem)
 
 
-def check_size(hello: pb.Hello, block: int, most_blocks: int, policy: Policy) -> None:
+def check_size(hello: pb.Hello, block: int, policy: Policy) -> None:
     """Refuse a picture that is larger than allowed, counted as it is sampled: padded to whole blocks.
+
+    Args:
+        block: side of a block in pixels.
+    """
+    height, width = (blocks * block for blocks in _grid(hello, block))
+    if height * width > policy.pixels:
+        problem = f"{hello.width}×{hello.height} is more than the {policy.pixels} pixels that this server allows"
+        raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "hello.width and hello.height", problem)
+
+
+def check_sides(hello: pb.Hello, block: int, most_blocks: int) -> None:
+    """Refuse a picture that is too large for an engine.
 
     Args:
         block: side of a block in pixels.
@@ -89,10 +101,6 @@ def check_size(hello: pb.Hello, block: int, most_blocks: int, policy: Policy) ->
     """
     if max(_grid(hello, block)) > most_blocks:
         problem = f"{hello.width}×{hello.height}, an engine here takes no side of more than {most_blocks * block}"
-        raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "hello.width and hello.height", problem)
-    height, width = (blocks * block for blocks in _grid(hello, block))
-    if height * width > policy.pixels:
-        problem = f"{hello.width}×{hello.height} is more than the {policy.pixels} pixels that this server allows"
         raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "hello.width and hello.height", problem)
 
 

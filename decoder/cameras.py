@@ -78,7 +78,7 @@ class Camera:
 
     def wanted(self) -> list[tuple[float, str]]:
         """Renditions that someone watches and that no engine has taken yet: when each was last served, and its name."""
-        if self.newest is None or self.newest.fate == "failed":
+        if self.newest is None:
             return []
         watched = (name for name, relay in self.relays.items() if relay.viewers)
         return [(self._served.get(name, 0.0), name) for name in watched if self._taken.get(name) is not self.newest]
@@ -97,7 +97,9 @@ class Camera:
         self._at_work.remove(work)
         offered = self.relays[work.rendition] is work.relay
         if picture is None:
-            self._decide(work.measurement, "failed")
+            work.measurement.failed = True
+            if work.measurement is not self.newest or not self.wanted():  # else another rendition may be shown
+                self._pass_over(work.measurement, "failed")
         elif offered:
             self._show(work, picture)
         elif work.measurement is not self.newest:
@@ -106,16 +108,13 @@ class Camera:
         return picture is not None and offered
 
     def offer(self, renditions: tuple[str, ...]) -> None:
-        """From now on, viewers can be given these. Whoever watches another is let go, and so is a camera with none."""
+        """From now on, viewers can be given these. Whoever watches another is let go."""
         self.renditions = renditions
         for name, relay in self.relays.items():
             if name not in renditions:
                 relay.close()
                 self.relays[name] = Relay(self._viewers_changed)
                 self._taken.pop(name, None)
-        if not renditions and self.stream is not None:
-            problem = f"{self.stream.hello.operator_id!r} has no reconstructor here any more"
-            self.stream.end(Refusal(grpc.StatusCode.NOT_FOUND, "hello.operator_id", problem))
 
     @property
     def rendition(self) -> str | None:
@@ -160,6 +159,8 @@ class Camera:
         """A frame has one fate, the first, and is counted once."""
         if measurement.fate:
             return
+        if measurement.failed and fate != "shown":
+            fate = "failed"
         measurement.fate = fate
         self.tally.fates[fate] += 1
         if fate == "newer":

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from decoder.admission import check_sides
 from decoder.engines import Engine
 from decoder.engines.choice import agreed, fastest
 from decoder.model import RENDITIONS, Model, ModelError, read_model
+from protos.v1 import veilcam_pb2 as pb
 
 log = logging.getLogger("veilcam.decode")
 
@@ -33,6 +35,7 @@ class Reconstructor:
         operator_id: of the Φ that it was trained for.
         engine: it may be rebuilt.
         measured: what was measured of it when it was exported.
+        measured_form: what was measured of the form that runs when that was quantised; empty for float32.
     """
 
     id: str
@@ -41,6 +44,7 @@ class Reconstructor:
     operator_id: str
     engine: Engine
     measured: dict[str, Any]
+    measured_form: dict[str, Any]
 
 
 class Catalogue:
@@ -57,9 +61,16 @@ class Catalogue:
         """Block side of an operator that the catalogue has."""
         return next(each.engine.block for each in self.reconstructors if each.operator_id == operator_id)
 
-    def most_blocks(self, operator_id: str) -> int:
-        """Blocks of a picture, down or across, that every engine for an operator takes."""
-        return min(each.engine.most_blocks for each in self.reconstructors if each.operator_id == operator_id)
+    def check_sides(self, hello: pb.Hello) -> None:
+        """Refuse pictures that are too large for an engine for their operator, which the catalogue has.
+
+        What an engine took, as a camera's or in a recording, may be too large for the one in its place.
+
+        Raises:
+            Refusal: it names the sides.
+        """
+        engines = [each.engine for each in self.reconstructors if each.operator_id == hello.operator_id]
+        check_sides(hello, engines[0].block, min(engine.most_blocks for engine in engines))
 
     def choose(self, operator_id: str, rendition: str, rows: int) -> Reconstructor | None:
         """The reconstructor that wastes least: the fewest rows that hold ``rows``, else the most there are."""
@@ -82,10 +93,17 @@ def load_catalogue(
         renditions: reconstructors of others are checked, and left out.
 
     Raises:
-        CatalogueError: nothing there, or a file that is no reconstructor.
+        CatalogueError: nothing there, a file that is no reconstructor, or two that would serve the same measurements.
         EngineError: the engine isn't there, can't run a file, or gives other pictures than the reference.
     """
     wanted = [forms for forms in read_forms(paths) if forms["float32"].told["rendition"] in renditions]
+    served: dict[tuple[str, str, int], Path] = {}
+    for model in (forms["float32"] for forms in wanted):
+        rendition, operator_id = model.told["rendition"], model.told["operator_id"]
+        other = served.setdefault((rendition, operator_id, model.rows), model.path)
+        if other != model.path:
+            alike = f"a {rendition} reconstructor of {model.rows} rows for operator {operator_id}"
+            raise CatalogueError(f"{other} and {model.path}: each is {alike}; name the one to be used")
     return Catalogue([_open(forms, engine, threads) for forms in wanted])
 
 
@@ -123,10 +141,8 @@ def read_forms(paths: Sequence[Path]) -> list[dict[str, Model]]:
 
 def _open(forms: Mapping[str, Model], engine: str, threads: int) -> Reconstructor:
     model = forms["float32"]
-    try:
-        measured = json.loads(model.told.get("measured", "{}"))
-    except json.JSONDecodeError as error:
-        raise CatalogueError(f"{model.path}: metadata veilcam.measured is not JSON ({error})") from None
+    measured = _measured(model, "measured")
+    measured_forms = {precision: _measured(form, "quantised") for precision, form in forms.items()}
     if engine == "auto":
         opened, tried = fastest(forms, threads)
         for each in tried:
@@ -134,7 +150,20 @@ def _open(forms: Mapping[str, Model], engine: str, threads: int) -> Reconstructo
     else:
         opened = agreed(engine, forms, threads)
     told = model.told
-    return Reconstructor(model.id, model.path.stem, told["rendition"], told["operator_id"], opened, measured)
+    return Reconstructor(
+        *(model.id, model.path.stem, told["rendition"], told["operator_id"], opened),
+        *(measured, measured_forms[opened.model.precision]),
+    )
+
+
+def _measured(model: Model, key: str) -> dict[str, Any]:
+    try:
+        measured = json.loads(model.told.get(key, "{}"))
+    except json.JSONDecodeError as error:
+        raise CatalogueError(f"{model.path}: metadata veilcam.{key} is not JSON ({error})") from None
+    if not isinstance(measured, dict):
+        raise CatalogueError(f"{model.path}: metadata veilcam.{key} is {measured!r:.40}, expected a JSON object")
+    return measured
 
 
 def fit_rows(levels: NDArray[np.int8], rows: int) -> NDArray[np.int8]:

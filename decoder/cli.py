@@ -7,6 +7,7 @@ import os
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -31,6 +32,8 @@ UNUSABLE = 2
 """Exit code: what was asked for can't be done (a missing file, a taken port, a bad option)."""
 
 _LOOK_EVERY_S = 2.0
+_ROUND_S = 1.0
+"""What is replayed again and again, be it a single frame, takes so long at least."""
 _PLAIN_ALLOWED = "--allow-plain: %s may ask for plain pictures, which classifiers can read"
 _TIMES = ["%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y-%m-%d", "%Y-%m-%dT%H:%M:%S.%f", "%Y-%m-%d %H:%M:%S.%f"]
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -151,7 +154,7 @@ def decode(
         log.info("settings are sound: %s", ", ".join(f"{k} = {v}" for k, v in settings.model_dump(mode="json").items()))
         return
 
-    async def serve() -> int:
+    async def serve() -> NoReturn:
         server = Server(catalogue, settings)
         await server.start()
         if settings.record:
@@ -169,10 +172,10 @@ def decode(
         text = "cameras and programs: %s:%d (gRPC); people: %s://%s:%d/"
         scheme = "http" if settings.certificate is None else "https"
         log.info(text, name, server.port, scheme, name, server.http_port, extra=ports)
-        return await _until_stopped(server, asyncio.create_task(_follow(server, config, given)))
+        await _until_stopped(server, asyncio.create_task(_follow(server, config, given)))
 
     try:
-        sys.exit(asyncio.run(serve()))
+        asyncio.run(serve())
     except (AccessError, ServerError) as error:
         _give_up(error)
 
@@ -260,8 +263,9 @@ def export(
 ) -> None:
     """Write a recording as a film. A long one can be written in parts, by ranges of time.
 
-    After Ctrl-C, what is done is a film of its own, FILM.part1.mp4, and the command that goes on from there is told; a
-    second Ctrl-C ends at once, with nothing written. FILM itself is there only when it is whole.
+    After Ctrl-C, what is done is a film of its own, FILM.part1.mp4 (or part2, if that is there), and the command that
+    goes on from there is told; a second Ctrl-C ends at once, with nothing written. FILM itself is there only when it is
+    whole.
 
     Exit codes: 0 it is whole; 1 it was stopped, or can't be written; 2 what was asked for can't be done.
     """
@@ -270,7 +274,7 @@ def export(
 
         from decoder.catalogue import CatalogueError
         from decoder.engines import EngineError
-        from decoder.recordings.film import part_of, utc, write_film
+        from decoder.recordings.film import free_part, utc, write_film
         from decoder.recordings.playback import Recording, RecordingError
         from decoder.settings import SettingsError
     start_ns, end_ns = _ns(begin, 0), _ns(end, 2**63 - 1)
@@ -293,7 +297,14 @@ def export(
         sys.exit(BROKE)
     log.info("%s: %d %s pictures", written.path, written.pictures, _RENDITION[plain])
     if written.next_ns is not None:
-        again = ["veilcam-decode", "export", str(recording), str(part_of(film, 1)), "--from", utc(written.next_ns)]
+        again = [
+            "veilcam-decode",
+            "export",
+            str(recording),
+            str(free_part(written.path)),
+            "--from",
+            utc(written.next_ns),
+        ]
         again += ["--to", end.isoformat()] if end is not None else []
         again += ["--plain"] if plain else []
         again += [word for each in reconstructor or [] for word in ("--reconstructor", str(each))]
@@ -328,10 +339,11 @@ def replay(
     given: dict[str, Any] = {"port": port, "http": http, "allow_plain": allow_plain}
     given |= {"reconstructor": reconstructor or None, "engine": engine, "threads": threads}
 
-    async def serve() -> int:
+    async def serve() -> NoReturn:
         settings = _own_settings(given)
-        catalogue = _catalogue(settings, {"veiled", _RENDITION[settings.allow_plain]})
-        played = Recording(recording, catalogue, _RENDITION[settings.allow_plain])
+        renditions = list(_RENDITION.values())[: 1 + settings.allow_plain]
+        catalogue = _catalogue(settings, renditions)
+        played = Recording(recording, catalogue, *renditions)
         start_ns, end_ns = _ns(begin, 0), _ns(end, 2**63 - 1)
         if not played.times(start_ns, end_ns):
             raise RecordingError(f"{recording}: no pictures in that range of time")
@@ -342,7 +354,7 @@ def replay(
 
         async def go_on() -> None:
             while True:
-                sent = 0
+                sent, soonest = 0, time.monotonic() + _ROUND_S
 
                 def count() -> None:
                     nonlocal sent
@@ -354,11 +366,12 @@ def replay(
                 log.info("%s: played %d frames%s", recording, sent, "; again" if loop else "")
                 if not loop:
                     await asyncio.Event().wait()
+                await asyncio.sleep(soonest - time.monotonic())
 
-        return await _until_stopped(server, asyncio.create_task(go_on()))
+        await _until_stopped(server, asyncio.create_task(go_on()))
 
     try:
-        sys.exit(asyncio.run(serve()))
+        asyncio.run(serve())
     except (SettingsError, CatalogueError, EngineError, RecordingError, ServerError) as error:
         _give_up(error)
 
@@ -403,11 +416,10 @@ def _stopping() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-async def _until_stopped(server: "Server", following: "asyncio.Task[None]") -> int:
-    """Serve until a signal, or until a part ends that should not have. Returns the exit code.
+async def _until_stopped(server: "Server", following: "asyncio.Task[None]") -> NoReturn:
+    """Serve until a signal, or until a part ends that should not have; then end the process, with its exit code.
 
-    Raises:
-        RecordingError: what ended ``following``, once all else has ended in order.
+    At its ordinary end, Python would wait for every thread: for ever, if one hangs on a disk or a device.
     """
     from decoder.recordings.playback import RecordingError
 
@@ -433,9 +445,12 @@ async def _until_stopped(server: "Server", following: "asyncio.Task[None]") -> i
     following.cancel()
     await server.stop()
     log.info("stopped")
+    code = 0 if asked.is_set() else BROKE
     if isinstance(problem, RecordingError):
-        raise problem
-    return 0 if asked.is_set() else BROKE
+        code = UNUSABLE
+        log.error("%s", problem)
+    logging.shutdown()
+    os._exit(code)
 
 
 def _start_logging(as_json: bool) -> None:

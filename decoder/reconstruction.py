@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import grpc
 import numpy as np
@@ -68,7 +68,9 @@ class Worker:
         self._policy = policy
         self._metrics = metrics
         self._batching: WeakKeyDictionary[Engine, dict[tuple[int, ...], Batching]] = WeakKeyDictionary()
-        self._rebuilt: set[str] = set()
+        self._rebuilt: WeakSet[Engine] = WeakSet()
+        """Engines in the place of one that failed, and that haven't worked yet."""
+        self._rebuilding = asyncio.Lock()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="engine")
 
     async def run(self) -> None:
@@ -81,16 +83,30 @@ class Worker:
             elif (batch := await self._gathered(jobs)) and await self._do(batch):
                 await self._learn(batch[0])
 
-    def renditions_for(self, operator_id: str) -> tuple[str, ...]:
-        """What this server can show of an operator's measurements, first what it shows when nobody asks."""
-        return tuple(name for name in self._policy.renditions if self._catalogue.choose(operator_id, name, 1))
+    def admit(self, hello: pb.Hello) -> tuple[str, ...]:
+        """What this server can show of a camera's measurements, first what it shows when nobody asks.
+
+        Raises:
+            Refusal: there is nothing: of an operator that isn't here, too large for an engine, or not given.
+        """
+        if hello.operator_id not in self._catalogue.operators():
+            known = ", ".join(sorted(self._catalogue.operators()))
+            problem = f"{hello.operator_id[:80]!r} isn't among the operators of this server ({known})"
+            raise Refusal(grpc.StatusCode.NOT_FOUND, "hello.operator_id", problem)
+        self._catalogue.check_sides(hello)
+        renditions = self._policy.renditions
+        found = tuple(name for name in renditions if self._catalogue.choose(hello.operator_id, name, 1))
+        if not found:
+            problem = f"{hello.operator_id!r} has only plain reconstructors here, and this server gives only veiled"
+            raise Refusal(grpc.StatusCode.NOT_FOUND, "hello.operator_id", f"{problem} pictures")
+        return found
 
     async def reconstruct(self, hello: pb.Hello, levels: NDArray[np.int8], rendition: str) -> NDArray[np.uint8]:
         """A picture (H, W) that isn't live, in turn with those that are.
 
         Args:
             levels: quantised measurements (rows, H/B, W/B) of the camera that said ``hello``.
-            rendition: one of ``renditions_for`` its operator.
+            rendition: one of those for which it is admitted.
 
         Raises:
             EngineError: the engine failed; it was rebuilt if that is possible.
@@ -102,9 +118,9 @@ class Worker:
         try:
             pixels = await self._in_engine_thread(lambda: engine.reconstruct(fitted))
         except EngineError as error:
-            await self._rebuild(reconstructor, hello.camera, error)
+            await self._rebuild(reconstructor, engine, hello.camera, error)
             raise
-        self._rebuilt.discard(reconstructor.id)
+        self._rebuilt.discard(engine)
         return pixels[0, : hello.height, : hello.width]
 
     def close(self) -> None:
@@ -174,14 +190,14 @@ class Worker:
 
     async def _do(self, batch: list[_Job]) -> bool:
         """Reconstruct a batch and give its pictures to their viewers. Whether that worked."""
-        reconstructor = batch[0].reconstructor
+        reconstructor, engine = batch[0].reconstructor, batch[0].reconstructor.engine
         taken = [job.camera.begin(job.rendition) for job in batch]
         pictures: Sequence[Picture | None] = [None] * len(batch)
         try:
             pictures = await self._reconstructed(reconstructor, [work.measurement for work in taken])
-            self._rebuilt.discard(reconstructor.id)
+            self._rebuilt.discard(engine)
         except Exception as error:  # noqa: BLE001 - an engine's own; whatever it is, this batch is lost
-            if not await self._rebuild(reconstructor, ", ".join(job.camera.name for job in batch), error):
+            if not await self._rebuild(reconstructor, engine, ", ".join(job.camera.name for job in batch), error):
                 problem = "the reconstructor failed, see the server's log"
                 for work in taken:
                     work.measurement.stream.end(Refusal(grpc.StatusCode.INTERNAL, "frame", problem))
@@ -215,21 +231,27 @@ class Worker:
             )
         return pictures
 
-    async def _rebuild(self, reconstructor: Reconstructor, names: str, error: Exception) -> bool:
-        """After an engine has failed on frames of the cameras named: whether it was rebuilt, which is tried once."""
+    async def _rebuild(self, reconstructor: Reconstructor, failed: Engine, names: str, error: Exception) -> bool:
+        """After an engine has failed on frames of the cameras named: whether there is a new one, tried once.
+
+        What was on its way to the failed one meanwhile fails too, and says nothing of the new one.
+        """
         log.error("reconstructor %s failed on frames of %s", reconstructor.name, names, exc_info=error)
         self._metrics.failed(reconstructor)
-        if reconstructor.id not in self._rebuilt:
-            try:
-                reconstructor.engine = await self._in_engine_thread(reconstructor.engine.reopened)
-            except EngineError as rebuilding:
-                log.error("reconstructor %s can't be rebuilt: %s", reconstructor.name, rebuilding)
-            else:
-                self._rebuilt.add(reconstructor.id)
-                log.warning("reconstructor %s: its engine was rebuilt", reconstructor.name)
+        async with self._rebuilding:
+            if reconstructor.engine is not failed:
                 return True
-        self._rebuilt.discard(reconstructor.id)
-        return False
+            if failed not in self._rebuilt:
+                try:
+                    reconstructor.engine = await self._in_engine_thread(failed.reopened)
+                except EngineError as rebuilding:
+                    log.error("reconstructor %s can't be rebuilt: %s", reconstructor.name, rebuilding)
+                else:
+                    self._rebuilt.add(reconstructor.engine)
+                    log.warning("reconstructor %s: its engine was rebuilt", reconstructor.name)
+                    return True
+            self._rebuilt.discard(failed)
+            return False
 
     async def _in_engine_thread(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)

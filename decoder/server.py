@@ -5,6 +5,7 @@ import contextlib
 import logging
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from decoder.access.exposure import check_exposure
 from decoder.access.guards import GrpcGuard
 from decoder.access.people import People
 from decoder.access.tls import Certificates
-from decoder.admission import Policy
+from decoder.admission import Policy, Refusal
 from decoder.cameras import Cameras
 from decoder.catalogue import Catalogue
 from decoder.metrics import Metrics
@@ -38,6 +39,8 @@ from protos.v1.veilcam_pb2_grpc import add_CamerasServicer_to_server, add_Viewer
 log = logging.getLogger("veilcam.decode")
 
 GRACE_S = 5.0
+_LAST_S = 1.0
+"""What waits for the disk has so long at least, however slowly others went."""
 _MESSAGE_OVERHEAD = 4096
 
 
@@ -134,21 +137,26 @@ class Server:
             task.result()
 
     async def stop(self, grace: float = GRACE_S) -> None:
-        """Refuse what is new, let viewers and cameras go, and end; at most ``grace`` seconds and a little."""
+        """Refuse what is new, let viewers and cameras go, and end; at most ``grace`` seconds and a little for all."""
+        deadline = time.monotonic() + grace
+
+        def left() -> float:
+            return max(0.0, deadline - time.monotonic())
+
         self._ready = False
         await self._health.enter_graceful_shutdown()
         self._web.should_exit = True
         self.cameras.close()
         await self._grpc.stop(grace)
         web = next(task for task in self._tasks if task.get_name() == "web")
-        await asyncio.wait([web], timeout=grace)
+        await asyncio.wait([web], timeout=left())
         for task in self._tasks:
             task.cancel()
-        await asyncio.wait(self._tasks, timeout=grace)
-        for part in (self._worker, self._recorder):
-            if part is not None:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(asyncio.to_thread(part.close), grace)
+        await asyncio.wait(self._tasks, timeout=left())
+        # Beside each other: an engine that hangs doesn't take the time that what was recorded needs to reach the disk.
+        parts = [part for part in (self._worker, self._recorder) if part is not None]
+        closing = [asyncio.create_task(asyncio.to_thread(part.close)) for part in parts]
+        await asyncio.wait(closing, timeout=max(_LAST_S, left()))
 
     def apply(self, after: Settings, catalogue: Catalogue | None = None) -> list[str]:
         """Take up changed settings; cameras and viewers whom they don't concern don't notice.
@@ -170,7 +178,11 @@ class Server:
         for camera in self.cameras.all():
             stream = camera.stream or (camera.newest.stream if camera.newest is not None else None)
             if stream is not None:
-                camera.offer(self._worker.renditions_for(stream.hello.operator_id))
+                try:
+                    camera.offer(self._worker.admit(stream.hello))
+                except Refusal as refusal:
+                    camera.offer(())
+                    stream.end(refusal)
         self.cameras.tell()
         return later
 

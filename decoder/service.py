@@ -88,17 +88,9 @@ class CamerasService(CamerasServicer):
         if first is None or not first.HasField("hello"):
             raise invalid("message", "expected a hello first")
         check_hello(first.hello)
-        operator_id = first.hello.operator_id
-        if operator_id not in self._catalogue.operators():
-            known = ", ".join(sorted(self._catalogue.operators()))
-            problem = f"{operator_id[:80]!r} isn't among the operators of this server ({known})"
-            raise Refusal(grpc.StatusCode.NOT_FOUND, "hello.operator_id", problem)
-        block = self._catalogue.block(operator_id)
-        check_size(first.hello, block, self._catalogue.most_blocks(operator_id), self._policy)
-        renditions = self._worker.renditions_for(operator_id)
-        if not renditions:
-            problem = f"{operator_id!r} has only plain reconstructors here, and this server gives only veiled pictures"
-            raise Refusal(grpc.StatusCode.NOT_FOUND, "hello.operator_id", problem)
+        renditions = self._worker.admit(first.hello)
+        block = self._catalogue.block(first.hello.operator_id)
+        check_size(first.hello, block, self._policy)
         return Stream(first.hello, block, renditions, self._policy)
 
     async def _frames(

@@ -17,7 +17,7 @@ _LASTING_DROPS, _LASTING_DROPS_S = 5, 2.0
 
 FATES = ("shown", "newer", "unwatched", "no_base", "failed")
 """What a frame comes to: shown in one rendition or more; watched, and never shown because a newer one came; passed by
-while nobody watched; a difference whose base isn't here; lost with an engine that failed."""
+while nobody watched; a difference whose base isn't here; lost with an engine that failed, and shown in no rendition."""
 
 
 @dataclass(eq=False)
@@ -27,6 +27,7 @@ class Measurement:
     Attributes:
         stream: that it came on.
         ready_s: when it was unpacked, by the monotonic clock.
+        failed: an engine failed on it, in one rendition or more.
         fate: one of ``FATES``; empty while that is open.
     """
 
@@ -36,6 +37,7 @@ class Measurement:
     levels: NDArray[np.int8]
     times: Times
     ready_s: float = field(default_factory=time.monotonic)
+    failed: bool = False
     fate: str = ""
 
 

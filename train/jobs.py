@@ -43,14 +43,21 @@ def do_at_once(steps: Sequence[Step], jobs: int, open_runner: Callable[[], Runne
             for step in ready[: jobs - len(under_way)]:
                 waiting.remove(step)
                 log.info("begun: %s", step.told)
-                under_way[processes.submit(_do, step)] = step
+                try:
+                    under_way[processes.submit(_do, step)] = step
+                except BrokenProcessPool:
+                    if not under_way:
+                        raise JobError(f"{step.told}: its process was killed before it began") from None
+                    break  # those under way know of it too
             if not under_way:
                 break
+            killed: list[Step] = []
             for future in wait(under_way, return_when=FIRST_COMPLETED).done:
                 step = under_way.pop(future)
                 error = future.exception()
                 if isinstance(error, BrokenProcessPool):
-                    raise JobError(f"{step.told}: its process was killed (by lack of memory?)") from None
+                    killed.append(step)
+                    continue
                 if error is not None:
                     failed[step.told] = f"{type(error).__name__}: {error}"
                     log.error("failed: %s: %s", step.told, failed[step.told])
@@ -58,6 +65,10 @@ def do_at_once(steps: Sequence[Step], jobs: int, open_runner: Callable[[], Runne
                 log.info("done: %s, %d to go", step.told, len(waiting) + len(under_way))
                 if step.run is not None:
                     done.add(step.name)
+            if killed:  # one process takes all others with it, and whose it was isn't told
+                suspects = ", ".join(step.told for step in (*killed, *under_way.values()))
+                before = f"; failed before that: {', '.join(failed)}" if failed else ""
+                raise JobError(f"a process was killed (by lack of memory?), of one of these: {suspects}{before}")
     if failed:
         without = f"; {len(waiting)} more need them" if waiting else ""
         raise JobError(f"{', '.join(failed)} failed{without}")

@@ -52,10 +52,13 @@ def fastest(forms: Mapping[str, Model], threads: int) -> tuple[Engine, list[Trie
         EngineError: not even the reference runs.
     """
     engines, tried = agreeing(forms, threads)
-    for name, took in times(engines, _SIZE, _ROUNDS).items():
-        before = tried[name]
-        tried[name] = Tried(name, statistics.median(took), before.agreement_db, before.problem)
-    best = min(engines, key=lambda name: tried[name].milliseconds or 0.0)
+    took, problems = times(engines, _SIZE, _ROUNDS)
+    for name in engines:
+        median = statistics.median(took[name]) if name in took else None
+        tried[name] = Tried(name, median, tried[name].agreement_db, problems.get(name, ""))
+    if REFERENCE in problems:
+        raise EngineError(problems[REFERENCE])
+    best = min(took, key=lambda name: tried[name].milliseconds or 0.0)
     return engines[best], list(tried.values())
 
 
@@ -128,18 +131,31 @@ def _drawn(model: Model) -> NDArray[np.int8]:
     return levels.clip(-127, 127).round().astype(np.int8)
 
 
-def times(engines: Mapping[str, Engine], size: tuple[int, int], rounds: int) -> dict[str, list[float]]:
+def times(
+    engines: Mapping[str, Engine], size: tuple[int, int], rounds: int
+) -> tuple[dict[str, list[float]], dict[str, str]]:
     """Milliseconds of each for one picture, in rounds in which all take part: a busy moment is everyone's.
 
     Args:
         size: of the picture, height and width in pixels.
         rounds: that count; one before them, in which engines compile and allocate, doesn't.
+
+    Returns:
+        By name, the milliseconds of those that ran, and why the others didn't.
     """
     took: dict[str, list[float]] = {name: [] for name in engines}
+    problems: dict[str, str] = {}
     for number in range(rounds + 1):
         for name, engine in engines.items():
+            if name in problems:
+                continue
             height, width = (-(-side // engine.block) for side in size)
-            milliseconds = engine.timed(1, (height, width))
+            try:
+                milliseconds = engine.timed(1, (height, width))
+            except EngineError as error:
+                problems[name] = str(error)
+                del took[name]
+                continue
             if number:
                 took[name].append(milliseconds)
-    return took
+    return took, problems

@@ -10,6 +10,7 @@ import ctypes
 import hashlib
 import logging
 import os
+import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -168,7 +169,7 @@ def key_of(model: Model, gpu: Gpu, runtime: Any) -> str:
 
 
 class TensorRtEngine(Engine):
-    """An engine on the first GPU."""
+    """An engine on the first GPU. What it holds there it gives back when nobody holds it any more."""
 
     most_at_once, most_blocks = MOST_AT_ONCE, MOST_BLOCKS
 
@@ -194,6 +195,8 @@ class TensorRtEngine(Engine):
         self.device = f"{gpu.name}, {runtime.__name__} {runtime.__version__}"
         self._stream = self._call("cudaStreamCreate")
         self._shapes: OrderedDict[tuple[int, ...], _Shape] = OrderedDict()
+        let_go = weakref.finalize(self, _let_go, self._cuda, self._stream, self._shapes)
+        let_go.atexit = False  # a process that ends gives everything back, and the driver may be gone before this
 
     def _form(self) -> Model:
         """What is built: the file as it is."""
@@ -211,7 +214,7 @@ class TensorRtEngine(Engine):
         if sides not in self._shapes:
             count, _, height, width = sides
             if len(self._shapes) >= _GRAPHS:
-                self._free(self._shapes.popitem(last=False)[1])
+                self._shapes.popitem(last=False)[1].free(self._cuda)
             self._shapes[sides] = self._made(sides, (count, height * self.block, width * self.block))
         self._shapes.move_to_end(sides)
         return self._shapes[sides]
@@ -263,22 +266,15 @@ class TensorRtEngine(Engine):
             "cudaStreamBeginCapture", self._stream, self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed
         )
         enqueue()
-        graph = self._call("cudaGraphInstantiate", self._call("cudaStreamEndCapture", self._stream), 0)
+        captured = self._call("cudaStreamEndCapture", self._stream)
+        try:
+            graph = self._call("cudaGraphInstantiate", captured, 0)
+        finally:
+            self._call("cudaGraphDestroy", captured)
         return _Shape(sent.view(np.int8).reshape(sides), received.reshape(picture), graph, context, pinned, device)
 
-    def _free(self, shape: "_Shape") -> None:
-        self._call("cudaGraphExecDestroy", shape.graph)
-        for address in shape.pinned:
-            self._call("cudaFreeHost", address)
-        for address in shape.device:
-            self._call("cudaFree", address)
-
     def _call(self, function: str, *arguments: Any) -> Any:
-        """A function of CUDA's runtime: its result, or its error raised."""
-        status, *results = getattr(self._cuda, function)(*arguments)
-        if int(status):
-            raise RuntimeError(f"{function}: {status.name}")
-        return results[0] if results else None
+        return _call(self._cuda, function, *arguments)
 
 
 class TensorRtHalfEngine(TensorRtEngine):
@@ -296,6 +292,31 @@ class _Shape:
     context: Any
     pinned: Sequence[int]
     device: Sequence[int]
+
+    def free(self, cuda: Any) -> None:
+        _call(cuda, "cudaGraphExecDestroy", self.graph)
+        for address in self.pinned:
+            _call(cuda, "cudaFreeHost", address)
+        for address in self.device:
+            _call(cuda, "cudaFree", address)
+
+
+def _let_go(cuda: Any, stream: Any, shapes: OrderedDict[tuple[int, ...], _Shape]) -> None:
+    """Free what an engine held. A device that is lost, as one that is rebuilt may be, has nothing left to free."""
+    try:
+        while shapes:
+            shapes.popitem()[1].free(cuda)
+        _call(cuda, "cudaStreamDestroy", stream)
+    except RuntimeError as error:
+        log.warning("an engine's memory on the GPU can't be freed: %s", error)
+
+
+def _call(cuda: Any, function: str, *arguments: Any) -> Any:
+    """A function of CUDA's runtime: its result, or its error raised."""
+    status, *results = getattr(cuda, function)(*arguments)
+    if int(status):
+        raise RuntimeError(f"{function}: {status.name}")
+    return results[0] if results else None
 
 
 class _Listener:

@@ -24,7 +24,7 @@ class Film:
     """What was written.
 
     Attributes:
-        path: where; as asked for if it is whole, else a part's (``part_of``).
+        path: where; as asked for if it is whole, else a part's (``free_part``).
         pictures: their number.
         next_ns: when the first picture was captured that isn't in it any more; None if it is whole.
     """
@@ -39,16 +39,17 @@ def utc(time_ns: int) -> str:
     return (datetime(1970, 1, 1) + timedelta(microseconds=time_ns // 1000)).isoformat()
 
 
-def part_of(path: Path, later: int = 0) -> Path:
-    """What a film that was stopped is called, and the parts after it: ``a.part1.mp4``, ``a.part2.mp4``…
+def free_part(path: Path) -> Path:
+    """What a film that was stopped is called: ``a.part1.mp4``, or the next number that no film has yet.
 
     Args:
-        path: of the film, or of a part, which is called so already.
-        later: how many parts after it.
+        path: of the film, or of a part, from whose number on it is looked.
     """
     found = re.fullmatch(r"(.+)\.part(\d{1,9})", path.stem)
     stem, number = (found[1], int(found[2])) if found else (path.stem, 1)
-    return path.with_name(f"{stem}.part{number + later}{path.suffix}")
+    while (part := path.with_name(f"{stem}.part{number}{path.suffix}")).exists():
+        number += 1
+    return part
 
 
 def write_film(
@@ -105,6 +106,6 @@ def write_film(
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    written = path if next_ns is None else part_of(path)
+    written = path if next_ns is None else free_part(path)
     partial.replace(written)
     return Film(written, count, next_ns)

@@ -47,13 +47,13 @@ class Recording:
     Args:
         path: a segment, or a camera's folder of them.
         catalogue: reconstructors to play it with.
-        rendition: which of them.
+        renditions: the first that the catalogue has a reconstructor for is played.
 
     Raises:
         RecordingError: nothing that can be played is there, or the catalogue has no reconstructor for it.
     """
 
-    def __init__(self, path: Path, catalogue: Catalogue, rendition: str) -> None:
+    def __init__(self, path: Path, catalogue: Catalogue, *renditions: str) -> None:
         paths = sorted(path.glob(f"*{SUFFIX}")) if path.is_dir() else [path]
         if not paths:
             raise RecordingError(f"{path}: no segments (*{SUFFIX}) there")
@@ -63,11 +63,14 @@ class Recording:
             raise RecordingError(str(error)) from None
         for segment in self.segments:
             operator_id = segment.hello.operator_id
-            if catalogue.choose(operator_id, rendition, 1) is None:
-                raise NoReconstructorError(
-                    f"{segment.path}: no {rendition} reconstructor for operator {operator_id} here"
-                )
-        self._catalogue, self._rendition = catalogue, rendition
+            if not any(catalogue.choose(operator_id, rendition, 1) for rendition in renditions):
+                told = " or ".join(renditions)
+                raise NoReconstructorError(f"{segment.path}: no {told} reconstructor for operator {operator_id} here")
+            try:
+                catalogue.check_sides(segment.hello)
+            except Refusal as refusal:
+                raise RecordingError(f"{segment.path}: {refusal}") from None
+        self._catalogue, self._renditions = catalogue, renditions
 
     def times(self, start_ns: int = 0, end_ns: int = 2**63 - 1) -> list[int]:
         """Capture times of the frames in a range of time, the end left out."""
@@ -90,8 +93,8 @@ class Recording:
                 )
 
     def _reconstructed(self, levels: NDArray[np.int8], operator_id: str, height: int, width: int) -> NDArray[np.uint8]:
-        reconstructor = self._catalogue.choose(operator_id, self._rendition, len(levels))
-        assert reconstructor is not None
+        found = (self._catalogue.choose(operator_id, rendition, len(levels)) for rendition in self._renditions)
+        reconstructor = next(each for each in found if each is not None)
         return reconstructor.engine.reconstruct(fit_rows(levels, reconstructor.engine.rows)[None])[0, :height, :width]
 
 

@@ -24,19 +24,21 @@ async def save_pictures(cameras: Cameras, folder: Path) -> None:
     try:
         while True:
             changed = cameras.changed()
-            shown = {each.relays[each.rendition]: each.name for each in cameras.all() if each.rendition}
+            shown = {each.relays[each.rendition]: each for each in cameras.all() if each.rendition}
             for relay in shown.keys() - seen.keys():
                 seen[relay] = relay.serial
                 relay.enter()
             for relay in seen.keys() - shown.keys():
                 del seen[relay]
                 relay.leave()
-            for relay, name in shown.items():
+            for relay, camera in shown.items():
                 if relay.latest is None or relay.serial == seen[relay]:
                     continue
+                if camera.rendition is None or camera.relays[camera.rendition] is not relay:
+                    continue  # while others were written, it was decided that this is no longer given
                 missed += relay.serial - seen[relay] - 1
                 seen[relay] = relay.serial
-                await asyncio.get_running_loop().run_in_executor(pool, _write, relay.latest, folder / name)
+                await asyncio.get_running_loop().run_in_executor(pool, _write, relay.latest, folder / camera.name)
                 saved += 1
             await changed.wait()
     except (OSError, ValueError, cv2.error) as error:

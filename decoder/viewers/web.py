@@ -283,5 +283,5 @@ def _measured(each: Reconstructor) -> dict[str, Any]:
         "device": each.engine.device,
         "precision": each.engine.precision,
         "measured": each.measured,
-        "measured_form": json.loads(each.engine.model.told.get("quantised", "{}")),
+        "measured_form": each.measured_form,
     }

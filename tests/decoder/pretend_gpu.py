@@ -30,6 +30,8 @@ class Cuda:
         room: bytes that the device has left.
         held: what was allocated and not freed yet, by address.
         graphs: that were made and not destroyed yet.
+        recorded: what graphs were made of, and wasn't destroyed yet.
+        streams: that were made and not destroyed yet.
     """
 
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
@@ -39,6 +41,8 @@ class Cuda:
         self.room = 1 << 40
         self.held: dict[int, Any] = {}
         self.graphs: list[Any] = []
+        self.recorded: list[Any] = []
+        self.streams: list[int] = []
         self._recorded: list[Callable[[], None]] | None = None
 
     def do(self, work: Callable[[], None]) -> None:
@@ -53,8 +57,17 @@ class Cuda:
         assert size <= ctypes.sizeof(self.held[address])
         return address
 
+    def holds_nothing(self) -> bool:
+        """Whether all that was taken was given back."""
+        return not (self.held or self.graphs or self.recorded or self.streams)
+
     def cudaStreamCreate(self) -> tuple[Status, int]:
+        self.streams.append(STREAM)
         return Status.cudaSuccess, STREAM
+
+    def cudaStreamDestroy(self, stream: int) -> tuple[Status]:
+        self.streams.remove(stream)
+        return (Status.cudaSuccess,)
 
     def cudaStreamSynchronize(self, stream: int) -> tuple[Status]:
         assert stream == STREAM
@@ -93,12 +106,18 @@ class Cuda:
     def cudaStreamEndCapture(self, stream: int) -> tuple[Status, Any]:
         assert stream == STREAM
         recorded, self._recorded = self._recorded, None
+        self.recorded.append(recorded)
         return Status.cudaSuccess, recorded
 
     def cudaGraphInstantiate(self, graph: Any, flags: int) -> tuple[Status, Any]:
         assert len(graph) == 3
+        assert graph in self.recorded
         self.graphs.append(graph)
         return Status.cudaSuccess, graph
+
+    def cudaGraphDestroy(self, graph: Any) -> tuple[Status]:
+        self.recorded.remove(graph)
+        return (Status.cudaSuccess,)
 
     def cudaGraphLaunch(self, graph: Any, stream: int) -> tuple[Status]:
         assert graph in self.graphs

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 from decoder.catalogue import SHIPPED, Catalogue, CatalogueError, load_catalogue
 from decoder.engines import ENGINES, Engine, EngineError, Kind, open_engine
 from decoder.engines.choice import fastest
+from decoder.engines.onnx_runtime import OnnxRuntimeEngine
 from decoder.model import PRECISIONS, RENDITIONS, Model, ModelError, read_model
 from encoder.sampling import Operator
 
@@ -130,6 +131,24 @@ def test_an_engine_that_does_not_agree_is_refused(monkeypatch: pytest.MonkeyPatc
     assert told["broken"].problem.endswith("veil-r10.onnx: fails (RuntimeError: no such device)")
     assert engine.name in ("onnxruntime", "openvino")
     assert "refused" in str(told["onnxruntime-int8"])
+
+
+def test_an_engine_that_fails_while_it_is_timed_is_told_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ENGINES, "small", Kind("tests.decoder.test_catalogue:Small", ("float32",), "nothing"))
+    engine, tried = fastest({"float32": read_model(SHIPPED / "veil-r10.onnx")}, 1)
+    told = {each.name: each for each in tried}
+    assert told["small"].problem.endswith("veil-r10.onnx: fails (RuntimeError: no room for 15×20)")
+    assert (told["small"].milliseconds, engine.name != "small") == (None, True)
+    assert told[engine.name].milliseconds is not None
+
+
+class Small(OnnxRuntimeEngine):
+    """It has room for what it is compared with, and not for what it is timed with."""
+
+    def _run(self, measurements: NDArray[np.int8]) -> NDArray[np.uint8]:
+        if measurements.shape[2:] == (15, 20):
+            raise RuntimeError("no room for 15×20")
+        return super()._run(measurements)
 
 
 class Broken(Engine):
@@ -257,6 +276,23 @@ def test_the_reconstructor_that_wastes_least(tmp_path: Path, rows: int, chosen: 
     assert catalogue.choose("1" * 16, "plain", rows) is None
 
 
+def test_two_reconstructors_for_the_same_measurements_are_refused(tmp_path: Path) -> None:
+    for name, change in {
+        "a": {},
+        "b": {"name": "b"},
+        "c": {"rendition": "veiled"},
+        "d": {"operator_id": "f" * 16},
+    }.items():
+        write_model(tmp_path / f"{name}.onnx", METADATA | change)
+    write_model(tmp_path / "e.onnx", METADATA, 3)
+    with pytest.raises(
+        CatalogueError, match=r"a\.onnx and .*b\.onnx: each is a plain reconstructor of 1 rows for operator 0+; name"
+    ):
+        load_catalogue([tmp_path], "onnxruntime", 1)
+    (tmp_path / "b.onnx").unlink()
+    assert len(load_catalogue([tmp_path, tmp_path / "a.onnx"], "onnxruntime", 1).reconstructors) == 4
+
+
 @pytest.mark.parametrize(
     ("metadata", "problem"),
     [
@@ -266,6 +302,9 @@ def test_the_reconstructor_that_wastes_least(tmp_path: Path, rows: int, chosen: 
         (METADATA | {"block": "wide"}, "veilcam.block"),
         (METADATA | {"precision": "int3"}, "veilcam.precision: expected one of float32, int8"),
         (METADATA | {"measured": "{"}, "veilcam.measured is not JSON"),
+        (METADATA | {"measured": "7"}, "veilcam.measured is 7, expected a JSON object"),
+        (METADATA | {"quantised": "{'"}, "veilcam.quantised is not JSON"),
+        (METADATA | {"quantised": "[]"}, r"veilcam.quantised is \[\], expected a JSON object"),
         ({}, "veilcam.format is None"),
     ],
 )

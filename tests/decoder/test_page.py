@@ -244,6 +244,44 @@ def test_a_recording_is_played_with_a_time_line(
     assert len([url for url in asked if "jpg?at=" in url]) <= before + 1, "a hidden tab plays nothing"
 
 
+def test_a_recording_that_is_not_given_says_why_and_its_time_line_comes_back(
+    page: Page, start_service: StartService, operator: Operator, photographs: list[NDArray[np.uint8]], tmp_path: Path
+) -> None:
+    service = start_service(Settings(port=0, http=0, record=tmp_path / "recordings"))
+    Film(service.address, operator, photographs, "porch").show(0)
+    answers = ["<not json>", None]
+
+    def at_first_none(route: Route) -> None:
+        if (body := answers.pop(0) if answers else None) is None:
+            route.fallback()
+        else:
+            route.fulfill(body=body)
+
+    page.route("**/recordings/porch.json", at_first_none)
+    page.goto(f"{service.page}/#porch")
+    track, label = page.get_by_role("slider", name="Time in the recording"), page.locator(".chosen .time")
+    expect(track).to_be_visible(timeout=WAIT_MS)
+
+    told = "recordings: as many as may wait for the disk are waiting; ask again"
+    page.route(
+        "**/recordings/porch.jpg*", lambda route: route.fulfill(status=503, body=told, headers={"Retry-After": "0.1"})
+    )
+    track.focus()
+    page.keyboard.press("Home")
+    expect(label).to_have_text(told, timeout=WAIT_MS)
+    page.unroute("**/recordings/porch.jpg*")
+    wait_for_picture(page, photographs[0])
+    expect(label).to_contain_text(":", timeout=WAIT_MS)
+    expect(label).not_to_have_text(told, timeout=WAIT_MS)
+
+    for path in (tmp_path / "recordings" / "porch").glob("*.vcseg"):
+        path.write_bytes(b"not a segment at all")
+    page.get_by_role("button", name="Live").click()
+    track.focus()
+    page.keyboard.press("Home")
+    expect(label).to_contain_text("begins with b'not a', a segment with", timeout=WAIT_MS)
+
+
 def leave(page: Page) -> None:
     """As if the tab were no longer looked at, until ``window.away`` is false."""
     page.evaluate("""() => {
@@ -322,9 +360,16 @@ def test_a_camera_that_the_page_does_not_know_yet_costs_one_picture(
 def test_what_was_measured_of_another_form_is_said_to_be(
     page: Page, start_service: StartService, operator: Operator, photographs: list[NDArray[np.uint8]]
 ) -> None:
-    service = start_service(catalogue=load_catalogue([SHIPPED], "onnxruntime-int8", 1))
+    """Also when that form is taken up while the page is shown."""
+    service = start_service(catalogue=load_catalogue([SHIPPED], "onnxruntime", 1))
     Film(service.address, operator, photographs, "porch").show(0)
     page.goto(service.page)
-    page.get_by_role("button", name="what classifiers were measured to read").click(timeout=WAIT_MS)
+    model = page.get_by_role("button", name="what classifiers were measured to read")
+    model.click(timeout=WAIT_MS)
+    expect(page.get_by_role("dialog")).not_to_contain_text("float32 form", timeout=WAIT_MS)
+    page.keyboard.press("Escape")
+    integers = load_catalogue([SHIPPED], "onnxruntime-int8", 1)
+    service.loop.call_soon_threadsafe(service.server.apply, service.server.settings, integers)
+    model.click(timeout=WAIT_MS)
     expect(page.get_by_role("dialog")).to_contain_text("figures are of its float32 form. Through its int8 form")
     expect(page.get_by_role("dialog")).to_contain_text(re.compile(r"efficientnet_lite1 \d+\.\d \(\d+\.\d\)"))

@@ -1,17 +1,19 @@
 """Recordings: what a kill at any byte leaves, retention, a slow or full disk, and a real service that records."""
 
-import contextlib
 import json
 import os
 import random
+import select
 import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import av
@@ -25,7 +27,9 @@ from numpy.typing import NDArray
 
 from benchmarks.fidelity import psnr
 from decoder.catalogue import SHIPPED, Catalogue, load_catalogue
-from decoder.recordings.film import part_of, write_film
+from decoder.engines.onnx_runtime import OnnxRuntimeEngine
+from decoder.model import Model
+from decoder.recordings.film import free_part, write_film
 from decoder.recordings.playback import Playback, Recording, RecordingError, Shot
 from decoder.recordings.recorder import Recorder, SegmentLimits
 from decoder.recordings.segment import Entry, Segment, SegmentError, SegmentWriter, index_of
@@ -35,8 +39,8 @@ from encoder.packing import Packer
 from encoder.sampling import Operator
 from protos.v1 import veilcam_pb2 as pb
 from protos.v1.veilcam_pb2_grpc import ViewersStub
-from tests.conftest import StartService, frame_of, hello_of
-from tests.decoder.test_service import Camera
+from tests.conftest import Service, StartService, frame_of, hello_of
+from tests.decoder.test_service import Camera, Held, watch
 from tests.decoder.test_settings import DECODE, Running
 from tests.decoder.test_web import get
 
@@ -393,31 +397,103 @@ def test_a_recording_that_is_not_given(
     assert body.startswith(told) or told in body
 
 
-def test_a_disk_that_hangs_holds_up_recordings_alone(
-    recorded: Path,
-    tmp_path: Path,
-    start_service: StartService,
-    operator: Operator,
-    photographs: list[NDArray[np.uint8]],
-) -> None:
-    """A pipe in place of a segment keeps whoever opens it. Those who have gone are passed over when it lets go."""
-    shutil.copytree(recorded, tmp_path / "camera")
-    pipe = tmp_path / "stuck" / f"{10**9:020d}.vcseg"
+@pytest.fixture
+def stuck(recorded: Path, tmp_path: Path) -> Iterator[Path]:
+    """Recordings of two cameras; a pipe in place of the only segment of ``stuck`` keeps whoever opens it."""
+    shutil.copytree(recorded, tmp_path / "recordings" / "camera")
+    pipe = tmp_path / "recordings" / "stuck" / f"{10**9:020d}.vcseg"
     pipe.parent.mkdir()
     os.mkfifo(pipe)
-    service = start_service(Settings(port=0, http=0, record=tmp_path))
-    camera = Camera(service.channel())
-    with contextlib.ExitStack() as waiting:
-        waiting.callback(lambda: os.close(os.open(pipe, os.O_RDWR)))
-        for _ in range(40):
-            viewer = waiting.enter_context(socket.create_connection(("127.0.0.1", service.server.http_port)))
-            viewer.sendall(b"GET /recordings/stuck.jpg?at=5 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    yield pipe.parent.parent
+    let_go(pipe.parent.parent)
+
+
+def let_go(recordings: Path) -> None:
+    """A segment that kept whoever opened it ends, and is gone."""
+    for pipe in recordings.glob("stuck/*.vcseg"):
+        end = os.open(pipe, os.O_RDWR)
+        pipe.unlink()
+        os.close(end)
+
+
+class Askers:
+    """Those who ask for something of the page, each on a connection of their own, and haven't got an answer yet."""
+
+    def __init__(self, service: Service) -> None:
+        self.address, self.waiting = ("127.0.0.1", service.server.http_port), list[socket.socket]()
+
+    def ask(self, path: str, seconds: float = 0.1) -> list[bytes]:
+        """One more asks; what was answered, to whomever, within a while after it."""
+        asking = socket.create_connection(self.address)
+        asking.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        self.waiting.append(asking)
+        return self.answers(seconds)
+
+    def answers(self, seconds: float = 0.0) -> list[bytes]:
+        answers = []
+        for each in select.select(self.waiting, [], [], seconds)[0]:
+            answers.append(each.makefile("rb").read())
+            self.go(each)
+        return answers
+
+    def go(self, *gone: socket.socket) -> None:
+        for each in gone:
+            self.waiting.remove(each)
+            each.close()
+
+
+def test_a_disk_that_hangs_holds_up_recordings_alone(
+    stuck: Path, start_service: StartService, operator: Operator, photographs: list[NDArray[np.uint8]]
+) -> None:
+    """More ask for what hangs than the server has connections, and are told; those who have gone make room."""
+    service = start_service(Settings(port=0, http=0, record=stuck, max_connections=16))
+    camera, askers = Camera(service.channel()), Askers(service)
+    try:
+        for number in range(40):
+            for answer in askers.ask("/recordings/camera.json" if number % 2 else "/recordings/stuck.jpg?at=5"):
+                assert answer.startswith(b"HTTP/1.1 503")
+                assert b"retry-after: 1" in answer
+                assert answer.endswith(b"recordings: as many as may wait for the disk are waiting; ask again\n")
+        until(lambda: not askers.answers() and len(askers.waiting) == 9)
         camera.say(hello=hello_of(operator, photographs[0], "porch"))
         camera.say(frame=Packer(operator, 0.1).pack(frame_of(photographs[0], time.time_ns()), 1)[0])
         camera.settled(1)
         assert get(f"{service.page}/cameras/porch.jpg")[0] == 200
-    assert get(f"{service.page}/recordings/camera.jpg?at=1000")[0] == 200
+        askers.go(*askers.waiting[4:])
+        until(lambda: not askers.ask("/recordings/camera.jpg?at=1000", 1.0))
+        assert len(askers.waiting) == 5
+        let_go(stuck)
+        assert get(f"{service.page}/recordings/camera.jpg?at=1000")[0] == 200
+    finally:
+        askers.go(*askers.waiting)
     camera.bye()
+
+
+def test_a_service_whose_disk_hangs_ends_when_it_is_told_to(stuck: Path) -> None:
+    arguments = [*DECODE, "--log-json", "--port", "0", "--http", "0", "--engine", "onnxruntime", "--record", str(stuck)]
+    (pipe,), held = stuck.glob("stuck/*.vcseg"), list[int]()
+
+    def is_read() -> bool:
+        """Whether someone opened it to read, who then waits for what isn't written."""
+        try:
+            held.append(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+        except OSError:
+            return False
+        return True
+
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) as process:
+        service = Running(process)
+        host, _, port = service.page.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port))) as asking:
+            asking.sendall(b"GET /recordings/stuck.jpg?at=5 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            until(is_read)
+            process.send_signal(signal.SIGTERM)
+            service.until("stopped")
+            try:
+                assert process.wait(20) == 0
+            finally:
+                process.kill()
+                os.close(held[0])
 
 
 def test_a_recording_that_grows_is_played_to_its_new_end(
@@ -458,6 +534,86 @@ def test_a_recording_that_cannot_be_shown_says_why(
         monkeypatch.setattr(type(each.engine), "_run", out_of_memory)
     code, body, _ = get(f"{service.page}/recordings/camera.jpg?at=1000")
     assert (code, body) == (503, b"the reconstructor failed, see the server's log\n")
+
+
+def test_a_rebuilt_engine_is_not_judged_by_what_was_on_its_way_to_the_one_before(
+    recorded: Path,
+    start_service: StartService,
+    monkeypatch: pytest.MonkeyPatch,
+    operator: Operator,
+    photographs: list[NDArray[np.uint8]],
+) -> None:
+    """A frame is queued for the engine that failed, while that is being rebuilt."""
+    catalogue = load_catalogue([SHIPPED / "veil-r10.onnx"], "onnxruntime", 1)
+    service = start_service(Settings(port=0, http=0, record=recorded.parent), catalogue)
+    engines, run, opened = {each.engine for each in catalogue.reconstructors}, OnnxRuntimeEngine._run, threading.Event()
+    begun, packer, make = threading.Event(), Packer(operator, 0.1), OnnxRuntimeEngine.__init__
+
+    def failing(engine: OnnxRuntimeEngine, measurements: NDArray[np.int8]) -> NDArray[np.uint8]:
+        if engine in engines:
+            raise RuntimeError("device lost")
+        return run(engine, measurements)
+
+    def slowly(engine: OnnxRuntimeEngine, name: str, model: Model, threads: int) -> None:
+        begun.set()
+        assert opened.wait(20)
+        make(engine, name, model, threads)
+
+    monkeypatch.setattr(OnnxRuntimeEngine, "_run", failing)
+    monkeypatch.setattr(OnnxRuntimeEngine, "__init__", slowly)
+    with ThreadPoolExecutor(1) as pool, service.channel() as channel:
+        camera = Camera(channel)
+        camera.say(hello=hello_of(operator, photographs[0], "porch"))
+        camera.answer()
+        porch = service.server.cameras.all()[0]
+        (watching,) = watch(channel, porch, "veiled")
+        still = pool.submit(get, f"{service.page}/recordings/camera.jpg?at=1000")
+        assert begun.wait(20)
+        camera.say(frame=packer.pack(frame_of(photographs[0], 1), 1)[0])
+        until(lambda: porch.newest is not None and not porch.wanted())
+        opened.set()
+        assert still.result(20)[0] == 503
+        assert camera.settled(1).shown == 0
+        camera.say(frame=packer.pack(frame_of(photographs[1], 2), 2)[0])
+        assert camera.shown(2).shown == next(watching).sequence == 2
+    camera.bye()
+
+
+def test_what_an_engine_took_and_the_one_in_its_place_does_not_is_refused(
+    recorded: Path, start_service: StartService, operator: Operator, photographs: list[NDArray[np.uint8]]
+) -> None:
+    """A camera that is connected, and a recording."""
+    before = load_catalogue([SHIPPED / "veil-r10.onnx"], "onnxruntime", 1)
+    service = start_service(Settings(port=0, http=0, record=recorded.parent), before)
+    after = load_catalogue([SHIPPED / "veil-r10.onnx"], "onnxruntime", 1)
+    after.reconstructors[0].engine.most_blocks = 20
+    problem = "hello.width and hello.height: 448×336, an engine here takes no side of more than 320"
+    with service.channel() as channel:
+        camera = Camera(channel)
+        camera.say(hello=hello_of(operator, photographs[0], "porch"))
+        camera.say(frame=Packer(operator, 0.1).pack(frame_of(photographs[0], 1), 1)[0])
+        camera.settled(1)
+        assert get(f"{service.page}/recordings/camera.jpg?at=1000")[0] == 200
+        service.loop.call_soon_threadsafe(service.server.apply, service.server.settings, after)
+        assert camera.refusal() == (grpc.StatusCode.RESOURCE_EXHAUSTED, problem)
+        assert get(f"{service.page}/recordings/camera.jpg?at=1000")[:2] == (404, f"{problem}\n".encode())
+        assert get(f"{service.page}/cameras/porch.jpg")[0] == 404
+    with pytest.raises(RecordingError, match=f"vcseg: {problem}"):
+        Recording(recorded, after, "veiled")
+
+
+def test_a_recorded_still_that_is_no_longer_allowed_when_the_engine_has_it_ready_is_not_given(
+    recorded: Path, start_service: StartService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = Held(monkeypatch)
+    service = start_service(Settings(port=0, http=0, record=recorded.parent, allow_plain=True))
+    with ThreadPoolExecutor(1) as pool:
+        still = pool.submit(get, f"{service.page}/recordings/camera.jpg?at=1000&rendition=plain")
+        assert held.began.acquire(timeout=20)
+        service.loop.call_soon_threadsafe(service.server.apply, Settings(port=0, http=0, record=recorded.parent))
+        assert get(f"{service.page}/healthz")[0] == 200
+        held.go()
+        assert still.result(20)[:2] == (403, b"rendition: plain pictures are no longer given\n")
 
 
 def test_spans_join_segments_and_show_gaps(tmp_path: Path, catalogue: Catalogue) -> None:
@@ -527,6 +683,25 @@ def test_a_recording_is_replayed_as_if_it_were_live(
     assert process.returncode == 0
     shots = {shot.capture_time_ns: shot.pixels for shot in Recording(recorded, catalogue, "veiled").shots()}
     assert all(np.array_equal(pixels, shots[time_ns]) for time_ns, pixels in seen.items())
+
+
+def test_a_replay_of_a_single_frame_takes_its_time(recorded: Path) -> None:
+    """And is of the veil alone, though plain pictures are allowed: there is no other reconstructor."""
+    arguments = [*DECODE, "--log-json", "replay", str(recorded), "--loop", "--allow-plain", "--engine", "onnxruntime"]
+    arguments += ["--to", "1970-01-01T00:00:02", "--reconstructor", str(SHIPPED / "veil-r10.onnx")]
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) as process:
+        service = Running(process)
+        service.until("played 1 frames; again")
+        began = time.monotonic()
+        for _ in range(2):
+            service.until("played 1 frames; again")
+        assert time.monotonic() - began > 1
+        with grpc.insecure_channel(service.address) as channel:
+            request = pb.WatchRequest(camera="camera")
+            assert next(ViewersStub(channel).Watch(request, timeout=60)).rendition == pb.RENDITION_VEILED
+        process.send_signal(signal.SIGINT)
+        service.until("stopped")
+    assert process.returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -639,6 +814,21 @@ def midway(folder: Path) -> None:
     time.sleep(0.1)
 
 
+def test_a_film_that_is_stopped_again_from_its_beginning_is_another_part(long: Path, tmp_path: Path) -> None:
+    written = b""
+    for count in (1, 2):
+        with started("export", long, tmp_path / "film.mp4", "--engine", "onnxruntime", "--threads", "1") as process:
+            midway(tmp_path)
+            process.send_signal(signal.SIGTERM)
+            assert process.stderr is not None
+            output = process.stderr.read()
+        assert f"film.part{count}.mp4: " in output
+        assert f"film.part{count + 1}.mp4 --from" in output
+        written = written or (tmp_path / "film.part1.mp4").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["film.part1.mp4", "film.part2.mp4"]
+    assert (tmp_path / "film.part1.mp4").read_bytes() == written
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_film_that_is_stopped_goes_on_with_the_command_that_is_told(
     number: signal.Signals, long: Path, tmp_path: Path, catalogue: Catalogue
@@ -701,17 +891,19 @@ def test_a_film_that_is_interrupted_twice_leaves_nothing(long: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("name", "later", "expected"),
+    ("name", "there", "expected"),
     [
-        ("a.mp4", 0, "a.part1.mp4"),
-        ("a.mp4", 1, "a.part2.mp4"),
-        ("a.part2.mp4", 0, "a.part2.mp4"),
-        ("a.part9.mp4", 1, "a.part10.mp4"),
-        (".part1.mp4", 1, ".part1.part2.mp4"),
+        ("a.mp4", [], "a.part1.mp4"),
+        ("a.mp4", ["a.mp4", "a.part1.mp4", "a.part2.mp4", "a.part4.mp4"], "a.part3.mp4"),
+        ("a.part2.mp4", [], "a.part2.mp4"),
+        ("a.part9.mp4", ["a.part9.mp4"], "a.part10.mp4"),
+        (".part1.mp4", [".part1.part1.mp4"], ".part1.part2.mp4"),
     ],
 )
-def test_parts_are_counted(name: str, later: int, expected: str) -> None:
-    assert part_of(Path("films", name), later) == Path("films", expected)
+def test_parts_are_counted_and_none_is_written_over(name: str, there: list[str], expected: str, tmp_path: Path) -> None:
+    for each in there:
+        (tmp_path / each).touch()
+    assert free_part(tmp_path / name) == tmp_path / expected
 
 
 def test_a_camera_that_changes_its_size_is_told_with_the_time_to_part_the_film_at(tmp_path: Path) -> None:

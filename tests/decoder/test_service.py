@@ -7,6 +7,7 @@ import urllib.error
 import urllib.request
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -494,6 +495,37 @@ def test_an_engine_that_raises_is_rebuilt_and_if_that_does_not_help_its_cameras_
         again.bye()
 
 
+def test_a_frame_that_fails_in_one_rendition_is_shown_in_the_other(
+    start_service: StartService, operator: Operator, photographs: list[NDArray[np.uint8]], messages: list[pb.Frame],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    run = OnnxRuntimeEngine._run
+
+    def broken(engine: OnnxRuntimeEngine, measurements: NDArray[np.int8]) -> NDArray[np.uint8]:
+        if engine.model.told["rendition"] == "veiled":
+            raise RuntimeError("out of memory")
+        return run(engine, measurements)
+
+    settings = Settings(port=0, http=0, allow_plain=True)
+    service = start_service(settings, load_catalogue([SHIPPED], "onnxruntime", 1))
+    with service.channel() as channel:
+        camera = Camera(channel)
+        camera.say(hello=hello_of(operator, photographs[0]))
+        camera.answer()
+        known = known_of(service)
+        (veiled,) = watch(channel, known, "veiled")
+        (plain,) = watch(channel, known, "plain")
+        with monkeypatch.context() as patch:
+            patch.setattr(OnnxRuntimeEngine, "_run", broken)
+            camera.say(frame=messages[0])  # whoever was served longest ago is first: the veil
+            assert camera.settled(1).shown == 1
+            assert next(plain).sequence == 1
+        assert known.tally.fates == {"shown": 1}
+        camera.say(frame=messages[1])
+        assert camera.shown(2).shown == next(veiled).sequence == next(plain).sequence == 2
+        camera.bye()
+
+
 def test_an_engine_that_cannot_be_rebuilt_ends_its_cameras_and_not_the_service(
     start_service: StartService, operator: Operator, photographs: list[NDArray[np.uint8]], messages: list[pb.Frame],
     monkeypatch: pytest.MonkeyPatch,
@@ -919,6 +951,34 @@ def test_shutdown_lets_viewers_and_cameras_go_within_its_limit(
         assert camera.refusal() == (grpc.StatusCode.UNAVAILABLE, "server: shutting down")
         stopping.join(20)
         assert not stopping.is_alive()
+
+
+def test_an_engine_that_hangs_keeps_nothing_else_from_ending(
+    start_service: StartService, operator: Operator, photographs: list[NDArray[np.uint8]], messages: list[pb.Frame],
+    held: Held, tmp_path: Path,
+) -> None:  # fmt: skip
+    """What was recorded is on the disk while the engine has most of its time to end left."""
+
+    def recorders() -> set[threading.Thread]:
+        return {thread for thread in threading.enumerate() if thread.name == "recorder"}
+
+    others = recorders()
+    service = start_service(Settings(port=0, http=0, record=tmp_path))
+    with service.channel() as channel:
+        camera = Camera(channel)
+        camera.say(hello=hello_of(operator, photographs[0]))
+        camera.answer()
+        (watching,) = watch(channel, known_of(service), "veiled")
+        camera.say(frame=messages[0])
+        assert held.began.acquire(timeout=TIMEOUT)
+        assert recorders() > others
+        stopping = asyncio.run_coroutine_threadsafe(service.server.stop(10 * TIMEOUT), service.loop)
+        wait_until(lambda: recorders() == others)
+        assert not stopping.done()
+        held.go()
+        stopping.result(TIMEOUT)
+        with pytest.raises(grpc.RpcError):
+            list(watching)
 
 
 def test_a_taken_port_is_told(start_service: StartService) -> None:

@@ -13,13 +13,15 @@ import pytest
 from numpy.typing import NDArray
 
 from benchmarks.fidelity import psnr
-from decoder.catalogue import SHIPPED, read_forms
-from decoder.engines import EngineError, open_engine, tensor_rt
-from decoder.engines.choice import AGREES_DB, agreeing
+from decoder.catalogue import SHIPPED, load_catalogue, read_forms
+from decoder.engines import Engine, EngineError, open_engine, tensor_rt
+from decoder.engines.choice import AGREES_DB, agreeing, fastest
 from decoder.engines.tensor_rt import Gpu, build, cached, find_gpu, halved, keep, key_of, load_runtime
 from decoder.model import Model, read_model
 from encoder.sampling import Operator
+from tests.conftest import StartService
 from tests.decoder.pretend_gpu import Cuda, TensorRt
+from tests.decoder.test_service import wait_until
 
 GPU = Gpu("a GPU", (8, 6))
 NAMES = ("tensorrt", "tensorrt-float16", "tensorrt-int8")
@@ -213,6 +215,35 @@ def test_a_batch_without_room_is_told_and_leaves_nothing(cuda: Cuda, files: dict
             ours.reconstruct(large)
         assert set(cuda.held) == held
     assert np.array_equal(ours.reconstruct(small), expected)
+
+
+def test_engines_that_are_let_go_give_everything_back(
+    cuda: Cuda, files: dict[str, Model], start_service: StartService
+) -> None:
+    """One that is rebuilt, those that were tried and aren't taken, and one in whose place another is taken up."""
+    levels = measurements(np.random.default_rng(0), 1, 3, 4)
+    engine: Engine = open_engine("tensorrt", files, 1)
+    engine.reconstruct(levels)
+    held = len(cuda.held)
+    assert not cuda.recorded
+    engine = engine.reopened()
+    assert (cuda.held, cuda.graphs, len(cuda.streams)) == ({}, [], 1)
+    engine.reconstruct(levels)
+    assert len(cuda.held) == held
+    del engine
+    assert cuda.holds_nothing()
+
+    engine, _ = fastest(files, 1)
+    assert len(cuda.streams) == (engine.name in NAMES)
+    del engine
+    assert cuda.holds_nothing()
+
+    catalogue = load_catalogue([SHIPPED / "veil-r10.onnx"], "tensorrt", 1)
+    service = start_service(catalogue=catalogue)
+    assert cuda.held
+    after = load_catalogue([SHIPPED / "veil-r10.onnx"], "onnxruntime", 1)
+    service.loop.call_soon_threadsafe(service.server.apply, service.server.settings, after)
+    wait_until(cuda.holds_nothing)
 
 
 @pytest.mark.gpu

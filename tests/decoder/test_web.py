@@ -351,6 +351,36 @@ def test_a_disk_that_hangs_does_not_keep_the_service_from_stopping(
         os.close(os.open(pipe, os.O_RDWR))
 
 
+def test_a_picture_that_is_no_longer_allowed_when_its_turn_to_be_saved_comes_is_not_saved(
+    start_service: StartService,
+    catalogue: Catalogue,
+    operator: Operator,
+    photographs: list[NDArray[np.uint8]],
+    tmp_path: Path,
+) -> None:
+    """It waits for the picture before it, in whose place is a pipe that nobody reads yet."""
+    settings = Settings(port=0, http=0, save=tmp_path, allow_plain=True)
+    plain = Catalogue([each for each in catalogue.reconstructors if each.rendition == "plain"])
+    service = start_service(settings, plain)
+    pipe = tmp_path / "porch" / "1-00000001.png"
+    pipe.parent.mkdir()
+    os.mkfifo(pipe)
+    cameras = {name: Camera(service.channel()) for name in ("porch", "yard")}
+    for name, camera in cameras.items():
+        camera.say(hello=hello_of(operator, photographs[0], name))
+        camera.answer()
+    relays = [known.relays["plain"] for known in service.server.cameras.all()]
+    wait_until(lambda: all(relay.viewers for relay in relays))
+    for camera in cameras.values():
+        camera.say(frame=Packer(operator, 0.1).pack(frame_of(photographs[0]), 1)[0])
+        camera.shown(1)
+    service.loop.call_soon_threadsafe(service.server.apply, settings.model_copy(update={"allow_plain": False}))
+    assert cameras["yard"].refusal()[0] is grpc.StatusCode.NOT_FOUND
+    assert pipe.read_bytes().startswith(b"\x89PNG")
+    wait_until(lambda: not any(relay.viewers for relay in relays))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["porch"]
+
+
 def test_a_slow_viewer_gets_the_newest_picture_and_never_a_backlog(
     service: Service, shown: Camera, operator: Operator
 ) -> None:

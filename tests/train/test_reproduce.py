@@ -2,11 +2,14 @@
 
 import json
 import logging
+import os
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +44,13 @@ from train.evaluation.small import (
     purify,
 )
 from train.export import ExportError, export_runs
+from train.jobs import JobError, do_at_once
 from train.models import model_of, pictures_of
 from train.networks.classifiers.classifier import Classifier
 from train.networks.csnet import CSNet
 from train.report import printed
 from train.report.tables import doubts, lost, render, targets
-from train.reproduce import RUN_FILES, SCHEDULES, Runner, Schedule
+from train.reproduce import RUN_FILES, SCHEDULES, Runner, Schedule, Step
 from train.settings import ClassifierRun, SettingsError
 
 CPU = Device(torch.device("cpu"), False, "CPU")
@@ -268,6 +272,32 @@ def test_what_needs_a_step_that_failed_is_left_and_the_rest_is_done(
     assert not (tmp_path / "runs" / "plan" / "adv-csnet-vgg-r10" / "final.pt").exists()
 
 
+class Fated(Runner):
+    """Of three steps one fails, one's process is killed once the third has begun, and that would never end."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def do(self, step: Step) -> None:
+        if step.name == "fails":
+            raise ValueError("no such thing")
+        if step.name == "endless":
+            (self.folder / "begun").touch()
+        while step.name == "endless" or not (self.folder / "begun").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_is_killed_is_blamed_on_no_single_step_and_failures_before_it_are_told(tmp_path: Path) -> None:
+    steps = [Step(name, None, (), tmp_path) for name in ("fails", "killed", "endless")]
+    with pytest.raises(JobError) as error:
+        do_at_once(steps, 2, partial(Fated, tmp_path))
+    told, _, before = str(error.value).partition("; ")
+    assert told.startswith("a process was killed (by lack of memory?), of one of these: ")
+    assert sorted(told.rpartition(": ")[2].split(", ")) == ["measure endless", "measure killed"]
+    assert before == "failed before that: measure fails"
+
+
 def test_a_run_done_by_other_settings_is_not_overwritten(done: tuple[Schedule, Path], data: SmallSet) -> None:
     schedule, runs = done
     runner = Runner(schedule, runs, CPU, lambda name: data, no_bar)
@@ -384,6 +414,12 @@ def test_a_report_keeps_what_was_told_of_runs_that_are_elsewhere(
     monkeypatch.setattr("train.reproduce.RUN_FILES", plans)
     shutil.copytree(runs, tmp_path / "runs" / "reduced")
 
+    def figure5() -> tuple[set[str], bytes]:
+        """What it shows, and its picture."""
+        figures = json.loads((tmp_path / "docs" / "paper.json").read_text())["figures"]
+        (figure,) = (each for each in figures if each["file"] == "figure5-reduced.png")
+        return set(figure["runs"]), (tmp_path / "docs" / "paper" / figure["file"]).read_bytes()
+
     def models() -> set[str]:
         code, output = command(
             "report", "--data", data_folder, "--docs", tmp_path / "docs", "--runs", tmp_path / "runs"
@@ -395,11 +431,15 @@ def test_a_report_keeps_what_was_told_of_runs_that_are_elsewhere(
 
     everything = {"csnet-r10", "adv-csnet-vgg-r10", "adv-csnet-e-r10"}
     assert models() == everything
+    whole = figure5()
+    assert whole[0] == everything
     shutil.rmtree(tmp_path / "runs" / "reduced" / "adv-csnet-e-r10")
     shutil.rmtree(tmp_path / "runs" / "reduced" / "adv-csnet-vgg-r10")
     assert models() == everything
+    assert figure5() == whole, "not drawn anew without the pictures of those that are elsewhere"
     (plans / "reduced" / "adv-csnet-vgg-r10.toml").write_text(FILES["adv-csnet-vgg-r10"] + "beta = 0.5")
     assert models() == everything - {"adv-csnet-vgg-r10"}
+    assert figure5()[0] == {"csnet-r10"}, "it showed what is told of no more; the rest of it isn't here"
     other = tmp_path / "runs" / "reduced" / "inception" / "final.pt"
     checkpoint.save(other, checkpoint.load(other) | {"recognition": 1.0})
     shutil.rmtree(tmp_path / "runs" / "reduced" / "inception-retrained-on-adv-csnet-e-r10")

@@ -38,38 +38,65 @@ _FIGURES = {
 _DPI = 150
 
 
+Drawn = dict[str, Any]
+"""A figure as the report's numbers tell of it: its title, file and schedule, and what it shows: ``runs``, by name their
+fingerprints."""
+
+
 def draw_pictures(
-    schedule: str, runs: Path, sets: Callable[[str], SmallSet], device: Device, folder: Path
-) -> list[dict[str, str]]:
-    """Figures 4 and 5 of a schedule, as far as its runs have finished; tells their titles and files."""
+    schedule: str,
+    told: dict[str, Any],
+    runs: Path,
+    sets: Callable[[str], SmallSet],
+    device: Device,
+    folder: Path,
+    before: Sequence[Drawn],
+) -> list[Drawn]:
+    """Figures 4 and 5 of a schedule, as far as its models are told of.
+
+    A figure of an earlier report stays while all that it shows is told of, and not all of that is here to be drawn.
+
+    Args:
+        told: of the schedule's runs.
+        runs: folder of those that are here.
+        before: figures of an earlier report.
+    """
     drawn = []
+    known = _fingerprints(told)
     for name, (title, data, models) in _FIGURES.items():
-        finished = {run: told for run, told in models.items() if (runs / run / "final.pt").exists()}
+        file = f"{name}-{schedule}.png"
+        finished = {run: label for run, label in models.items() if run in known and (runs / run / "final.pt").exists()}
+        shown = {run: known[run] for run in finished}
+        kept = next((figure for figure in before if figure["file"] == file), None)
+        if kept is not None:
+            holds = kept.get("runs", {}).items() <= known.items()
+            if holds and (not finished or not kept.get("runs", {}).keys() <= shown.keys()):
+                drawn.append(kept)
+                continue
         if not finished:
             continue
         originals = sets(data).test[:SHOWN]
         rows = [("original", originals)]
-        for run, told in finished.items():
-            rows.append((told, pictures_of(model_of(runs / run / "final.pt", device), originals, device)))
-        file = f"{name}-{schedule}.png"
+        for run, label in finished.items():
+            rows.append((label, pictures_of(model_of(runs / run / "final.pt", device), originals, device)))
         _grid(rows, title, folder / file)
-        drawn.append({"title": f"{title}, {schedule} schedule", "file": file, "schedule": schedule})
+        drawn.append({"title": f"{title}, {schedule} schedule", "file": file, "schedule": schedule, "runs": shown})
     return drawn
 
 
-def draw_trade(schedule: str, told: dict[str, Any], folder: Path) -> list[dict[str, str]]:
+def draw_trade(schedule: str, told: dict[str, Any], folder: Path) -> list[Drawn]:
     """Recognition against PSNR of all models of a schedule, beside what the paper printed."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
     colours = {row: f"C{k}" for k, row in enumerate((*printed.PSNR, None))}
     markers: dict[str | None, int] = {}
-    some = False
+    shown: list[str] = []
     for key, (title, printed_as) in MODELS.items():
-        models = [told["models"].get(f"{key}-r{ratio}") for ratio in RATIOS]
-        points = [(m["psnr"][ITSELF], mean_recognition(m, tuple(PAPER))) for m in models if m is not None]
-        points = [(x, y) for x, y in points if y is not None]
+        models = {name: told["models"][name] for r in RATIOS if (name := f"{key}-r{r}") in told["models"]}
+        read = {name: mean_recognition(model, tuple(PAPER)) for name, model in models.items()}
+        points = [(models[name]["psnr"][ITSELF], y) for name, y in read.items() if y is not None]
         if points:
-            some = True
+            shown += [name for name, y in read.items() if y is not None]
             marker = "os^"[markers.setdefault(printed_as, 0)]
             markers[printed_as] += 1
             axes.plot(*zip(*points, strict=True), f"{marker}-", color=colours[printed_as], label=title)
@@ -80,12 +107,18 @@ def draw_trade(schedule: str, told: dict[str, Any], folder: Path) -> list[dict[s
     axes.set_xlabel("PSNR, dB")
     axes.set_ylabel("recognition, mean of VGG-16 and ResNet-110, %")
     axes.legend(fontsize=6)
-    if not some:
+    if not shown:
         return []
     file = f"trade-{schedule}.png"
     figure.savefig(folder / file, dpi=_DPI, metadata={"Software": None})
     title = f"Recognition against PSNR, {schedule} schedule; the line is chance"
-    return [{"title": title, "file": file, "schedule": schedule}]
+    known = _fingerprints(told)
+    return [{"title": title, "file": file, "schedule": schedule, "runs": {name: known[name] for name in shown}}]
+
+
+def _fingerprints(told: dict[str, Any]) -> dict[str, str]:
+    """Of the models that are told of."""
+    return {name: model["needs"][name] for name, model in told["models"].items()}
 
 
 def _grid(rows: Sequence[tuple[str, Pictures]], title: str, path: Path) -> None:

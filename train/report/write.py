@@ -10,7 +10,7 @@ from train.data.small import SmallSet
 from train.devices import Device
 from train.loops.schedule import same_settings
 from train.report.collect import collect
-from train.report.figures import draw_pictures, draw_trade
+from train.report.figures import Drawn, draw_pictures, draw_trade
 from train.report.tables import render
 from train.reproduce import SCHEDULES, Schedule, made_from_what_is_there
 
@@ -21,7 +21,7 @@ def write(schedules: Path, runs: Path, docs: Path, sets: Callable[[str], SmallSe
     """Write it from finished runs; returns the page's path.
 
     What an earlier report told of runs that aren't there stays, where it is of the settings in their run files and was
-    measured with no other readers than are there.
+    measured with no other readers than are there; and so does a figure that shows them.
 
     Args:
         schedules: folder of schedules' run files.
@@ -40,16 +40,11 @@ def write(schedules: Path, runs: Path, docs: Path, sets: Callable[[str], SmallSe
         raise CheckpointError(f"{runs}: no model was trained and measured there (veilcam-train reproduce)")
     beside.mkdir(parents=True, exist_ok=True)
     before = _told_before(docs / NUMBERS)
-    figures: list[dict[str, str]] = []
+    figures: list[Drawn] = []
     for name, plan in plans.items():
-        here = bool(told[name]["models"])
         _keep(told[name], before["schedules"].get(name, {}), plan, runs / name)
-        drawn: list[dict[str, str]] = []
-        if here:
-            drawn = draw_pictures(name, runs / name, sets, device, beside) + draw_trade(name, told[name], beside)
-        files = {figure["file"] for figure in drawn}
-        figures += drawn
-        figures += [f for f in before["figures"] if f["schedule"] == name and f["file"] not in files]
+        figures += draw_pictures(name, told[name], runs / name, sets, device, beside, before["figures"])
+        figures += draw_trade(name, told[name], beside)
     paper = {"schedules": told, "figures": figures}
     (docs / NUMBERS).write_text(json.dumps(paper, indent=1, ensure_ascii=False) + "\n")
     (docs / PAGE).write_text(render(paper))
