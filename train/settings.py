@@ -224,8 +224,13 @@ class EnsembleRun(SmallRun):
     psnr_lost: float = bounded(0.009, 0.0, 0.5)
     """Share of the CSNet's PSNR that the veil may cost; the weight of the reconstruction follows it."""
     psnr_lost_at_first: float = bounded(0.05, 0.0, 0.5)
-    """Where that share begins; it falls evenly to ``psnr_lost`` over the first half. A veil is found where it may cost
-    more, and then made cheap; held to its price from the start it isn't found."""
+    """Where that share begins. A veil is found where it may cost more, and then made cheap; held to its price from the
+    start it isn't found."""
+    price_falls: float = bounded(0.5, 0.01, 1.0)
+    """Part of the run over which that share falls evenly to ``psnr_lost``."""
+    weight_moves: float = bounded(0.05, 1e-4, 1.0)
+    """By how much the weight of the reconstruction moves in an iteration, at most, as a part of itself. Where the price
+    falls while G still learns fast, a weight that moves fast grows so far that the veil is lost."""
     warm_up: int = bounded(50, 0, 100_000)
     learning_rate: float = bounded(5e-4, 1e-7, 1.0)
 

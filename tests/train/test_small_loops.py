@@ -272,7 +272,7 @@ def test_accuracy_that_stops_rising_drops_the_rate_once_and_then_ends() -> None:
 
 
 def test_the_weight_of_fidelity_follows_what_is_lost() -> None:
-    weight = FidelityWeight(CPU)
+    weight = FidelityWeight(CPU, 0.05)
     weight.follow(torch.tensor(0.02), 0.01)
     up = float(weight.alpha)
     assert up > 1.0

@@ -44,7 +44,7 @@ def train(run: EnsembleRun, data: SmallSet, device: Device, out: Path, report: R
     surrogates = {name: reader_of(path, device) for name, path in paths.items()}
     batches = Batches(data.train.to(device.torch), run.batch, run.seed)
     optimiser = torch.optim.Adam(net.reconstruction.parameters(), lr=run.learning_rate)
-    weight = FidelityWeight(device)
+    weight = FidelityWeight(device, run.weight_moves)
     started_from = {name: classifier_of(path, device)[0] for name, path in paths.items()}
     learning = LearningReaders(started_from, run.learning_readers, run.kept_readers)
     parts: dict[str, Any] = {"net": net, "optimiser": optimiser, "weight": weight, "learning": learning}
@@ -86,15 +86,21 @@ def train(run: EnsembleRun, data: SmallSet, device: Device, out: Path, report: R
 
 
 class FidelityWeight:
-    """α of (4), moved so that the veil costs the share of PSNR that it may: up when it costs more, down when less."""
+    """α of (4), moved so that the veil costs the share of PSNR that it may: up when it costs more, down when less.
 
-    def __init__(self, device: Device) -> None:
+    Args:
+        device: where the veil is trained.
+        moves: by how much in an iteration, at most, as a part of itself.
+    """
+
+    def __init__(self, device: Device, moves: float) -> None:
+        self._moves = moves
         self.alpha = torch.ones((), device=device.torch)
 
     def follow(self, lost: Tensor, allowed: float) -> None:
-        """Move by up to 5 % for a batch that lost some share of its PSNR, of which it may lose another."""
+        """Move for a batch that lost some share of its PSNR, of which it may lose another; most from twice that on."""
         error = ((lost - allowed) / max(allowed, 1e-3)).clamp(-1, 1)
-        self.alpha = (self.alpha * (1 + 0.05 * error)).clamp(1e-3, 1e4)
+        self.alpha = (self.alpha * (1 + self._moves * error)).clamp(1e-3, 1e4)
 
     def state_dict(self) -> dict[str, float]:
         return {"alpha": float(self.alpha)}
@@ -178,7 +184,7 @@ class LearningReaders:
 
 def _allowed(iteration: int, run: EnsembleRun) -> float:
     """The share of the PSNR that may be lost at an iteration."""
-    left = max(0.0, 1 - 2 * iteration / run.iterations)
+    left = max(0.0, 1 - iteration / (run.price_falls * run.iterations))
     return run.psnr_lost + (run.psnr_lost_at_first - run.psnr_lost) * left
 
 

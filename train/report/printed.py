@@ -42,5 +42,6 @@ MODELS: Mapping[str, tuple[str, str | None]] = {
     "adv-csnet-gamma0": ("Adv-CSNet, γ_D = 0 as printed", "Adv-CSNet"),
     "adv-csnet-gamma1": ("Adv-CSNet, γ_D = 1", "Adv-CSNet"),
     "adv-csnet-e": ("Adv-CSNet-E, ours", None),
+    "adv-csnet-e-known": ("Adv-CSNet-E, with VGG-16 and ResNet-110 among its readers", None),
 }
 """Our runs without their ratio: how a table calls them, and the paper's row that they stand beside."""

@@ -286,20 +286,23 @@ class Target:
 
 
 def targets(told: Told) -> list[Target]:
-    """What was to be reached by our CSNet and the best of our models."""
-    key = "adv-csnet-e"
-    models = [_model(told, key, ratio) for ratio in RATIOS]
-    judges = _present(told, JUDGES) if len(_present(told, JUDGES)) == len(JUDGES) else ()
-
-    def over_ratios(readers: Sequence[str], way: str = AS_IS) -> float | None:
-        return _mean_of_all([mean_recognition(model, readers, ITSELF, way) for model in models])
-
+    """What was to be reached by our CSNet and our models."""
     plain = [_model(told, "csnet", ratio) for ratio in RATIOS]
     fidelity = [float(model["psnr"][ITSELF]) if model else None for model in plain]
     out = [
         Target(f"CSNet, PSNR at r = {ratio / 100}, dB (within 0.3 of the paper's)", theirs - 0.3, False, ours)
         for ratio, theirs, ours in zip(RATIOS, printed.PSNR["CSNet"], fidelity, strict=True)
     ]
+    return out + _targets_of_model(told, "adv-csnet-e") + _targets_of_model(told, "adv-csnet-e-known")
+
+
+def _targets_of_model(told: Told, key: str) -> list[Target]:
+    models = [_model(told, key, ratio) for ratio in RATIOS]
+    judges = _present(told, JUDGES) if len(_present(told, JUDGES)) == len(JUDGES) else ()
+
+    def over_ratios(readers: Sequence[str], way: str = AS_IS) -> float | None:
+        return _mean_of_all([mean_recognition(model, readers, ITSELF, way) for model in models])
+
     wanted = [
         ("VGG-16 and ResNet-110, mean over the ratios, %", 12.5, over_ratios(tuple(PAPER))),
         ("PSNR lost, %", 1.0, lost(told, key, RATIOS)),
@@ -309,7 +312,8 @@ def targets(told: Told) -> list[Target]:
             for way in PURIFIERS
         ),
     ]
-    return out + [Target(f"Adv-CSNet-E: {what}", limit, True, ours) for what, limit, ours in wanted]
+    name = printed.MODELS[key][0]
+    return [Target(f"{name}: {what}", limit, True, ours) for what, limit, ours in wanted]
 
 
 def _targets(told: Told, _: str) -> list[str]:
