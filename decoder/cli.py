@@ -297,14 +297,8 @@ def export(
         sys.exit(BROKE)
     log.info("%s: %d %s pictures", written.path, written.pictures, _RENDITION[plain])
     if written.next_ns is not None:
-        again = [
-            "veilcam-decode",
-            "export",
-            str(recording),
-            str(free_part(written.path)),
-            "--from",
-            utc(written.next_ns),
-        ]
+        again = ["veilcam-decode", "export", str(recording), str(free_part(written.path))]
+        again += ["--from", utc(written.next_ns)]
         again += ["--to", end.isoformat()] if end is not None else []
         again += ["--plain"] if plain else []
         again += [word for each in reconstructor or [] for word in ("--reconstructor", str(each))]

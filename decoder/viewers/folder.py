@@ -51,8 +51,12 @@ async def save_pictures(cameras: Cameras, folder: Path) -> None:
 
 
 def _write(picture: Picture, folder: Path) -> None:
+    """Whole or not at all: the process may end in the middle of it."""
     folder.mkdir(parents=True, exist_ok=True)
     encoded, data = cv2.imencode(".png", picture.pixels)
     if not encoded:
         raise ValueError(f"OpenCV can't encode a picture of {picture.pixels.shape} as PNG")
-    (folder / f"{picture.capture_time_ns}-{picture.sequence:08d}.png").write_bytes(data.tobytes())
+    path = folder / f"{picture.capture_time_ns}-{picture.sequence:08d}.png"
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_bytes(data.tobytes())
+    partial.replace(path)

@@ -337,7 +337,7 @@ def test_a_disk_that_hangs_does_not_keep_the_service_from_stopping(
 ) -> None:
     """A pipe in the place of the picture keeps whoever writes it until somebody reads."""
     service = start_service(Settings(port=0, http=0, save=tmp_path))
-    pipe = tmp_path / "porch" / "1-00000001.png"
+    pipe = tmp_path / "porch" / "1-00000001.png.partial"
     pipe.parent.mkdir()
     os.mkfifo(pipe)
     camera = Camera(service.channel())
@@ -362,7 +362,7 @@ def test_a_picture_that_is_no_longer_allowed_when_its_turn_to_be_saved_comes_is_
     settings = Settings(port=0, http=0, save=tmp_path, allow_plain=True)
     plain = Catalogue([each for each in catalogue.reconstructors if each.rendition == "plain"])
     service = start_service(settings, plain)
-    pipe = tmp_path / "porch" / "1-00000001.png"
+    pipe = tmp_path / "porch" / "1-00000001.png.partial"
     pipe.parent.mkdir()
     os.mkfifo(pipe)
     cameras = {name: Camera(service.channel()) for name in ("porch", "yard")}
