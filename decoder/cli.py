@@ -111,6 +111,25 @@ def decode(
     max_pixels: Annotated[int | None, typer.Option(help="pixels of a picture at most [4096×2304]")] = None,
     max_payload: Annotated[int | None, typer.Option(help="bytes of a frame at most [8 MiB]")] = None,
     max_connections: Annotated[int | None, typer.Option(help="calls and requests at one time [512]")] = None,
+    max_peer_streams: Annotated[
+        int | None, typer.Option(help="calls and connections of one certificate's name or address [128]")
+    ] = None,
+    max_http: Annotated[int | None, typer.Option(help="connections of the page at one time [384]")] = None,
+    max_frame_rate: Annotated[
+        float | None, typer.Option(help="frames a second that a camera is read, at most; 0 sets no limit [240]")
+    ] = None,
+    max_byte_rate: Annotated[
+        int | None, typer.Option(help="bytes a second that a camera is read, at most; 0 sets no limit [32 MiB]")
+    ] = None,
+    silent_seconds: Annotated[
+        float | None, typer.Option(help="a camera that publishes nothing for so long is let go [300]")
+    ] = None,
+    request_seconds: Annotated[
+        float | None, typer.Option(help="in which a request of the page must be there as a whole [10]")
+    ] = None,
+    idle_seconds: Annotated[
+        int | None, typer.Option(help="connections on which nothing is asked for so long are ended [30]")
+    ] = None,
     log_json: Annotated[bool | None, typer.Option("--log-json", help="log lines as JSON")] = None,
 ) -> None:
     """Serve cameras and viewers until Ctrl-C; a second Ctrl-C ends at once.
@@ -325,7 +344,9 @@ def replay(
         from decoder.recordings.replay import replay as play
         from decoder.server import Server, ServerError
         from decoder.settings import SettingsError
+    # The pace is this command's own, as fast as --speed says.
     given: dict[str, Any] = {"port": port, "http": http, "allow_plain": allow_plain}
+    given |= {"max_frame_rate": 0, "max_byte_rate": 0}
     given |= {"reconstructor": reconstructor or None, "engine": engine, "threads": threads}
 
     async def serve() -> int:

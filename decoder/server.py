@@ -13,6 +13,7 @@ from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from decoder.access.connections import Listener, page_protocol
 from decoder.access.door import Door
 from decoder.access.exposure import check_exposure
 from decoder.access.guards import GrpcGuard
@@ -39,6 +40,8 @@ log = logging.getLogger("veilcam.decode")
 
 GRACE_S = 5.0
 _MESSAGE_OVERHEAD = 4096
+_MOST_OF_A_HEAD = 1 << 16
+"""Bytes of a request's line and headers: the page tells there what it has seen of each camera."""
 
 
 class ServerError(Exception):
@@ -82,8 +85,19 @@ class Server:
         more = probes(self.metrics.registry, lambda: self._ready)
         more += recorded(Playback(self._store, catalogue), self._worker, self._policy) if self._store else []
         app = web_app(self.cameras, catalogue, self._policy, more, settings.host, self._door, self._secure)
-        config = uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
-        config.limit_concurrency = settings.max_connections
+        config = uvicorn.Config(
+            app,
+            http=page_protocol(settings.request_seconds),
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            proxy_headers=False,
+            server_header=False,
+            limit_concurrency=settings.max_connections,
+            timeout_keep_alive=settings.idle_seconds,
+            timeout_graceful_shutdown=1,
+            h11_max_incomplete_event_size=_MOST_OF_A_HEAD,
+        )
         if self._certificates is not None:
             context = self._certificates.for_page()
             config.ssl_context_factory = lambda *_: context
@@ -100,11 +114,12 @@ class Server:
         if self.settings.save:
             _writable(self.settings.save, "--save")
         try:
-            listener = socket.create_server(
+            listening = socket.create_server(
                 (host, http_port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
             )
         except OSError as error:
             raise ServerError(f"{host}:{http_port} (--http): can't listen there ({error.strerror})") from None
+        listener = Listener(listening, self.settings.max_http, self.settings.max_peer_streams)
         # What HTTP gives can't be taken back from a connection that reads nothing; the kernel can.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(UNREAD_S * 1e3))
         self.http_port = listener.getsockname()[1]
@@ -115,6 +130,7 @@ class Server:
             raise ServerError(f"{host}:{port} (--port): can't listen there (address already in use?)") from None
         await self._grpc.start()
         self._tasks.append(asyncio.create_task(self._worker.run(), name="worker"))
+        self._tasks.append(asyncio.create_task(self.cameras.keep_looking(), name="states"))
         self._tasks.append(asyncio.create_task(self._web.serve([listener]), name="web"))
         if self.settings.save:
             self._tasks.append(asyncio.create_task(save_pictures(self.cameras, self.settings.save), name="save"))
@@ -184,10 +200,15 @@ class Server:
             ("grpc.max_receive_message_length", self.settings.max_payload + _MESSAGE_OVERHEAD),
             ("grpc.keepalive_time_ms", 10_000),
             ("grpc.keepalive_timeout_ms", 5_000),
+            ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+            ("grpc.max_connection_idle_ms", self.settings.idle_seconds * 1000),
+            ("grpc.server_handshake_timeout_ms", round(self.settings.request_seconds * 1e3)),
+            ("grpc.max_allowed_incoming_connections", self.settings.max_connections),
+            ("grpc.max_concurrent_streams", self.settings.max_connections),
             ("grpc.so_reuseport", 0),
         ]
-        guards = [GrpcGuard(self._door)] if self._door is not None else []
+        guards = [GrpcGuard(self._door, self.settings.max_peer_streams)]
         server = aio.server(options=options, interceptors=guards, maximum_concurrent_rpcs=self.settings.max_connections)
         add_CamerasServicer_to_server(
             CamerasService(
@@ -211,6 +232,9 @@ def _policy(settings: Settings) -> Policy:
         payload_bytes=settings.max_payload,
         batch=settings.batch,
         allow_plain=settings.allow_plain,
+        frame_rate=settings.max_frame_rate,
+        byte_rate=settings.max_byte_rate,
+        silent_s=settings.silent_seconds,
     )
 
 

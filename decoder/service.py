@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from functools import partial
 from typing import Any, NoReturn
 
@@ -61,7 +62,7 @@ class CamerasService(CamerasServicer):
         stream = camera = None
         try:
             first = await _first(request_iterator)
-            if self._certified and first is not None:
+            if self._certified and first is not None and first.HasField("hello"):
                 _check_name(first.hello.camera, context)
             stream = self._admit(first)
             camera = self._cameras.connect(stream)
@@ -71,8 +72,9 @@ class CamerasService(CamerasServicer):
                 self._recorder.begin(hello, partial(loop.call_soon_threadsafe, stream.ask_key))
             log.info("camera %s connected from %s: %d×%d", camera.name, peer, hello.width, hello.height)
             yield pb.PublishResponse(accepted=pb.Accepted(max_payload_bytes=self._policy.payload_bytes))
-            async for acknowledgement in self._frames(request_iterator, camera, stream):
-                yield pb.PublishResponse(acknowledgement=acknowledgement)
+            async with aclosing(self._frames(request_iterator, camera, stream)) as acknowledgements:
+                async for acknowledgement in acknowledgements:
+                    yield pb.PublishResponse(acknowledgement=acknowledgement)
         except Refusal as refusal:
             if refusal.status is not grpc.StatusCode.UNAVAILABLE:
                 log.warning("camera %s at %s refused: %s", camera.name if camera else "(unknown)", peer, refusal)
@@ -103,7 +105,7 @@ class CamerasService(CamerasServicer):
 
     async def _frames(
         self, requests: AsyncIterator[pb.PublishRequest], camera: Camera, stream: Stream
-    ) -> AsyncIterator[pb.Acknowledgement]:
+    ) -> AsyncGenerator[pb.Acknowledgement, None]:
         reader = asyncio.create_task(self._read(requests, camera, stream))
         try:
             while True:
@@ -121,7 +123,7 @@ class CamerasService(CamerasServicer):
 
     async def _read(self, requests: AsyncIterator[pb.PublishRequest], camera: Camera, stream: Stream) -> None:
         try:
-            while (request := await _next(requests)) is not None:
+            while (request := await self._within_silence(requests)) is not None:
                 if not request.HasField("frame"):
                     raise invalid("message", "expected a frame after the hello")
                 measurement = await stream.receive(request.frame)
@@ -132,6 +134,9 @@ class CamerasService(CamerasServicer):
                     camera.see(measurement, size)
                     if self._recorder is not None:
                         self._recorder.offer(camera.name, request.frame, time.time_ns())
+                if wait := camera.pace.wait_after(size, camera.lately):
+                    stream.ask_lower()
+                    await asyncio.sleep(wait)
         except Refusal as refusal:
             stream.end(refusal)
         except Exception:  # the reader's task has no other listener: the camera is told, the log has it all
@@ -139,6 +144,14 @@ class CamerasService(CamerasServicer):
             stream.end(Refusal(grpc.StatusCode.INTERNAL, "frame", "the server failed, see its log"))
         finally:
             stream.news.set()
+
+    async def _within_silence(self, requests: AsyncIterator[pb.PublishRequest]) -> pb.PublishRequest | None:
+        try:
+            async with asyncio.timeout(self._policy.silent_s):
+                return await _next(requests)
+        except TimeoutError:
+            problem = f"nothing came for {self._policy.silent_s:g} s"
+            raise Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "message", problem) from None
 
 
 class ViewersService(ViewersServicer):

@@ -17,6 +17,7 @@ _CORES = os.cpu_count() or 1
 AT_ONCE = (
     *("allow_plain", "max_cameras", "max_pixels", "reconstructor", "engine", "threads", "batch"),
     *("record_hours", "record_megabytes", "record_free"),
+    *("max_frame_rate", "max_byte_rate", "silent_seconds"),
 )
 """Settings that a running service takes up; the others wait for its next start."""
 
@@ -71,6 +72,20 @@ class Settings(BaseModel):
     """Bytes of a frame."""
     max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 512
     """Calls, and requests of the page, at one time."""
+    max_peer_streams: Annotated[int, Field(ge=1, le=1_000_000)] = 128
+    """Calls, and connections of the page, that one certificate's name or one address may have open."""
+    max_http: Annotated[int, Field(ge=1, le=1_000_000)] = 384
+    """Connections of the page that are open at one time."""
+    max_frame_rate: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 240.0
+    """Frames a second of a camera; one that sends more is read no faster. 0 sets no limit."""
+    max_byte_rate: Annotated[int, Field(ge=0, le=1 << 40)] = 32 << 20
+    """Bytes a second of a camera; the same."""
+    silent_seconds: Annotated[float, Field(ge=1, le=86_400, allow_inf_nan=False)] = 300.0
+    """A camera that publishes nothing for so long is let go."""
+    request_seconds: Annotated[float, Field(ge=1, le=600, allow_inf_nan=False)] = 10.0
+    """In which a request of the page has to be there as a whole, and a gRPC connection to be made."""
+    idle_seconds: Annotated[int, Field(ge=1, le=3600)] = 30
+    """A connection on which nothing is asked for so long is ended."""
     log_json: bool = False
 
 

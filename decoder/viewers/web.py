@@ -256,15 +256,18 @@ async def _parts(relay: Relay, request: Request, audit: Audit) -> AsyncIterator[
 
 
 def _told(camera: Camera, known: set[str]) -> dict[str, Any]:
-    latest = camera.latest
+    camera.look()
+    latest, offset_ns = camera.latest, camera.clock_offset_ns
     fps, kbit_s = camera.lately()
     return {
         "name": camera.name,
         "state": camera.state,
+        "since_ms": round(camera.since_ns / 1e6),
         "silent_s": round(time.monotonic() - camera.last_seen, 1),
         "fps": round(fps, 1),
         "kbit_s": round(kbit_s),
         "latency_ms": round((latest.shown_time_ns - latest.capture_time_ns) / 1e6, 1) if latest else None,
+        "clock_offset_ms": round(offset_ns / 1e6, 1) if offset_ns is not None else None,
         "sequence": latest.sequence if latest else 0,
         "size": [latest.pixels.shape[1], latest.pixels.shape[0]] if latest else None,
         "reconstructor": latest.reconstructor_id if latest and latest.reconstructor_id in known else None,
