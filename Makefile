@@ -4,7 +4,7 @@ ARGS ?=
 DEMO := .venv
 TEST := .venv-test
 
-.PHONY: demo test check proto clean
+.PHONY: demo test check proto sums clean
 
 demo: $(DEMO)/ready
 	@$(DEMO)/bin/veilcam-bench demo $(ARGS)
@@ -25,6 +25,11 @@ check: $(TEST)/ready
 proto: $(TEST)/ready
 	PATH="$(CURDIR)/$(TEST)/bin:$$PATH" python -m grpc_tools.protoc -I . --python_out=. --grpc_python_out=. --mypy_out=. --mypy_grpc_out=. \
 		protos/v1/veilcam.proto
+
+# What shipped reconstructors are checked by before they are loaded: to be made anew when they change.
+sums:
+	cd decoder/reconstructors && sha256sum *.onnx > SHA256SUMS
+	cd decoder/reconstructors/light && sha256sum *.onnx > SHA256SUMS
 
 $(DEMO)/ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "veilcam needs Python 3.11 or newer: make PYTHON=python3.12 ..." >&2; exit 1; }

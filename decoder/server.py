@@ -23,6 +23,7 @@ from decoder.admission import Policy
 from decoder.cameras import Cameras
 from decoder.catalogue import Catalogue
 from decoder.metrics import Metrics
+from decoder.private import make_folder
 from decoder.reconstruction import Worker
 from decoder.recordings.playback import Playback
 from decoder.recordings.recorder import Recorder
@@ -251,7 +252,7 @@ def _store(settings: Settings) -> Store | None:
 
 def _writable(folder: Path, option: str) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:

@@ -9,6 +9,7 @@ import cv2
 
 from decoder.cameras import Cameras
 from decoder.pictures import Picture, Relay
+from decoder.private import open_new
 
 log = logging.getLogger("veilcam.decode")
 
@@ -49,8 +50,9 @@ async def save_pictures(cameras: Cameras, folder: Path) -> None:
 
 
 def _write(picture: Picture, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     encoded, data = cv2.imencode(".png", picture.pixels)
     if not encoded:
         raise ValueError(f"OpenCV can't encode a picture of {picture.pixels.shape} as PNG")
-    (folder / f"{picture.capture_time_ns}-{picture.sequence:08d}.png").write_bytes(data.tobytes())
+    with open_new(folder / f"{picture.capture_time_ns}-{picture.sequence:08d}.png") as file:
+        file.write(data.tobytes())
