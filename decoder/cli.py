@@ -130,6 +130,10 @@ def decode(
     idle_seconds: Annotated[
         int | None, typer.Option(help="connections on which nothing is asked for so long are ended [30]")
     ] = None,
+    on_change: Annotated[
+        str | None,
+        typer.Option(metavar="URL|COMMAND", help="told when a camera's state changes: POST of JSON, or run [none]"),
+    ] = None,
     log_json: Annotated[bool | None, typer.Option("--log-json", help="log lines as JSON")] = None,
 ) -> None:
     """Serve cameras and viewers until Ctrl-C; a second Ctrl-C ends at once.

@@ -31,6 +31,7 @@ from decoder.recordings.store import Retention, Store
 from decoder.service import UNREAD_S, CamerasService, ViewersService
 from decoder.settings import AT_ONCE, Settings, changed
 from decoder.viewers.folder import save_pictures
+from decoder.viewers.hook import Hook
 from decoder.viewers.probes import probes
 from decoder.viewers.recorded import recorded
 from decoder.viewers.web import web_app
@@ -78,6 +79,9 @@ class Server:
         self._recorder = Recorder(self._store) if self._store else None
         if self._recorder is not None:
             self.cameras.forgotten.append(self._recorder.forget)
+        self._hook = Hook(settings.on_change.get_secret_value()) if settings.on_change is not None else None
+        if self._hook is not None:
+            self.cameras.turned.append(self._hook.tell)
         self.metrics = Metrics(self.cameras, self._recorder.told if self._recorder else dict)
         self._worker = Worker(self.cameras, catalogue, self._policy, self.metrics)
         self._health = health.aio.HealthServicer()
@@ -162,7 +166,7 @@ class Server:
         for task in self._tasks:
             task.cancel()
         await asyncio.wait(self._tasks, timeout=grace)
-        for part in (self._worker, self._recorder):
+        for part in (self._worker, self._recorder, self._hook):
             if part is not None:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(asyncio.to_thread(part.close), grace)

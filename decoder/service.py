@@ -171,10 +171,30 @@ class ViewersService(ViewersServicer):
                 async for picture in pictures:
                     _check_holds()
                     self._audit.gave(WHO.get(), context.peer(), camera.name, picture.rendition, picture.capture_time_ns)
-                    await write_picture(context, await _message(picture, request.encoding))
+                    await write_message(context, await _message(picture, request.encoding))
             self._check_allowed(rendition)
             self._asked(request)  # it is let go for what would now refuse it, or for a while
             raise Refusal(grpc.StatusCode.UNAVAILABLE, "watch.camera", "let go: the server is shutting down or changes")
+        except Refusal as refusal:
+            await _abort(context, refusal)
+
+    async def Cameras(  # type: ignore[override]  # noqa: N802 - gRPC's name; what it gives is written, not yielded
+        self, request: pb.CamerasRequest, context: "aio.ServicerContext[pb.CamerasRequest, pb.CameraStatus]"
+    ) -> None:
+        told: dict[str, tuple[str, int]] = {}
+        try:
+            while not self._cameras.closed:
+                turn = self._cameras.turn()
+                there = {each.name: each for each in self._cameras.all() if WHO.get().sees(each.name)}
+                told = {name: before for name, before in told.items() if name in there}
+                for name, camera in there.items():
+                    now = camera.state, camera.since_ns
+                    if told.get(name) != now:
+                        told[name] = now
+                        _check_holds()
+                        await write_message(context, _status(camera))
+                await turn.wait()
+            raise Refusal(grpc.StatusCode.UNAVAILABLE, "server", "shutting down")
         except Refusal as refusal:
             await _abort(context, refusal)
 
@@ -258,13 +278,19 @@ async def _message(picture: Picture, encoding: "pb.Encoding.ValueType") -> pb.Pi
     )
 
 
-async def write_picture(context: "aio.ServicerContext[pb.WatchRequest, pb.Picture]", message: pb.Picture) -> None:
-    """Give a viewer a picture; one that doesn't read it within a limit is refused more."""
+def _status(camera: Camera) -> pb.CameraStatus:
+    state = pb.CameraState.Value(f"CAMERA_STATE_{camera.state.upper()}")
+    offset_ns = camera.clock_offset_ns
+    return pb.CameraStatus(camera=camera.name, state=state, since_ns=camera.since_ns, clock_offset_ns=offset_ns)
+
+
+async def write_message(context: "aio.ServicerContext[Any, Any]", message: pb.Picture | pb.CameraStatus) -> None:
+    """Give a viewer a message; one that doesn't read it within a limit is refused more."""
     try:
         async with asyncio.timeout(UNREAD_S):  # wait_for would lose a cancellation that comes when a write is through
             await context.write(message)
     except TimeoutError:
-        problem = f"no picture was read for {UNREAD_S:.0f} s"
+        problem = f"nothing was read for {UNREAD_S:.0f} s"
         raise Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "watch", problem) from None
     except aio.InternalError:
         raise asyncio.CancelledError from None  # the viewer is gone; gRPC is about to cancel this

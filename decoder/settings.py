@@ -1,12 +1,15 @@
 """What a decoder service is told: one TOML file, the environment and the command line, checked as a whole."""
 
 import os
+import re
+import shlex
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_core import PydanticCustomError
 
 PREFIX = "VEILCAM_"
@@ -35,6 +38,25 @@ def _said(value: Any) -> Any:
 
 Address = Annotated[str, BeforeValidator(_said)]
 Place = Annotated[Path, BeforeValidator(_said)]
+
+
+def _hook(value: Any) -> Any:
+    """Refuse what can't be called, without telling what it was: it may hold a secret."""
+    text = _said(value)
+    try:
+        if isinstance(text, str) and re.match("[A-Za-z][A-Za-z0-9+.-]*://", text):
+            parts = urlsplit(text)
+            sound = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        else:
+            sound = isinstance(text, str) and bool(shlex.split(text))
+    except ValueError:
+        sound = False
+    if not sound:
+        raise PydanticCustomError("hook", "an http:// or https:// URL, or a command as a shell would split it")
+    return text
+
+
+Hook = Annotated[SecretStr, BeforeValidator(_hook)]
 
 
 class Settings(BaseModel):
@@ -86,6 +108,8 @@ class Settings(BaseModel):
     """In which a request of the page has to be there as a whole, and a gRPC connection to be made."""
     idle_seconds: Annotated[int, Field(ge=1, le=3600)] = 30
     """A connection on which nothing is asked for so long is ended."""
+    on_change: Hook | None = None
+    """What is told of each change of a camera's state: an http(s) URL, or a command."""
     log_json: bool = False
 
 
@@ -136,4 +160,5 @@ def _problem(error: Any, told: Mapping[str, tuple[str, Any]]) -> str:
     if error["type"] == "extra_forbidden":
         return f"{where}: no such setting (there are {', '.join(Settings.model_fields)})"
     expected = "a path" if error["type"].startswith("path") else str(error["msg"]).removeprefix("Input should be ")
-    return f"{'.'.join([where, *within])}: {str(error['input'])[:80]!r}, expected {expected}"
+    told_input = "what is given" if name == "on_change" and error["input"] else repr(str(error["input"])[:80])
+    return f"{'.'.join([where, *within])}: {told_input}, expected {expected}"

@@ -53,7 +53,7 @@ def test_what_unpacks_to_more_than_was_announced_is_cut_off_there(level: int) ->
     escapes = deflated(b"\xff" * 4)  # 16 values, all in level 2
     parts = [escapes, deflated(b"\x80" * 16), bytes(32)]
     parts[level - 1] = bytes(1 << 22) if level == 3 else BOMB_BYTES
-    data = laid_out(*parts, (1, 4, 4))  # type: ignore[arg-type]
+    data = laid_out(parts[0], parts[1], parts[2], (1, 4, 4))
     peak, told = allocated(data)
     assert isinstance(told, PayloadError)
     assert f"level {level}" in str(told)
