@@ -87,6 +87,10 @@ def decode(
     users: Annotated[
         str | None, typer.Option(metavar="FILE", help="people and programs with their roles [everyone is let in]")
     ] = None,
+    trusted_proxy: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="reverse proxy whose X-Forwarded-For says who asks for the page [none]"),
+    ] = None,
     insecure: Annotated[
         bool | None, typer.Option("--insecure", help="listen beyond loopback also without TLS and authentication")
     ] = None,
@@ -291,6 +295,7 @@ def export(
     with _extra_told():
         from rich.progress import Progress
 
+        from decoder.access.audit import made
         from decoder.catalogue import CatalogueError
         from decoder.engines import EngineError
         from decoder.recordings.film import part_of, utc, write_film
@@ -304,7 +309,10 @@ def export(
         settings = _own_settings({"reconstructor": reconstructor or None, "engine": engine, "threads": threads})
         played = Recording(recording, _catalogue(settings, [_RENDITION[plain]]), _RENDITION[plain])
         with _stopping() as asked, Progress() as bar:
-            task = bar.add_task(film.name, total=len(played.times(start_ns, end_ns)))
+            times = played.times(start_ns, end_ns)
+            if plain and times:
+                made("export", played.segments[0].hello.camera, times[0], times[-1])
+            task = bar.add_task(film.name, total=len(times))
             written = write_film(played.shots(start_ns, end_ns), film, lambda: bar.advance(task), asked)
     except (SettingsError, CatalogueError, EngineError, RecordingError) as error:
         _give_up(error)
@@ -342,6 +350,7 @@ def replay(
 ) -> None:
     """Show a recording on a page of its own, and to programs, as if its camera were live, until Ctrl-C."""
     with _extra_told():
+        from decoder.access.audit import made
         from decoder.catalogue import CatalogueError
         from decoder.engines import EngineError
         from decoder.recordings.playback import Recording, RecordingError
@@ -358,8 +367,11 @@ def replay(
         catalogue = _catalogue(settings, {"veiled", _RENDITION[settings.allow_plain]})
         played = Recording(recording, catalogue, _RENDITION[settings.allow_plain])
         start_ns, end_ns = _ns(begin, 0), _ns(end, 2**63 - 1)
-        if not played.times(start_ns, end_ns):
+        times = played.times(start_ns, end_ns)
+        if not times:
             raise RecordingError(f"{recording}: no pictures in that range of time")
+        if settings.allow_plain:
+            made("replay", played.segments[0].hello.camera, times[0], times[-1])
         server = Server(catalogue, settings)
         await server.start()
         ports = {"grpc_port": server.port, "http_port": server.http_port}

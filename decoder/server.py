@@ -89,14 +89,17 @@ class Server:
         self._ready = False
         more = probes(self.metrics.registry, lambda: self._ready)
         more += recorded(Playback(self._store, catalogue), self._worker, self._policy) if self._store else []
-        app = web_app(self.cameras, catalogue, self._policy, more, settings.host, self._door, self._secure)
+        proxy = str(settings.trusted_proxy) if settings.trusted_proxy is not None else None
+        people = self._door, self._secure, proxy is not None
+        app = web_app(self.cameras, catalogue, self._policy, more, settings.host, *people)
         config = uvicorn.Config(
             app,
             http=page_protocol(settings.request_seconds),
             ws="none",
             lifespan="off",
             log_config=None,
-            proxy_headers=False,
+            proxy_headers=proxy is not None,
+            forwarded_allow_ips=proxy,
             server_header=False,
             limit_concurrency=settings.max_connections,
             timeout_keep_alive=settings.idle_seconds,
@@ -124,7 +127,9 @@ class Server:
             )
         except OSError as error:
             raise ServerError(f"{host}:{http_port} (--http): can't listen there ({error.strerror})") from None
-        listener = Listener(listening, self.settings.max_http, self.settings.max_peer_streams)
+        proxy = self.settings.trusted_proxy
+        most = self.settings.max_http, self.settings.max_peer_streams
+        listener = Listener(listening, *most, exempt=str(proxy) if proxy is not None else None)
         # What HTTP gives can't be taken back from a connection that reads nothing; the kernel can.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(UNREAD_S * 1e3))
         self.http_port = listener.getsockname()[1]

@@ -12,6 +12,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc import aio
 
+from decoder.access.addresses import address_of
 from decoder.access.audit import Audit
 from decoder.access.roles import WHO
 from decoder.access.tls import names_in
@@ -165,12 +166,13 @@ class ViewersService(ViewersServicer):
     async def Watch(  # type: ignore[override]  # noqa: N802 - gRPC's name; what it gives is written, not yielded
         self, request: pb.WatchRequest, context: "aio.ServicerContext[pb.WatchRequest, pb.Picture]"
     ) -> None:
+        address = address_of(context.peer())
         try:
             camera, rendition = self._asked(request)
             with camera.relays[rendition].watch() as pictures:
                 async for picture in pictures:
                     _check_holds()
-                    self._audit.gave(WHO.get(), context.peer(), camera.name, picture.rendition, picture.capture_time_ns)
+                    self._audit.gave(WHO.get(), address, camera.name, picture.rendition, picture.capture_time_ns)
                     await write_message(context, await _message(picture, request.encoding))
             self._check_allowed(rendition)
             self._asked(request)  # it is let go for what would now refuse it, or for a while

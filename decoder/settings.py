@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, IPvAnyAddress, SecretStr, ValidationError
 from pydantic_core import PydanticCustomError
 
 PREFIX = "VEILCAM_"
@@ -74,6 +74,8 @@ class Settings(BaseModel):
     """Whose certificates cameras and programs must show, in PEM."""
     users: Place | None = None
     """File of people and programs, with their roles. Without one everyone is let in."""
+    trusted_proxy: IPvAnyAddress | None = None
+    """Of a reverse proxy before the page: its X-Forwarded-For says who asks. Nobody else's is believed."""
     insecure: bool = False
     """Listen beyond loopback also without TLS and authentication."""
     reconstructor: tuple[Place, ...] = ()

@@ -77,7 +77,8 @@ def login(door: Door, secure: bool) -> list[Route]:
         if cookie is None:
             return _form(401, "Wrong name or password.")
         answer = RedirectResponse("/", 303, _HEADERS)
-        answer.set_cookie(name, cookie, int(SESSION_S), path="/", secure=secure, httponly=True, samesite="strict")
+        safe = secure or request.url.scheme == "https"  # to a trusted proxy, as it says
+        answer.set_cookie(name, cookie, int(SESSION_S), path="/", secure=safe, httponly=True, samesite="strict")
         return answer
 
     async def sign_out(request: Request) -> Response:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import cv2
 
+from decoder.access.audit import HERE, Audit, os_user
 from decoder.cameras import Cameras
 from decoder.pictures import Picture, Relay
 from decoder.private import open_new
@@ -21,7 +22,7 @@ async def save_pictures(cameras: Cameras, folder: Path) -> None:
     """
     seen: dict[Relay, int] = {}
     saved = missed = 0
-    pool = ThreadPoolExecutor(1, thread_name_prefix="save")
+    pool, audit, who = ThreadPoolExecutor(1, thread_name_prefix="save"), Audit("--save"), os_user()
     try:
         while True:
             changed = cameras.changed()
@@ -37,6 +38,7 @@ async def save_pictures(cameras: Cameras, folder: Path) -> None:
                     continue
                 missed += relay.serial - seen[relay] - 1
                 seen[relay] = relay.serial
+                audit.gave(who, HERE, name, relay.latest.rendition, relay.latest.capture_time_ns)
                 await asyncio.get_running_loop().run_in_executor(pool, _write, relay.latest, folder / name)
                 saved += 1
             await changed.wait()

@@ -49,6 +49,7 @@ def web_app(
     host: str,
     door: Door | None = None,
     secure: bool = False,
+    proxied: bool = False,
 ) -> Starlette:
     """The page and what it is made of. ``?rendition=plain`` works where plain pictures are allowed.
 
@@ -61,6 +62,8 @@ def web_app(
         host: that it is bound to.
         door: who someone is who asks; without one, everyone is let in.
         secure: TLS is spoken.
+        proxied: a reverse proxy stands before it, which people reach by another name. There is a door then, whose
+            cookie no foreign page gets by pointing a name here.
     """
     stills, streamed, polled = Audit("still"), Audit("MJPEG"), Audit("page")
 
@@ -127,7 +130,11 @@ def web_app(
         *more,
         *(login(door, secure) if door is not None else []),
     ]
-    middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=[*_LOOPBACK, host])] if is_loopback(host) else []
+    middleware = (
+        [Middleware(TrustedHostMiddleware, allowed_hosts=[*_LOOPBACK, host])]
+        if is_loopback(host) and not proxied
+        else []
+    )
     if door is not None:
         middleware.append(Middleware(WebGuard, door=door, routes=routes, cookie=cookie_name(secure)))
     return Starlette(
