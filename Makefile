@@ -3,8 +3,9 @@ PYTHON ?= python3
 ARGS ?=
 DEMO := .venv
 TEST := .venv-test
+TOOLS := .venv-tools
 
-.PHONY: demo test check proto sums clean
+.PHONY: demo test check proto sums lock licences audit clean
 
 demo: $(DEMO)/ready
 	@$(DEMO)/bin/veilcam-bench demo $(ARGS)
@@ -38,14 +39,40 @@ $(DEMO)/ready: pyproject.toml
 	@$(DEMO)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[decoder]'
 	@touch $@
 
-# torch is for tests only, and first: whatever needs it then takes the version that is there.
-$(TEST)/ready: pyproject.toml
+# Versions and hashes of all that tests and the container install, for every Python and platform; needs the network.
+# torch isn't among them: its wheels, with CUDA or for the CPU alone, come from indices with hashes of their own.
+LOCK = $(TOOLS)/bin/uv pip compile pyproject.toml -q --upgrade --universal --python-version 3.11 --generate-hashes \
+	--no-annotate --custom-compile-command "make lock"
+lock: $(TOOLS)/ready
+	$(LOCK) --extra decoder --extra openvino --extra tensorrt-rtx --extra train --extra dev \
+		--override requirements/without-torch.txt -o requirements/test.txt
+	$(LOCK) --extra decoder --extra openvino --constraint requirements/test.txt -o requirements/service.txt
+
+# docs/licences.md: of each package of the locks, as it says itself.
+licences: $(TEST)/ready $(TOOLS)/ready
+	$(TOOLS)/bin/pip-licenses --python $(TEST)/bin/python --format json --with-system --output-file $(TOOLS)/licences.json
+	$(TEST)/bin/python -m tests.licences $(TOOLS)/licences.json
+
+# Whether anything in the locks has known holes. It asks pypi.org; where that can't be reached, it says so and passes.
+audit: $(TOOLS)/ready
+	@if $(TOOLS)/bin/python -c 'import urllib.request as u; u.urlopen("https://pypi.org/pypi/pip/json", timeout=10)' 2> /dev/null; \
+	then for lock in service test; do $(TOOLS)/bin/pip-audit --disable-pip --require-hashes -r requirements/$$lock.txt || exit 1; done; \
+	else echo "not audited: pypi.org can't be reached from here"; fi
+
+$(TOOLS)/ready: Makefile
+	@$(PYTHON) -m venv --clear $(TOOLS)
+	@$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check 'uv==0.*' 'pip-licenses==5.*' 'pip-audit==2.*'
+	@touch $@
+
+# torch is for tests only, and first. What else there is comes from the lock, by its hashes.
+$(TEST)/ready: pyproject.toml requirements/test.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "veilcam needs Python 3.11 or newer: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@$(PYTHON) -m venv --clear $(TEST) || { echo "no venv module: apt-get install python3-venv" >&2; exit 1; }
 	@echo "installing into $(TEST) (some minutes)"
 	@$(TEST)/bin/python -m pip install --quiet --disable-pip-version-check 'torch==2.13.*'
-	@$(TEST)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[decoder,openvino,tensorrt-rtx,train,dev]'
+	@$(TEST)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements/test.txt
+	@$(TEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
 
 clean:
-	rm -rf $(DEMO) $(TEST) build dist demo-out
+	rm -rf $(DEMO) $(TEST) $(TOOLS) build dist demo-out
