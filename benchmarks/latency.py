@@ -99,7 +99,7 @@ def table(measured: Pass) -> list[dict[str, Any]]:
 
 
 async def _measure(source: str, operator_path: Path, ratio: float, catalogue: Catalogue, lossless: bool) -> Pass:
-    server = Server(catalogue, Settings(port=0, http=0))
+    server = Server(catalogue, Settings(port=0, http=0, max_frame_rate=0, max_byte_rate=0))
     await server.start()
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()

@@ -7,10 +7,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decoder.model import RENDITIONS
-from protos.payload import Announcement, Payload, PayloadError, PayloadTooLargeError, PlaneKind, announcement
+from protos.payload import (
+    MAX_PLANES,
+    Announcement,
+    Payload,
+    PayloadError,
+    PayloadTooLargeError,
+    PlaneKind,
+    announcement,
+)
 from protos.rules import CAMERA_NAME, CAMERA_NAME_TOLD, MAX_LEVEL
 from protos.v1 import veilcam_pb2 as pb
 
+MAX_HELLO = 4096
+"""Bytes; it is kept as long as its stream, and stands at the head of each of its recordings."""
 MAX_SIDE = 65_500
 """Pixels; what a JPEG file can have."""
 
@@ -33,6 +43,9 @@ class Policy:
         payload_bytes: of a frame at most.
         batch: frames in an engine at once, at most.
         allow_plain: plain pictures may be asked for; with users, by those whose role it is.
+        frame_rate: at which a camera is read at most, in frames a second; 0 sets no limit.
+        byte_rate: the same in bytes a second.
+        silent_s: a camera that publishes nothing for so long is let go.
     """
 
     cameras: int
@@ -40,6 +53,9 @@ class Policy:
     payload_bytes: int
     batch: int
     allow_plain: bool
+    frame_rate: float = 0.0
+    byte_rate: float = 0.0
+    silent_s: float = 300.0
 
     @property
     def renditions(self) -> tuple[str, ...]:
@@ -54,6 +70,8 @@ def invalid(field: str, problem: str) -> Refusal:
 
 def check_hello(hello: pb.Hello) -> None:
     """Refuse a hello that is malformed, or of a picture that no viewer could be given."""
+    if hello.ByteSize() > MAX_HELLO:
+        raise invalid("hello", f"{hello.ByteSize()} bytes, expected {MAX_HELLO} at most")
     if not CAMERA_NAME.fullmatch(hello.camera):
         raise invalid("hello.camera", f"{hello.camera[:80]!r}, expected {CAMERA_NAME_TOLD}")
     if not hello.width or not hello.height:
@@ -75,6 +93,8 @@ def check_frame(frame: pb.Frame, last_sequence: int, policy: Policy) -> None:
         raise invalid("frame.kind", f"{frame.kind}, expected key or delta")
     if (frame.kind == pb.FRAME_KIND_DELTA) != (frame.base_sequence > 0):
         raise invalid("frame.base_sequence", f"{frame.base_sequence}, expected one for a delta and 0 for a key frame")
+    if len(frame.planes) > MAX_PLANES:
+        raise invalid("frame.planes", f"{len(frame.planes)} planes, expected {MAX_PLANES} at most")
     if len(frame.payload) > policy.payload_bytes:
         problem = f"{len(frame.payload)} bytes, this server allows {policy.payload_bytes}"
         raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "frame.payload", problem)

@@ -10,13 +10,14 @@ import grpc
 
 from decoder.admission import Policy, Refusal
 from decoder.model import RENDITIONS
+from decoder.pace import Pace
 from decoder.pictures import Picture, Relay
+from decoder.states import SILENT_AFTER_S, state_of
 from decoder.stream import Measurement, Stream, Tally
 
-SILENT_AFTER_S = 3.0
-"""A connected camera that sends nothing for so long is shown as silent, and a newer stream may take its name."""
 _LATELY_S = 5.0
 _WINDOW = 256
+_LOOK_EVERY_S = 0.2
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,10 +35,20 @@ class Camera:
     Args:
         name: what it calls itself.
         work: set when there is something to reconstruct.
+        pace: how fast it is read.
+        turned: called when its state has changed.
     """
 
-    def __init__(self, name: str, work: asyncio.Event) -> None:
+    def __init__(
+        self, name: str, work: asyncio.Event, pace: Pace, turned: "Callable[[Camera], object]" = lambda _: None
+    ) -> None:
         self.name = name
+        self.pace = pace
+        self.state = state_of(None)
+        """One of ``decoder.states.STATES``."""
+        self.since_ns = time.time_ns()
+        """When that began, since 1970."""
+        self._turned = turned
         self.stream: Stream | None = None
         self.last_seen = time.monotonic()
         self.renditions: tuple[str, ...] = ()
@@ -53,6 +64,13 @@ class Camera:
         self._at_work: list[Work] = []
         self._arrivals: deque[tuple[float, int]] = deque(maxlen=_WINDOW)
 
+    def look(self) -> None:
+        """See how it is by now."""
+        state = state_of(self.stream)
+        if state != self.state:
+            self.state, self.since_ns = state, time.time_ns()
+            self._turned(self)
+
     def see(self, measurement: Measurement, size: int) -> None:
         """What the camera sees now, from a message of ``size`` bytes; what it saw before is over."""
         before, self.newest = self.newest, measurement
@@ -62,6 +80,7 @@ class Camera:
         self.tally.bytes += size
         if before is not None:
             self._pass_over(before, "newer" if self.watched else "unwatched")
+        self.look()
         self._viewers_changed()
 
     def lack_base(self, size: int) -> None:
@@ -69,6 +88,7 @@ class Camera:
         self.tally.received += 1
         self.tally.bytes += size
         self.tally.fates["no_base"] += 1
+        self.look()
 
     def part(self, stream: Stream) -> None:
         """A stream is over: what it sent last has passed by, unless someone waits for it."""
@@ -127,11 +147,9 @@ class Camera:
         return any(relay.viewers for relay in self.relays.values())
 
     @property
-    def state(self) -> str:
-        """``live``, ``silent`` (connected, but nothing comes) or ``offline``."""
-        if self.stream is None:
-            return "offline"
-        return "silent" if time.monotonic() - self.stream.last_message > SILENT_AFTER_S else "live"
+    def clock_offset_ns(self) -> int | None:
+        """Of its stream, as ``decoder.states.Clock`` has it; None while there is none."""
+        return self.stream.clock.offset_ns if self.stream is not None else None
 
     def lately(self) -> tuple[float, float]:
         """Frames a second and kbit/s that came over the last few seconds."""
@@ -193,7 +211,10 @@ class Cameras:
         self._policy = policy
         self.forgotten: list[Callable[[str], None]] = []
         """Called with the name of each camera that the server no longer knows."""
+        self.turned: list[Callable[[Camera], object]] = []
+        """Called with each camera whose state has changed."""
         self.closed = False
+        self._turn = asyncio.Event()
         self._cameras: dict[str, Camera] = {}
         self._changed = asyncio.Event()
         self.work = asyncio.Event()
@@ -215,9 +236,11 @@ class Cameras:
             Refusal: the name is publishing, or there are as many cameras as allowed.
         """
         name = stream.hello.camera
-        camera = self._cameras.get(name) or Camera(name, self.work)
+        if self.closed:
+            raise Refusal(grpc.StatusCode.UNAVAILABLE, "server", "shutting down")
+        camera = self._cameras.get(name) or Camera(name, self.work, Pace(name, self._policy), self._has_turned)
         if camera.stream is not None:
-            if camera.state == "live":
+            if time.monotonic() - camera.stream.last_message <= SILENT_AFTER_S:
                 problem = f"{name!r} is publishing already"
                 raise Refusal(grpc.StatusCode.ALREADY_EXISTS, "hello.camera", problem)
             camera.stream.end(Refusal(grpc.StatusCode.ABORTED, "hello.camera", f"{name!r} came back on a newer stream"))
@@ -226,6 +249,7 @@ class Cameras:
         self._cameras[name] = camera
         camera.stream = stream
         camera.offer(stream.renditions)
+        camera.look()
         self.connected.set()
         self.tell()
         return camera
@@ -235,6 +259,7 @@ class Cameras:
         camera.part(stream)
         if camera.stream is stream:
             camera.stream = None
+            camera.look()
 
     def tell(self) -> None:
         """Tell whoever waits for any camera that there is a new picture, or a new camera."""
@@ -248,6 +273,26 @@ class Cameras:
         """
         return self._changed
 
+    async def keep_looking(self) -> None:
+        """See how all cameras are, again and again, until cancelled: what doesn't come tells nobody."""
+        while True:
+            for camera in self._cameras.values():
+                camera.look()
+            await asyncio.sleep(_LOOK_EVERY_S)
+
+    def turn(self) -> asyncio.Event:
+        """Set at the next change of any camera's state; taken before one looks, as ``changed``."""
+        return self._turn
+
+    def _has_turned(self, camera: Camera) -> None:
+        for tell in self.turned:
+            tell(camera)
+        self._wake_turned()
+
+    def _wake_turned(self) -> None:
+        self._turn.set()
+        self._turn = asyncio.Event()
+
     def close(self) -> None:
         """Let every viewer and every camera go."""
         self.closed = True
@@ -257,6 +302,7 @@ class Cameras:
             if camera.stream is not None:
                 camera.stream.end(Refusal(grpc.StatusCode.UNAVAILABLE, "server", "shutting down"))
         self.tell()
+        self._wake_turned()
 
     def _forget_longest_gone(self) -> None:
         gone = [camera for camera in self._cameras.values() if camera.stream is None]

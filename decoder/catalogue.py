@@ -14,11 +14,11 @@ from decoder.admission import check_sides
 from decoder.engines import Engine
 from decoder.engines.choice import agreed, fastest
 from decoder.model import RENDITIONS, Model, ModelError, read_model
+from decoder.sums import SHIPPED as SHIPPED
+from decoder.sums import SUMS, SumsError, read_sums
 from protos.v1 import veilcam_pb2 as pb
 
 log = logging.getLogger("veilcam.decode")
-
-SHIPPED = Path(__file__).parent / "reconstructors"
 
 
 class CatalogueError(Exception):
@@ -123,6 +123,13 @@ def read_forms(paths: Sequence[Path]) -> list[dict[str, Model]]:
         if not there:
             raise CatalogueError(f"{path}: no reconstructor (*.onnx) there")
         files += found
+        try:
+            listed = read_sums(path) if path.is_dir() else None
+        except SumsError as error:
+            raise CatalogueError(str(error)) from None
+        for name in listed or ():
+            if not (path / name).exists():
+                raise CatalogueError(f"{path / name}: not there, and the {SUMS} beside it names it")
     try:
         models = [read_model(file) for file in files]
     except ModelError as error:

@@ -90,6 +90,10 @@ def decode(
     users: Annotated[
         str | None, typer.Option(metavar="FILE", help="people and programs with their roles [everyone is let in]")
     ] = None,
+    trusted_proxy: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="reverse proxy whose X-Forwarded-For says who asks for the page [none]"),
+    ] = None,
     insecure: Annotated[
         bool | None, typer.Option("--insecure", help="listen beyond loopback also without TLS and authentication")
     ] = None,
@@ -114,6 +118,29 @@ def decode(
     max_pixels: Annotated[int | None, typer.Option(help="pixels of a picture at most [4096×2304]")] = None,
     max_payload: Annotated[int | None, typer.Option(help="bytes of a frame at most [8 MiB]")] = None,
     max_connections: Annotated[int | None, typer.Option(help="calls and requests at one time [512]")] = None,
+    max_peer_streams: Annotated[
+        int | None, typer.Option(help="calls and connections of one certificate's name or address [128]")
+    ] = None,
+    max_http: Annotated[int | None, typer.Option(help="connections of the page at one time [384]")] = None,
+    max_frame_rate: Annotated[
+        float | None, typer.Option(help="frames a second that a camera is read, at most; 0 sets no limit [240]")
+    ] = None,
+    max_byte_rate: Annotated[
+        int | None, typer.Option(help="bytes a second that a camera is read, at most; 0 sets no limit [32 MiB]")
+    ] = None,
+    silent_seconds: Annotated[
+        float | None, typer.Option(help="a camera that publishes nothing for so long is let go [300]")
+    ] = None,
+    request_seconds: Annotated[
+        float | None, typer.Option(help="in which a request of the page must be there as a whole [10]")
+    ] = None,
+    idle_seconds: Annotated[
+        int | None, typer.Option(help="connections on which nothing is asked for so long are ended [30]")
+    ] = None,
+    on_change: Annotated[
+        str | None,
+        typer.Option(metavar="URL|COMMAND", help="told when a camera's state changes: POST of JSON, or run [none]"),
+    ] = None,
     log_json: Annotated[bool | None, typer.Option("--log-json", help="log lines as JSON")] = None,
 ) -> None:
     """Serve cameras and viewers until Ctrl-C; a second Ctrl-C ends at once.
@@ -272,6 +299,7 @@ def export(
     with _extra_told():
         from rich.progress import Progress
 
+        from decoder.access.audit import made
         from decoder.catalogue import CatalogueError
         from decoder.engines import EngineError
         from decoder.recordings.film import free_part, utc, write_film
@@ -285,7 +313,10 @@ def export(
         settings = _own_settings({"reconstructor": reconstructor or None, "engine": engine, "threads": threads})
         played = Recording(recording, _catalogue(settings, [_RENDITION[plain]]), _RENDITION[plain])
         with _stopping() as asked, Progress() as bar:
-            task = bar.add_task(film.name, total=len(played.times(start_ns, end_ns)))
+            times = played.times(start_ns, end_ns)
+            if plain and times:
+                made("export", played.segments[0].hello.camera, times[0], times[-1])
+            task = bar.add_task(film.name, total=len(times))
             written = write_film(played.shots(start_ns, end_ns), film, lambda: bar.advance(task), asked)
     except (SettingsError, CatalogueError, EngineError, RecordingError) as error:
         _give_up(error)
@@ -324,13 +355,16 @@ def replay(
 ) -> None:
     """Show a recording on a page of its own, and to programs, as if its camera were live, until Ctrl-C."""
     with _extra_told():
+        from decoder.access.audit import made
         from decoder.catalogue import CatalogueError
         from decoder.engines import EngineError
         from decoder.recordings.playback import Recording, RecordingError
         from decoder.recordings.replay import replay as play
         from decoder.server import Server, ServerError
         from decoder.settings import SettingsError
+    # The pace is this command's own, as fast as --speed says.
     given: dict[str, Any] = {"port": port, "http": http, "allow_plain": allow_plain}
+    given |= {"max_frame_rate": 0, "max_byte_rate": 0}
     given |= {"reconstructor": reconstructor or None, "engine": engine, "threads": threads}
 
     async def serve() -> NoReturn:
@@ -339,8 +373,11 @@ def replay(
         catalogue = _catalogue(settings, renditions)
         played = Recording(recording, catalogue, *renditions)
         start_ns, end_ns = _ns(begin, 0), _ns(end, 2**63 - 1)
-        if not played.times(start_ns, end_ns):
+        times = played.times(start_ns, end_ns)
+        if not times:
             raise RecordingError(f"{recording}: no pictures in that range of time")
+        if settings.allow_plain:
+            made("replay", played.segments[0].hello.camera, times[0], times[-1])
         server = Server(catalogue, settings)
         await server.start()
         ports = {"grpc_port": server.port, "http_port": server.http_port}

@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 from decoder.cameras import Cameras
 from decoder.catalogue import Reconstructor
 from decoder.pictures import Picture
+from decoder.states import STATES
 from decoder.stream import FATES
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.5, 5.0, 10.0)
 _BATCHES = (1, 2, 4, 8, 16, 32)
-STATES = ("live", "silent", "offline")
 
 
 class Metrics:
@@ -88,7 +88,23 @@ class _Frames(Collector):
         dropped = CounterMetricFamily("veilcam_frames_dropped", told, labels=["camera", "reason"])
         viewers = GaugeMetricFamily("veilcam_viewers", "Viewers now.", labels=["camera", "rendition"])
         state = GaugeMetricFamily("veilcam_camera_state", "1 for the state a camera is in.", labels=["camera", "state"])
+        since = GaugeMetricFamily(
+            "veilcam_camera_state_since_seconds", "When that state began, since 1970.", labels=["camera"]
+        )
+        clock = GaugeMetricFamily(
+            "veilcam_clock_offset_seconds",
+            "This server's clock minus the camera's, plus the quickest way of a frame in the last minute.",
+            labels=["camera"],
+        )
+        slowed = CounterMetricFamily(
+            "veilcam_slowed_seconds", "For which a camera above its limits was made to wait.", labels=["camera"]
+        )
         for camera in self._cameras.all():
+            camera.look()
+            since.add_metric([camera.name], camera.since_ns / 1e9)
+            slowed.add_metric([camera.name], camera.pace.slowed_s)
+            if (offset_ns := camera.clock_offset_ns) is not None:
+                clock.add_metric([camera.name], offset_ns / 1e9)
             tally, name = camera.tally, camera.name
             received.add_metric([name], tally.received)
             size.add_metric([name], tally.bytes)
@@ -102,7 +118,7 @@ class _Frames(Collector):
                     dropped.add_metric([name, fate], tally.fates[fate])
             for each in STATES:
                 state.add_metric([name, each], camera.state == each)
-        yield from (received, size, frames_shown, shown, dropped, viewers, state)
+        yield from (received, size, frames_shown, shown, dropped, viewers, state, since, clock, slowed)
         frames = CounterMetricFamily("veilcam_recorded_frames", "Frames recorded.", labels=["camera"])
         written = CounterMetricFamily("veilcam_recorded_bytes", "Bytes recorded.", labels=["camera"])
         lost = CounterMetricFamily(

@@ -10,6 +10,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from decoder.sums import SumsError, check_sum
+
 FORMAT_VERSION = "1"
 RENDITIONS = ("veiled", "plain")
 PRECISIONS = ("float32", "int8", "int8-symmetric")
@@ -68,12 +70,16 @@ def read_model(path: Path) -> Model:
     """Read and check a file.
 
     Raises:
-        ModelError: it can't be read, or isn't a reconstructor.
+        ModelError: it can't be read, isn't the file that a SHA256SUMS beside it names, or isn't a reconstructor.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
         raise ModelError(f"{path}: can't be read ({error.strerror})") from None
+    try:
+        check_sum(path, content)
+    except SumsError as error:
+        raise ModelError(str(error)) from None
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL

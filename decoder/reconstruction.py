@@ -164,7 +164,7 @@ class Worker:
         return any(
             (camera.newest.stream.hello.operator_id, camera.newest.levels.shape) == kind
             for camera in self._cameras.all()
-            if camera.newest is not None and camera.watched and camera.state == "live" and camera not in there
+            if camera.newest is not None and camera.watched and camera.state in ("live", "late") and camera not in there
         )
 
     def _most(self, reconstructor: Reconstructor) -> int:

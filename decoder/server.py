@@ -14,6 +14,7 @@ from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from decoder.access.connections import Listener, page_protocol
 from decoder.access.door import Door
 from decoder.access.exposure import check_exposure
 from decoder.access.guards import GrpcGuard
@@ -23,6 +24,7 @@ from decoder.admission import Policy, Refusal
 from decoder.cameras import Cameras
 from decoder.catalogue import Catalogue
 from decoder.metrics import Metrics
+from decoder.private import make_folder
 from decoder.reconstruction import Worker
 from decoder.recordings.playback import Playback
 from decoder.recordings.recorder import Recorder
@@ -30,6 +32,7 @@ from decoder.recordings.store import Retention, Store
 from decoder.service import UNREAD_S, CamerasService, ViewersService
 from decoder.settings import AT_ONCE, Settings, changed
 from decoder.viewers.folder import save_pictures
+from decoder.viewers.hook import Hook
 from decoder.viewers.probes import probes
 from decoder.viewers.recorded import recorded
 from decoder.viewers.web import web_app
@@ -42,6 +45,8 @@ GRACE_S = 5.0
 _LAST_S = 1.0
 """What waits for the disk has so long at least, however slowly others went."""
 _MESSAGE_OVERHEAD = 4096
+_MOST_OF_A_HEAD = 1 << 16
+"""Bytes of a request's line and headers: the page tells there what it has seen of each camera."""
 
 
 class ServerError(Exception):
@@ -77,6 +82,9 @@ class Server:
         self._recorder = Recorder(self._store) if self._store else None
         if self._recorder is not None:
             self.cameras.forgotten.append(self._recorder.forget)
+        self._hook = Hook(settings.on_change.get_secret_value()) if settings.on_change is not None else None
+        if self._hook is not None:
+            self.cameras.turned.append(self._hook.tell)
         self.metrics = Metrics(self.cameras, self._recorder.told if self._recorder else dict)
         self._worker = Worker(self.cameras, catalogue, self._policy, self.metrics)
         self._health = health.aio.HealthServicer()
@@ -84,9 +92,23 @@ class Server:
         self._ready = False
         more = probes(self.metrics.registry, lambda: self._ready)
         more += recorded(Playback(self._store, catalogue), self._worker, self._policy) if self._store else []
-        app = web_app(self.cameras, catalogue, self._policy, more, settings.host, self._door, self._secure)
-        config = uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
-        config.limit_concurrency = settings.max_connections
+        proxy = str(settings.trusted_proxy) if settings.trusted_proxy is not None else None
+        people = self._door, self._secure, proxy is not None
+        app = web_app(self.cameras, catalogue, self._policy, more, settings.host, *people)
+        config = uvicorn.Config(
+            app,
+            http=page_protocol(settings.request_seconds),
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            proxy_headers=proxy is not None,
+            forwarded_allow_ips=proxy,
+            server_header=False,
+            limit_concurrency=settings.max_connections,
+            timeout_keep_alive=settings.idle_seconds,
+            timeout_graceful_shutdown=1,
+            h11_max_incomplete_event_size=_MOST_OF_A_HEAD,
+        )
         if self._certificates is not None:
             context = self._certificates.for_page()
             config.ssl_context_factory = lambda *_: context
@@ -103,11 +125,14 @@ class Server:
         if self.settings.save:
             _writable(self.settings.save, "--save")
         try:
-            listener = socket.create_server(
+            listening = socket.create_server(
                 (host, http_port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
             )
         except OSError as error:
             raise ServerError(f"{host}:{http_port} (--http): can't listen there ({error.strerror})") from None
+        proxy = self.settings.trusted_proxy
+        most = self.settings.max_http, self.settings.max_peer_streams
+        listener = Listener(listening, *most, exempt=str(proxy) if proxy is not None else None)
         # What HTTP gives can't be taken back from a connection that reads nothing; the kernel can.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(UNREAD_S * 1e3))
         self.http_port = listener.getsockname()[1]
@@ -118,6 +143,7 @@ class Server:
             raise ServerError(f"{host}:{port} (--port): can't listen there (address already in use?)") from None
         await self._grpc.start()
         self._tasks.append(asyncio.create_task(self._worker.run(), name="worker"))
+        self._tasks.append(asyncio.create_task(self.cameras.keep_looking(), name="states"))
         self._tasks.append(asyncio.create_task(self._web.serve([listener]), name="web"))
         if self.settings.save:
             self._tasks.append(asyncio.create_task(save_pictures(self.cameras, self.settings.save), name="save"))
@@ -154,7 +180,7 @@ class Server:
             task.cancel()
         await asyncio.wait(self._tasks, timeout=left())
         # Beside each other: an engine that hangs doesn't take the time that what was recorded needs to reach the disk.
-        parts = [part for part in (self._worker, self._recorder) if part is not None]
+        parts = [part for part in (self._worker, self._recorder, self._hook) if part is not None]
         closing = [asyncio.create_task(asyncio.to_thread(part.close)) for part in parts]
         await asyncio.wait(closing, timeout=max(_LAST_S, left()))
 
@@ -196,10 +222,15 @@ class Server:
             ("grpc.max_receive_message_length", self.settings.max_payload + _MESSAGE_OVERHEAD),
             ("grpc.keepalive_time_ms", 10_000),
             ("grpc.keepalive_timeout_ms", 5_000),
+            ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+            ("grpc.max_connection_idle_ms", self.settings.idle_seconds * 1000),
+            ("grpc.server_handshake_timeout_ms", round(self.settings.request_seconds * 1e3)),
+            ("grpc.max_allowed_incoming_connections", self.settings.max_connections),
+            ("grpc.max_concurrent_streams", self.settings.max_connections),
             ("grpc.so_reuseport", 0),
         ]
-        guards = [GrpcGuard(self._door)] if self._door is not None else []
+        guards = [GrpcGuard(self._door, self.settings.max_peer_streams)]
         server = aio.server(options=options, interceptors=guards, maximum_concurrent_rpcs=self.settings.max_connections)
         add_CamerasServicer_to_server(
             CamerasService(
@@ -223,6 +254,9 @@ def _policy(settings: Settings) -> Policy:
         payload_bytes=settings.max_payload,
         batch=settings.batch,
         allow_plain=settings.allow_plain,
+        frame_rate=settings.max_frame_rate,
+        byte_rate=settings.max_byte_rate,
+        silent_s=settings.silent_seconds,
     )
 
 
@@ -239,7 +273,7 @@ def _store(settings: Settings) -> Store | None:
 
 def _writable(folder: Path, option: str) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:

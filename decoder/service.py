@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from functools import partial
 from typing import Any, NoReturn
 
@@ -11,6 +12,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc import aio
 
+from decoder.access.addresses import address_of
 from decoder.access.audit import Audit
 from decoder.access.roles import WHO
 from decoder.access.tls import names_in
@@ -61,7 +63,7 @@ class CamerasService(CamerasServicer):
         stream = camera = None
         try:
             first = await _first(request_iterator)
-            if self._certified and first is not None:
+            if self._certified and first is not None and first.HasField("hello"):
                 _check_name(first.hello.camera, context)
             stream = self._admit(first)
             camera = self._cameras.connect(stream)
@@ -71,8 +73,9 @@ class CamerasService(CamerasServicer):
                 self._recorder.begin(hello, partial(loop.call_soon_threadsafe, stream.ask_key))
             log.info("camera %s connected from %s: %d×%d", camera.name, peer, hello.width, hello.height)
             yield pb.PublishResponse(accepted=pb.Accepted(max_payload_bytes=self._policy.payload_bytes))
-            async for acknowledgement in self._frames(request_iterator, camera, stream):
-                yield pb.PublishResponse(acknowledgement=acknowledgement)
+            async with aclosing(self._frames(request_iterator, camera, stream)) as acknowledgements:
+                async for acknowledgement in acknowledgements:
+                    yield pb.PublishResponse(acknowledgement=acknowledgement)
         except Refusal as refusal:
             if refusal.status is not grpc.StatusCode.UNAVAILABLE:
                 log.warning("camera %s at %s refused: %s", camera.name if camera else "(unknown)", peer, refusal)
@@ -95,7 +98,7 @@ class CamerasService(CamerasServicer):
 
     async def _frames(
         self, requests: AsyncIterator[pb.PublishRequest], camera: Camera, stream: Stream
-    ) -> AsyncIterator[pb.Acknowledgement]:
+    ) -> AsyncGenerator[pb.Acknowledgement, None]:
         reader = asyncio.create_task(self._read(requests, camera, stream))
         try:
             while True:
@@ -113,7 +116,7 @@ class CamerasService(CamerasServicer):
 
     async def _read(self, requests: AsyncIterator[pb.PublishRequest], camera: Camera, stream: Stream) -> None:
         try:
-            while (request := await _next(requests)) is not None:
+            while (request := await self._within_silence(requests)) is not None:
                 if not request.HasField("frame"):
                     raise invalid("message", "expected a frame after the hello")
                 measurement = await stream.receive(request.frame)
@@ -124,6 +127,9 @@ class CamerasService(CamerasServicer):
                     camera.see(measurement, size)
                     if self._recorder is not None:
                         self._recorder.offer(camera.name, request.frame, time.time_ns())
+                if wait := camera.pace.wait_after(size, camera.lately):
+                    stream.ask_lower()
+                    await asyncio.sleep(wait)
         except Refusal as refusal:
             stream.end(refusal)
         except Exception:  # the reader's task has no other listener: the camera is told, the log has it all
@@ -131,6 +137,14 @@ class CamerasService(CamerasServicer):
             stream.end(Refusal(grpc.StatusCode.INTERNAL, "frame", "the server failed, see its log"))
         finally:
             stream.news.set()
+
+    async def _within_silence(self, requests: AsyncIterator[pb.PublishRequest]) -> pb.PublishRequest | None:
+        try:
+            async with asyncio.timeout(self._policy.silent_s):
+                return await _next(requests)
+        except TimeoutError:
+            problem = f"nothing came for {self._policy.silent_s:g} s"
+            raise Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "message", problem) from None
 
 
 class ViewersService(ViewersServicer):
@@ -144,16 +158,37 @@ class ViewersService(ViewersServicer):
     async def Watch(  # type: ignore[override]  # noqa: N802 - gRPC's name; what it gives is written, not yielded
         self, request: pb.WatchRequest, context: "aio.ServicerContext[pb.WatchRequest, pb.Picture]"
     ) -> None:
+        address = address_of(context.peer())
         try:
             camera, rendition = self._asked(request)
             with camera.relays[rendition].watch() as pictures:
                 async for picture in pictures:
                     _check_holds()
-                    self._audit.gave(WHO.get(), context.peer(), camera.name, picture.rendition, picture.capture_time_ns)
-                    await write_picture(context, await _message(picture, request.encoding))
+                    self._audit.gave(WHO.get(), address, camera.name, picture.rendition, picture.capture_time_ns)
+                    await write_message(context, await _message(picture, request.encoding))
             self._check_allowed(rendition)
             self._asked(request)  # it is let go for what would now refuse it, or for a while
             raise Refusal(grpc.StatusCode.UNAVAILABLE, "watch.camera", "let go: the server is shutting down or changes")
+        except Refusal as refusal:
+            await _abort(context, refusal)
+
+    async def Cameras(  # type: ignore[override]  # noqa: N802 - gRPC's name; what it gives is written, not yielded
+        self, request: pb.CamerasRequest, context: "aio.ServicerContext[pb.CamerasRequest, pb.CameraStatus]"
+    ) -> None:
+        told: dict[str, tuple[str, int]] = {}
+        try:
+            while not self._cameras.closed:
+                turn = self._cameras.turn()
+                there = {each.name: each for each in self._cameras.all() if WHO.get().sees(each.name)}
+                told = {name: before for name, before in told.items() if name in there}
+                for name, camera in there.items():
+                    now = camera.state, camera.since_ns
+                    if told.get(name) != now:
+                        told[name] = now
+                        _check_holds()
+                        await write_message(context, _status(camera))
+                await turn.wait()
+            raise Refusal(grpc.StatusCode.UNAVAILABLE, "server", "shutting down")
         except Refusal as refusal:
             await _abort(context, refusal)
 
@@ -237,13 +272,19 @@ async def _message(picture: Picture, encoding: "pb.Encoding.ValueType") -> pb.Pi
     )
 
 
-async def write_picture(context: "aio.ServicerContext[pb.WatchRequest, pb.Picture]", message: pb.Picture) -> None:
-    """Give a viewer a picture; one that doesn't read it within a limit is refused more."""
+def _status(camera: Camera) -> pb.CameraStatus:
+    state = pb.CameraState.Value(f"CAMERA_STATE_{camera.state.upper()}")
+    offset_ns = camera.clock_offset_ns
+    return pb.CameraStatus(camera=camera.name, state=state, since_ns=camera.since_ns, clock_offset_ns=offset_ns)
+
+
+async def write_message(context: "aio.ServicerContext[Any, Any]", message: pb.Picture | pb.CameraStatus) -> None:
+    """Give a viewer a message; one that doesn't read it within a limit is refused more."""
     try:
         async with asyncio.timeout(UNREAD_S):  # wait_for would lose a cancellation that comes when a write is through
             await context.write(message)
     except TimeoutError:
-        problem = f"no picture was read for {UNREAD_S:.0f} s"
+        problem = f"nothing was read for {UNREAD_S:.0f} s"
         raise Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "watch", problem) from None
     except aio.InternalError:
         raise asyncio.CancelledError from None  # the viewer is gone; gRPC is about to cancel this

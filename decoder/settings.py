@@ -1,12 +1,15 @@
 """What a decoder service is told: one TOML file, the environment and the command line, checked as a whole."""
 
 import os
+import re
+import shlex
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, IPvAnyAddress, SecretStr, ValidationError
 from pydantic_core import PydanticCustomError
 
 PREFIX = "VEILCAM_"
@@ -17,6 +20,7 @@ _CORES = os.cpu_count() or 1
 AT_ONCE = (
     *("allow_plain", "max_cameras", "max_pixels", "reconstructor", "engine", "threads", "batch"),
     *("record_hours", "record_megabytes", "record_free"),
+    *("max_frame_rate", "max_byte_rate", "silent_seconds"),
 )
 """Settings that a running service takes up; the others wait for its next start."""
 
@@ -36,6 +40,25 @@ Address = Annotated[str, BeforeValidator(_said)]
 Place = Annotated[Path, BeforeValidator(_said)]
 
 
+def _hook(value: Any) -> Any:
+    """Refuse what can't be called, without telling what it was: it may hold a secret."""
+    text = _said(value)
+    try:
+        if isinstance(text, str) and re.match("[A-Za-z][A-Za-z0-9+.-]*://", text):
+            parts = urlsplit(text)
+            sound = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        else:
+            sound = isinstance(text, str) and bool(shlex.split(text))
+    except ValueError:
+        sound = False
+    if not sound:
+        raise PydanticCustomError("hook", "an http:// or https:// URL, or a command as a shell would split it")
+    return text
+
+
+Hook = Annotated[SecretStr, BeforeValidator(_hook)]
+
+
 class Settings(BaseModel):
     """All settings, with the names that the command's options have. Port 0 takes a free one."""
 
@@ -51,6 +74,8 @@ class Settings(BaseModel):
     """Whose certificates cameras and programs must show, in PEM."""
     users: Place | None = None
     """File of people and programs, with their roles. Without one everyone is let in."""
+    trusted_proxy: IPvAnyAddress | None = None
+    """Of a reverse proxy before the page: its X-Forwarded-For says who asks. Nobody else's is believed."""
     insecure: bool = False
     """Listen beyond loopback also without TLS and authentication."""
     reconstructor: tuple[Place, ...] = ()
@@ -71,6 +96,22 @@ class Settings(BaseModel):
     """Bytes of a frame."""
     max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 512
     """Calls, and requests of the page, at one time."""
+    max_peer_streams: Annotated[int, Field(ge=1, le=1_000_000)] = 128
+    """Calls, and connections of the page, that one certificate's name or one address may have open."""
+    max_http: Annotated[int, Field(ge=1, le=1_000_000)] = 384
+    """Connections of the page that are open at one time."""
+    max_frame_rate: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 240.0
+    """Frames a second of a camera; one that sends more is read no faster. 0 sets no limit."""
+    max_byte_rate: Annotated[int, Field(ge=0, le=1 << 40)] = 32 << 20
+    """Bytes a second of a camera; the same."""
+    silent_seconds: Annotated[float, Field(ge=1, le=86_400, allow_inf_nan=False)] = 300.0
+    """A camera that publishes nothing for so long is let go."""
+    request_seconds: Annotated[float, Field(ge=1, le=600, allow_inf_nan=False)] = 10.0
+    """In which a request of the page has to be there as a whole, and a gRPC connection to be made."""
+    idle_seconds: Annotated[int, Field(ge=1, le=3600)] = 30
+    """A connection on which nothing is asked for so long is ended."""
+    on_change: Hook | None = None
+    """What is told of each change of a camera's state: an http(s) URL, or a command."""
     log_json: bool = False
 
 
@@ -121,4 +162,5 @@ def _problem(error: Any, told: Mapping[str, tuple[str, Any]]) -> str:
     if error["type"] == "extra_forbidden":
         return f"{where}: no such setting (there are {', '.join(Settings.model_fields)})"
     expected = "a path" if error["type"].startswith("path") else str(error["msg"]).removeprefix("Input should be ")
-    return f"{'.'.join([where, *within])}: {str(error['input'])[:80]!r}, expected {expected}"
+    told_input = "what is given" if name == "on_change" and error["input"] else repr(str(error["input"])[:80])
+    return f"{'.'.join([where, *within])}: {told_input}, expected {expected}"

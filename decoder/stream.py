@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from decoder.admission import Policy, Refusal, check_frame, next_levels
 from decoder.pictures import Picture, Times
+from decoder.states import Clock
 from protos.v1 import veilcam_pb2 as pb
 
 _ASK_LOWER_EVERY_S = 1.0
@@ -68,6 +69,7 @@ class Stream:
         self.block = block
         self.renditions = renditions
         self.last_message = time.monotonic()
+        self.clock = Clock()
         self.problem: Refusal | None = None
         self.news = asyncio.Event()
         self._policy = policy
@@ -90,6 +92,7 @@ class Stream:
         received_ns, began = time.time_ns(), time.perf_counter()
         self.last_message = time.monotonic()
         check_frame(frame, self._received, self._policy)
+        self.clock.tell(frame.capture_time_ns, received_ns)
         if frame.kind == pb.FRAME_KIND_DELTA and (self._levels is None or frame.base_sequence != self._received):
             self.ask_key()
             return None
@@ -106,10 +109,8 @@ class Stream:
         now = time.monotonic()
         self._drops.append(now)
         # A single one is no overload.
-        lasting = len(self._drops) == _LASTING_DROPS and now - self._drops[0] < _LASTING_DROPS_S
-        if lasting and now - self._asked_lower > _ASK_LOWER_EVERY_S:
-            self._asked_lower = now
-            self._change(pb.CHANGE_LOWER_RATE)
+        if len(self._drops) == _LASTING_DROPS and now - self._drops[0] < _LASTING_DROPS_S:
+            self.ask_lower()
 
     def pass_by(self) -> None:
         """A frame passed by while nobody watched."""
@@ -141,6 +142,13 @@ class Stream:
     def ask_key(self) -> None:
         """Ask the camera for a key frame."""
         self._change(pb.CHANGE_SEND_KEY)
+
+    def ask_lower(self) -> None:
+        """Ask the camera for fewer bits or frames, from time to time."""
+        now = time.monotonic()
+        if now - self._asked_lower > _ASK_LOWER_EVERY_S:
+            self._asked_lower = now
+            self._change(pb.CHANGE_LOWER_RATE)
 
     def acknowledgement(self) -> pb.Acknowledgement:
         """The newest state; what to change is said once."""

@@ -212,19 +212,27 @@ class ServerSink:
         self._channel.close()
 
     def _wait_for_channel(self) -> None:
-        ready = grpc.channel_ready_future(self._channel)
-        deadline = time.monotonic() + CONNECT_TIMEOUT_S
-        while True:
-            try:
-                ready.result(_SLICE_S)
-                return
-            except grpc.FutureTimeoutError:
-                if self._stop.is_set() or time.monotonic() > deadline:
-                    ready.cancel()
-                    told = None if self._stop.is_set() else why_not(self.name, self._tls)
-                    problem = told or "no decoder service answers (start one with veilcam-decode)"
-                    status = grpc.StatusCode.UNAUTHENTICATED if told else None
-                    raise SinkError(f"{self.name}: {problem}", status) from None
+        """What no waiting mends is told as soon as a connection fails; a server that isn't there may still come."""
+        states: queue.SimpleQueue[grpc.ChannelConnectivity] = queue.SimpleQueue()
+        put, deadline = states.put, time.monotonic() + CONNECT_TIMEOUT_S
+        self._channel.subscribe(put, try_to_connect=True)
+        try:
+            while True:
+                try:
+                    state = states.get(timeout=_SLICE_S)
+                except queue.Empty:
+                    state = None
+                if state is grpc.ChannelConnectivity.READY:
+                    return
+                over = self._stop.is_set() or time.monotonic() > deadline
+                if not over and state is not grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+                    continue
+                if told := None if self._stop.is_set() else why_not(self.name, self._tls):
+                    raise SinkError(f"{self.name}: {told}", grpc.StatusCode.UNAUTHENTICATED)
+                if over:
+                    raise SinkError(f"{self.name}: no decoder service answers (start one with veilcam-decode)")
+        finally:
+            self._channel.unsubscribe(put)
 
     def _room(self) -> bool:
         if self._lossless:

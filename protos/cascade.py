@@ -42,7 +42,7 @@ def encode(values: NDArray[np.int16]) -> bytes:
 
 
 def decode(data: bytes | memoryview, count: int) -> NDArray[np.int16]:
-    """The ``count`` values that ``encode`` was given, flat. Allocates at most some 13 bytes a value.
+    """The ``count`` values that ``encode`` was given, flat. Allocates at most some 22 bytes a value.
 
     Raises:
         CascadeError: ``data`` isn't exactly what codes ``count`` values.

@@ -8,8 +8,8 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_address, ip_network
 
+from decoder.access.addresses import network_of
 from decoder.access.keys import PROGRAM
 from decoder.access.people import LONGEST_PASSWORD, People, Person, right_password
 from decoder.access.roles import NOBODY, Role, Who
@@ -92,7 +92,7 @@ class Door:
         Raises:
             TooManyTriesError: the password wasn't looked at.
         """
-        tried = [self._try(f"from {_network(address)}", TRIES_BY_ADDRESS), self._try(f"as {name}", TRIES_BY_NAME)]
+        tried = [self._try(f"from {network_of(address)}", TRIES_BY_ADDRESS), self._try(f"as {name}", TRIES_BY_NAME)]
         person = self._people.get(name)
         async with self._looking:
             right = await asyncio.to_thread(right_password, person, password[: LONGEST_PASSWORD + 1])
@@ -100,7 +100,8 @@ class Door:
             log.warning("wrong name or password for %r from %s", name[:80], address)
             return None
         for times in tried:
-            times.pop()
+            if times:  # while many waited, the window may have passed over it
+                times.pop()
         cookie = secrets.token_urlsafe(32)
         while len(self._sessions) >= _MOST_SESSIONS:
             del self._sessions[next(iter(self._sessions))]
@@ -130,12 +131,3 @@ class Door:
 
 def _kept(cookie: str) -> str:
     return hashlib.sha256(cookie.encode()).hexdigest()
-
-
-def _network(address: str) -> str:
-    """One who has IPv6 has 2⁶⁴ addresses."""
-    try:
-        found = ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    return str(ip_network((found, 64), strict=False)) if isinstance(found, IPv6Address) else address

@@ -19,6 +19,8 @@ def check_exposure(settings: Settings) -> None:
         raise AccessError("--certificate and --key go together: give both")
     if settings.client_ca is not None and settings.certificate is None:
         raise AccessError("--client-ca needs --certificate and --key")
+    if settings.trusted_proxy is not None and settings.users is None:
+        raise AccessError("--trusted-proxy needs --users: whoever reaches the proxy would be let in")
     if is_loopback(settings.host) or settings.insecure:
         return
     if lacking := lacking_guards(settings):

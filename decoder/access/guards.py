@@ -1,8 +1,10 @@
 """Where the table is asked: for every request of the page, and for every call of gRPC, before anything else sees it."""
 
 import logging
-from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
-from contextlib import aclosing
+import time
+from collections import Counter
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import grpc
@@ -12,6 +14,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from decoder.access.addresses import address_of, network_of
 from decoder.access.door import Door
 from decoder.access.roles import NOBODY, WHO, Who
 from decoder.access.tls import names_in
@@ -19,6 +22,7 @@ from decoder.access.tls import names_in
 log = logging.getLogger("veilcam.decode")
 
 _BEARER = "bearer "
+_TELL_EVERY_S = 60.0
 
 
 class WebGuard:
@@ -68,10 +72,17 @@ class WebGuard:
 
 
 class GrpcGuard(aio.ServerInterceptor):
-    """Lets those through to a service whom the table has."""
+    """Lets those through to a service whom the table has, each with so many calls at one time.
 
-    def __init__(self, door: Door) -> None:
-        self._door = door
+    Args:
+        door: who someone is; without one, everyone is let in.
+        most: calls open at one time by one peer: a certificate's name, or an address that shows none.
+    """
+
+    def __init__(self, door: Door | None, most: int) -> None:
+        self._door, self._most = door, most
+        self._open: Counter[str] = Counter()
+        self._told = -_TELL_EVERY_S
 
     async def intercept_service(
         self,
@@ -91,26 +102,46 @@ class GrpcGuard(aio.ServerInterceptor):
         inner, made = kinds[handler.request_streaming, handler.response_streaming]
 
         async def one(request: Any, context: "aio.ServicerContext[Any, Any]") -> Any:
-            await self._let_in(endpoint, context)
-            return await inner(request, context)
+            async with self._inside(endpoint, context):
+                return await inner(request, context)
 
         async def many(request: Any, context: "aio.ServicerContext[Any, Any]") -> None:
-            await self._let_in(endpoint, context)
-            answers = inner(request, context)
-            if not isinstance(answers, AsyncIterable):
-                await answers
-                return
-            async with aclosing(answers) as each:  # type: ignore[type-var]
-                async for answer in each:
-                    await context.write(answer)
+            async with self._inside(endpoint, context):
+                answers = inner(request, context)
+                if not isinstance(answers, AsyncIterable):
+                    await answers
+                    return
+                async with aclosing(answers) as each:  # type: ignore[type-var]
+                    async for answer in each:
+                        await context.write(answer)
 
         behaviour = many if handler.response_streaming else one
         guarded: "grpc.RpcMethodHandler[Any, Any]"  # noqa: UP037 - no generic while it runs
         guarded = made(behaviour, handler.request_deserializer, handler.response_serializer)
         return guarded
 
-    async def _let_in(self, endpoint: str, context: "aio.ServicerContext[Any, Any]") -> None:
-        who = self._who(context)
+    @asynccontextmanager
+    async def _inside(self, endpoint: str, context: "aio.ServicerContext[Any, Any]") -> AsyncIterator[None]:
+        names = _names(context)
+        peer = names[0] if names else network_of(address_of(context.peer()))
+        if self._open[peer] >= self._most:
+            problem = f"peer: {self._open[peer]} calls of {peer!r} are open, this server allows {self._most}"
+            if time.monotonic() - self._told > _TELL_EVERY_S:
+                self._told = time.monotonic()
+                log.warning("%s at %s: %s (max_peer_streams)", endpoint, context.peer(), problem)
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, problem)
+        self._open[peer] += 1
+        try:
+            if self._door is not None:
+                await self._let_in(self._door, endpoint, context)
+            yield
+        finally:
+            self._open[peer] -= 1
+            if not self._open[peer]:
+                del self._open[peer]
+
+    async def _let_in(self, door: Door, endpoint: str, context: "aio.ServicerContext[Any, Any]") -> None:
+        who = self._who(door, context)
         if who.may(endpoint):
             WHO.set(who)
             return
@@ -121,10 +152,15 @@ class GrpcGuard(aio.ServerInterceptor):
         log.warning("%s at %s: %s", who.name, context.peer(), problem)
         await context.abort(grpc.StatusCode.PERMISSION_DENIED, problem)
 
-    def _who(self, context: "aio.ServicerContext[Any, Any]") -> Who:
+    def _who(self, door: Door, context: "aio.ServicerContext[Any, Any]") -> Who:
         for key, told in context.invocation_metadata() or ():
             if key == "authorization":
                 text = told if isinstance(told, str) else ""
-                return self._door.by_token(text[len(_BEARER) :]) if text.lower().startswith(_BEARER) else NOBODY
-        shown = list(context.auth_context().get("x509_pem_cert", []))
-        return self._door.by_certificate(names_in(shown[0])) if shown else NOBODY
+                return door.by_token(text[len(_BEARER) :]) if text.lower().startswith(_BEARER) else NOBODY
+        return door.by_certificate(_names(context))
+
+
+def _names(context: "aio.ServicerContext[Any, Any]") -> Sequence[str]:
+    """In the certificate that was shown, if one was."""
+    shown = list(context.auth_context().get("x509_pem_cert", []))
+    return names_in(shown[0]) if shown else []

@@ -3,7 +3,7 @@
 import html
 from urllib.parse import parse_qs, urlsplit
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
@@ -58,10 +58,13 @@ def login(door: Door, secure: bool) -> list[Route]:
         if _foreign(request):
             return _form(403, "That came from another page.")
         body = b""
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > _LONGEST_FORM:
-                return _form(413, "That is too long.")
+        try:
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > _LONGEST_FORM:
+                    return _form(413, "That is too long.")
+        except ClientDisconnect:
+            return _form(400, "Half of that is missing.")  # told to nobody
         told = parse_qs(body.decode(errors="replace"), keep_blank_values=True, max_num_fields=10)
         who, password = (told.get(field, [""])[0] for field in ("name", "password"))
         address = request.client.host if request.client is not None else "unknown"
@@ -74,7 +77,8 @@ def login(door: Door, secure: bool) -> list[Route]:
         if cookie is None:
             return _form(401, "Wrong name or password.")
         answer = RedirectResponse("/", 303, _HEADERS)
-        answer.set_cookie(name, cookie, int(SESSION_S), path="/", secure=secure, httponly=True, samesite="strict")
+        safe = secure or request.url.scheme == "https"  # to a trusted proxy, as it says
+        answer.set_cookie(name, cookie, int(SESSION_S), path="/", secure=safe, httponly=True, samesite="strict")
         return answer
 
     async def sign_out(request: Request) -> Response:

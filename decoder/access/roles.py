@@ -48,6 +48,7 @@ TABLE: dict[str, frozenset[Role]] = {
     "/readyz": ANYONE,
     "/veilcam.v1.Cameras/Publish": frozenset({Role.CAMERA}),
     "/veilcam.v1.Viewers/Watch": WATCHING,
+    "/veilcam.v1.Viewers/Cameras": WATCHING,
     "/grpc.health.v1.Health/Check": ANYONE,
     "/grpc.health.v1.Health/List": ANYONE,
     "/grpc.health.v1.Health/Watch": ANYONE,

@@ -11,6 +11,7 @@ from pathlib import Path
 import av
 import numpy as np
 
+from decoder.private import open_new
 from decoder.recordings.playback import RecordingError, Shot
 
 _TICKS = 1000
@@ -77,6 +78,10 @@ def write_film(
     partial = path.with_name(path.name + ".partial")
     height, width = first.pixels.shape
     count, last, next_ns = 0, -1, None
+    try:
+        open_new(partial).close()  # av keeps what it finds, and whom it is for
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
     try:
         with av.open(str(partial), "w", format="mp4") as container:
             stream = container.add_stream("libx264", rate=Fraction(_TICKS), options={"crf": _QUALITY})

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from decoder.private import make_folder
 from decoder.recordings.segment import SUFFIX, index_of
 
 _ROOM = 64 << 20
@@ -50,7 +51,9 @@ class Store:
 
     def __init__(self, folder: Path, retention: Retention) -> None:
         self.folder, self.retention = folder, retention
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not folder.is_dir():
+            make_folder(folder)
+        self._looked: set[Path] = set()
 
     def segments(self, camera: str | None = None) -> list[Kept]:
         """Segments of one camera or of all, oldest first."""
@@ -59,7 +62,9 @@ class Store:
     def place(self, camera: str, start_ns: int) -> Path:
         """A new segment's path."""
         folder = self.folder / camera
-        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder not in self._looked or not folder.is_dir():
+            make_folder(folder)
+            self._looked.add(folder)
         path = folder / f"{start_ns:020d}{SUFFIX}"
         while path.exists():
             start_ns += 1

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import cv2
 
+from decoder.access.audit import HERE, Audit, os_user
 from decoder.cameras import Cameras
 from decoder.pictures import Picture, Relay
+from decoder.private import open_new
 
 log = logging.getLogger("veilcam.decode")
 
@@ -20,7 +22,7 @@ async def save_pictures(cameras: Cameras, folder: Path) -> None:
     """
     seen: dict[Relay, int] = {}
     saved = missed = 0
-    pool = ThreadPoolExecutor(1, thread_name_prefix="save")
+    pool, audit, who = ThreadPoolExecutor(1, thread_name_prefix="save"), Audit("--save"), os_user()
     try:
         while True:
             changed = cameras.changed()
@@ -38,6 +40,7 @@ async def save_pictures(cameras: Cameras, folder: Path) -> None:
                     continue  # while others were written, it was decided that this is no longer given
                 missed += relay.serial - seen[relay] - 1
                 seen[relay] = relay.serial
+                audit.gave(who, HERE, camera.name, relay.latest.rendition, relay.latest.capture_time_ns)
                 await asyncio.get_running_loop().run_in_executor(pool, _write, relay.latest, folder / camera.name)
                 saved += 1
             await changed.wait()
@@ -52,11 +55,12 @@ async def save_pictures(cameras: Cameras, folder: Path) -> None:
 
 def _write(picture: Picture, folder: Path) -> None:
     """Whole or not at all: the process may end in the middle of it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     encoded, data = cv2.imencode(".png", picture.pixels)
     if not encoded:
         raise ValueError(f"OpenCV can't encode a picture of {picture.pixels.shape} as PNG")
     path = folder / f"{picture.capture_time_ns}-{picture.sequence:08d}.png"
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(data.tobytes())
+    with open_new(partial) as file:
+        file.write(data.tobytes())
     partial.replace(path)

@@ -49,6 +49,7 @@ def web_app(
     host: str,
     door: Door | None = None,
     secure: bool = False,
+    proxied: bool = False,
 ) -> Starlette:
     """The page and what it is made of. ``?rendition=plain`` works where plain pictures are allowed.
 
@@ -61,6 +62,8 @@ def web_app(
         host: that it is bound to.
         door: who someone is who asks; without one, everyone is let in.
         secure: TLS is spoken.
+        proxied: a reverse proxy stands before it, which people reach by another name. There is a door then, whose
+            cookie no foreign page gets by pointing a name here.
     """
     stills, streamed, polled = Audit("still"), Audit("MJPEG"), Audit("page")
 
@@ -127,7 +130,11 @@ def web_app(
         *more,
         *(login(door, secure) if door is not None else []),
     ]
-    middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=[*_LOOPBACK, host])] if is_loopback(host) else []
+    middleware = (
+        [Middleware(TrustedHostMiddleware, allowed_hosts=[*_LOOPBACK, host])]
+        if is_loopback(host) and not proxied
+        else []
+    )
     if door is not None:
         middleware.append(Middleware(WebGuard, door=door, routes=routes, cookie=cookie_name(secure)))
     return Starlette(
@@ -256,15 +263,18 @@ async def _parts(relay: Relay, request: Request, audit: Audit) -> AsyncIterator[
 
 
 def _told(camera: Camera, known: set[str]) -> dict[str, Any]:
-    latest = camera.latest
+    camera.look()
+    latest, offset_ns = camera.latest, camera.clock_offset_ns
     fps, kbit_s = camera.lately()
     return {
         "name": camera.name,
         "state": camera.state,
+        "since_ms": round(camera.since_ns / 1e6),
         "silent_s": round(time.monotonic() - camera.last_seen, 1),
         "fps": round(fps, 1),
         "kbit_s": round(kbit_s),
         "latency_ms": round((latest.shown_time_ns - latest.capture_time_ns) / 1e6, 1) if latest else None,
+        "clock_offset_ms": round(offset_ns / 1e6, 1) if offset_ns is not None else None,
         "sequence": latest.sequence if latest else 0,
         "size": [latest.pixels.shape[1], latest.pixels.shape[0]] if latest else None,
         "reconstructor": latest.reconstructor_id if latest and latest.reconstructor_id in known else None,

@@ -10,11 +10,11 @@ Statuses. Each message of an error begins with the field it is about, as in "hel
   INVALID_ARGUMENT    a field or a payload that is malformed, or a first message that isn't a Hello
   NOT_FOUND           an operator, or a camera to watch, that the server doesn't have
   ALREADY_EXISTS      a camera of that name is publishing
-  RESOURCE_EXHAUSTED  more cameras, pixels or bytes than the server allows
+  RESOURCE_EXHAUSTED  more cameras, pixels, bytes or calls of one peer than the server allows
   UNAUTHENTICATED     a server with users isn't shown who calls, by certificate or token, or it no longer holds
   PERMISSION_DENIED   a plain picture asked of a server that gives only veiled ones, to the caller or at all; a camera
                       or call that isn't the caller's; a camera that speaks for another than its certificate names
-  DEADLINE_EXCEEDED   no Hello came in time, or a viewer has read nothing for a while
+  DEADLINE_EXCEEDED   no Hello came in time, no frame for a long while, or a viewer has read nothing for a while
   ABORTED             a camera of that name came back on a newer stream
   UNAVAILABLE         the server is shutting down
   INTERNAL            the server's own fault; its log has the whole story
@@ -159,6 +159,42 @@ ENCODING_JPEG: Encoding.ValueType  # 1
 ENCODING_GRAY8: Encoding.ValueType  # 2
 """One byte a pixel, rows from the top, no padding."""
 Global___Encoding: _TypeAlias = Encoding  # noqa: Y015
+
+class _CameraState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CameraStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CameraState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CAMERA_STATE_UNSPECIFIED: _CameraState.ValueType  # 0
+    """Not set; not sent."""
+    CAMERA_STATE_CONNECTING: _CameraState.ValueType  # 1
+    """It said hello, and no frame has come yet."""
+    CAMERA_STATE_LIVE: _CameraState.ValueType  # 2
+    """Frames come."""
+    CAMERA_STATE_LATE: _CameraState.ValueType  # 3
+    """The next frame is overdue, or the newest came a second later after its capture than the quickest of the last minute."""
+    CAMERA_STATE_SILENT: _CameraState.ValueType  # 4
+    """It is connected, and nothing has come for some seconds."""
+    CAMERA_STATE_GONE: _CameraState.ValueType  # 5
+    """It isn't connected."""
+
+class CameraState(_CameraState, metaclass=_CameraStateEnumTypeWrapper):
+    """How a camera is."""
+
+CAMERA_STATE_UNSPECIFIED: CameraState.ValueType  # 0
+"""Not set; not sent."""
+CAMERA_STATE_CONNECTING: CameraState.ValueType  # 1
+"""It said hello, and no frame has come yet."""
+CAMERA_STATE_LIVE: CameraState.ValueType  # 2
+"""Frames come."""
+CAMERA_STATE_LATE: CameraState.ValueType  # 3
+"""The next frame is overdue, or the newest came a second later after its capture than the quickest of the last minute."""
+CAMERA_STATE_SILENT: CameraState.ValueType  # 4
+"""It is connected, and nothing has come for some seconds."""
+CAMERA_STATE_GONE: CameraState.ValueType  # 5
+"""It isn't connected."""
+Global___CameraState: _TypeAlias = CameraState  # noqa: Y015
 
 @_typing.final
 class PublishRequest(_message.Message):
@@ -463,3 +499,58 @@ class Picture(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Picture: _TypeAlias = Picture  # noqa: Y015
+
+@_typing.final
+class CamerasRequest(_message.Message):
+    """Asks how cameras are."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CamerasRequest: _TypeAlias = CamerasRequest  # noqa: Y015
+
+@_typing.final
+class CameraStatus(_message.Message):
+    """How one camera is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CAMERA_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    SINCE_NS_FIELD_NUMBER: _builtins.int
+    CLOCK_OFFSET_NS_FIELD_NUMBER: _builtins.int
+    camera: _builtins.str
+    """Its name."""
+    state: Global___CameraState.ValueType
+    """How it is."""
+    since_ns: _builtins.int
+    """When that began, in nanoseconds since 1970 by the server's clock."""
+    clock_offset_ns: _builtins.int
+    """The server's clock minus the camera's, plus the quickest way of a frame in the last minute, in nanoseconds; absent
+    before a stream's first frame.
+    """
+    def __init__(
+        self,
+        *,
+        camera: _builtins.str = ...,
+        state: Global___CameraState.ValueType = ...,
+        since_ns: _builtins.int = ...,
+        clock_offset_ns: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clock_offset_ns", b"_clock_offset_ns", "clock_offset_ns", b"clock_offset_ns"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clock_offset_ns", b"_clock_offset_ns", "camera", b"camera", "clock_offset_ns", b"clock_offset_ns", "since_ns", b"since_ns", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__clock_offset_ns: _TypeAlias = _typing.Literal["clock_offset_ns"]  # noqa: Y015
+    _WhichOneofArgType__clock_offset_ns: _TypeAlias = _typing.Literal["_clock_offset_ns", b"_clock_offset_ns"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clock_offset_ns) -> _WhichOneofReturnType__clock_offset_ns | None: ...
+
+Global___CameraStatus: _TypeAlias = CameraStatus  # noqa: Y015

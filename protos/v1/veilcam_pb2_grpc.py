@@ -117,6 +117,11 @@ class ViewersStub(object):
                 request_serializer=protos_dot_v1_dot_veilcam__pb2.WatchRequest.SerializeToString,
                 response_deserializer=protos_dot_v1_dot_veilcam__pb2.Picture.FromString,
                 _registered_method=True)
+        self.Cameras = channel.unary_stream(
+                '/veilcam.v1.Viewers/Cameras',
+                request_serializer=protos_dot_v1_dot_veilcam__pb2.CamerasRequest.SerializeToString,
+                response_deserializer=protos_dot_v1_dot_veilcam__pb2.CameraStatus.FromString,
+                _registered_method=True)
 
 
 class ViewersServicer(object):
@@ -131,6 +136,13 @@ class ViewersServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Cameras(self, request, context):
+        """How the caller's cameras are: one status for each that the server knows, then one at each change.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ViewersServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -138,6 +150,11 @@ def add_ViewersServicer_to_server(servicer, server):
                     servicer.Watch,
                     request_deserializer=protos_dot_v1_dot_veilcam__pb2.WatchRequest.FromString,
                     response_serializer=protos_dot_v1_dot_veilcam__pb2.Picture.SerializeToString,
+            ),
+            'Cameras': grpc.unary_stream_rpc_method_handler(
+                    servicer.Cameras,
+                    request_deserializer=protos_dot_v1_dot_veilcam__pb2.CamerasRequest.FromString,
+                    response_serializer=protos_dot_v1_dot_veilcam__pb2.CameraStatus.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -168,6 +185,33 @@ class Viewers(object):
             '/veilcam.v1.Viewers/Watch',
             protos_dot_v1_dot_veilcam__pb2.WatchRequest.SerializeToString,
             protos_dot_v1_dot_veilcam__pb2.Picture.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Cameras(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/veilcam.v1.Viewers/Cameras',
+            protos_dot_v1_dot_veilcam__pb2.CamerasRequest.SerializeToString,
+            protos_dot_v1_dot_veilcam__pb2.CameraStatus.FromString,
             options,
             channel_credentials,
             insecure,

@@ -10,11 +10,11 @@ Statuses. Each message of an error begins with the field it is about, as in "hel
   INVALID_ARGUMENT    a field or a payload that is malformed, or a first message that isn't a Hello
   NOT_FOUND           an operator, or a camera to watch, that the server doesn't have
   ALREADY_EXISTS      a camera of that name is publishing
-  RESOURCE_EXHAUSTED  more cameras, pixels or bytes than the server allows
+  RESOURCE_EXHAUSTED  more cameras, pixels, bytes or calls of one peer than the server allows
   UNAUTHENTICATED     a server with users isn't shown who calls, by certificate or token, or it no longer holds
   PERMISSION_DENIED   a plain picture asked of a server that gives only veiled ones, to the caller or at all; a camera
                       or call that isn't the caller's; a camera that speaks for another than its certificate names
-  DEADLINE_EXCEEDED   no Hello came in time, or a viewer has read nothing for a while
+  DEADLINE_EXCEEDED   no Hello came in time, no frame for a long while, or a viewer has read nothing for a while
   ABORTED             a camera of that name came back on a newer stream
   UNAVAILABLE         the server is shutting down
   INTERNAL            the server's own fault; its log has the whole story
@@ -91,6 +91,8 @@ class ViewersStub:
     """A camera's pictures as they are reconstructed. A viewer that reads slowly misses pictures and never lags behind.
     One that reads nothing is let go.
     """
+    Cameras: _grpc.UnaryStreamMultiCallable[_veilcam_pb2.CamerasRequest, _veilcam_pb2.CameraStatus]
+    """How the caller's cameras are: one status for each that the server knows, then one at each change."""
 
 @_typing.type_check_only
 class ViewersAsyncStub(ViewersStub):
@@ -101,6 +103,8 @@ class ViewersAsyncStub(ViewersStub):
     """A camera's pictures as they are reconstructed. A viewer that reads slowly misses pictures and never lags behind.
     One that reads nothing is let go.
     """
+    Cameras: _aio.UnaryStreamMultiCallable[_veilcam_pb2.CamerasRequest, _veilcam_pb2.CameraStatus]  # type: ignore[assignment]
+    """How the caller's cameras are: one status for each that the server knows, then one at each change."""
 
 class ViewersServicer(metaclass=_abc_1.ABCMeta):
     """Where programs that watch get pictures. People use the web page."""
@@ -114,5 +118,13 @@ class ViewersServicer(metaclass=_abc_1.ABCMeta):
         """A camera's pictures as they are reconstructed. A viewer that reads slowly misses pictures and never lags behind.
         One that reads nothing is let go.
         """
+
+    @_abc_1.abstractmethod
+    def Cameras(
+        self,
+        request: _veilcam_pb2.CamerasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_veilcam_pb2.CameraStatus], _abc.AsyncIterator[_veilcam_pb2.CameraStatus]]:
+        """How the caller's cameras are: one status for each that the server knows, then one at each change."""
 
 def add_ViewersServicer_to_server(servicer: ViewersServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -17,6 +17,7 @@ from urllib.parse import urlencode
 import grpc
 import numpy as np
 import pytest
+from google.protobuf import descriptor_pool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from numpy.typing import NDArray
@@ -72,8 +73,11 @@ class Guarded:
     tls: bool = True
     connections: list[http.client.HTTPConnection] = field(default_factory=list)
 
-    def ask(self, path: str, headers: dict[str, str] | None = None, body: dict[str, str] | None = None) -> Answer:
-        connection, answer = self._request(path, headers, body)
+    def ask(
+        self, path: str, headers: dict[str, str] | None = None, body: dict[str, str] | None = None,
+        source: str = "127.0.0.1",
+    ) -> Answer:  # fmt: skip
+        connection, answer = self._request(path, headers, body, source)
         endless = "multipart" in answer.headers.get("Content-Type", "")
         told = Answer(answer.status, answer.headers, answer.read(1000) if endless else answer.read())
         answer.close()
@@ -81,28 +85,30 @@ class Guarded:
         return told
 
     def open(self, path: str, headers: dict[str, str]) -> http.client.HTTPResponse:
-        connection, answer = self._request(path, headers, None)
+        connection, answer = self._request(path, headers, None, "127.0.0.1")
         self.connections.append(connection)
         return answer
 
     def _request(
-        self, path: str, headers: dict[str, str] | None, body: dict[str, str] | None
+        self, path: str, headers: dict[str, str] | None, body: dict[str, str] | None, source: str
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         port = self.service.server.http_port
         if self.tls:
             context = ssl.create_default_context(cafile=self.keys.folder / "ca.pem")
             connection: http.client.HTTPConnection = http.client.HTTPSConnection(
-                "127.0.0.1", port, timeout=20, context=context
+                "127.0.0.1", port, timeout=20, context=context, source_address=(source, 0)
             )
         else:
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20, source_address=(source, 0))
         form = {"Content-Type": "application/x-www-form-urlencoded"} if body is not None else {}
         data = urlencode(body) if body is not None else None
         connection.request("GET" if body is None else "POST", path, data, form | (headers or {}))
         return connection, connection.getresponse()
 
-    def sign_in(self, name: str, password: str = PASSWORD, **headers: str) -> Answer:
-        return self.ask("/login", headers, {"name": name, "password": password})
+    def sign_in(
+        self, name: str, password: str = PASSWORD, source: str = "127.0.0.1", **headers: str
+    ) -> Answer:  # fmt: skip
+        return self.ask("/login", headers, {"name": name, "password": password}, source)
 
     def session(self, name: str) -> dict[str, str]:
         answer = self.sign_in(name)
@@ -195,6 +201,7 @@ def test_the_page_row_by_row(guarded: Guarded, route: str, path: str, expected: 
 
 
 OK, UNKNOWN, DENIED, ABSENT = "OK", "UNAUTHENTICATED", "PERMISSION_DENIED", "NOT_FOUND"
+UNTOLD = "let in, and not told of that camera"
 CALLERS = ("stranger", "camera gate", "camera yard", "viewer", "trusted", "admin", "forged token", "program")
 CALLS: list[tuple[str, str, tuple[str, ...]]] = [
     # method, what is asked, and the status for each of the above; viewer, trusted and program are of porch
@@ -204,6 +211,8 @@ CALLS: list[tuple[str, str, tuple[str, ...]]] = [
     ("Watch", "porch plain", (UNKNOWN, DENIED, DENIED, DENIED, OK, OK, UNKNOWN, DENIED)),
     ("Watch", "yard", (UNKNOWN, DENIED, DENIED, DENIED, DENIED, OK, UNKNOWN, DENIED)),
     ("Watch", "nowhere", (UNKNOWN, DENIED, DENIED, DENIED, DENIED, ABSENT, UNKNOWN, DENIED)),
+    ("Cameras", "porch", (UNKNOWN, DENIED, DENIED, OK, OK, OK, UNKNOWN, OK)),
+    ("Cameras", "yard", (UNKNOWN, DENIED, DENIED, UNTOLD, UNTOLD, OK, UNKNOWN, UNTOLD)),
     ("Check", "", (OK,) * 8),
     ("List", "", (OK,) * 8),
     ("HealthWatch", "", (OK,) * 8),
@@ -238,6 +247,14 @@ def called(guarded: Guarded, method: str, asked: str, who: str, operator: Operat
             request = pb.WatchRequest(camera=name, rendition=number)
             picture = next(ViewersStub(channel).Watch(request, metadata=metadata, timeout=20))
             assert picture.rendition == (number or pb.RENDITION_VEILED)
+        elif method == "Cameras":
+            states = ViewersStub(channel).Cameras(pb.CamerasRequest(), metadata=metadata, timeout=20)
+            # In order of their names, and after porch comes yard.
+            told = {next(states).camera}
+            if who == "admin":
+                told |= {next(states).camera}
+            assert "porch" in told
+            return OK if name in told else UNTOLD
         elif method == "HealthWatch":
             next(health.Watch(health_pb2.HealthCheckRequest(), metadata=metadata, timeout=20))
         elif method == "List":
@@ -266,13 +283,36 @@ def test_grpc_row_by_row(
     assert told == dict(zip(CALLERS, expected, strict=True))
 
 
+def methods(guarded: Guarded) -> set[str]:
+    """All that the service itself says can be called."""
+    channel, metadata = caller(guarded, "admin")
+    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+    asked = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
+    (told,) = stub.ServerReflectionInfo(asked, metadata=metadata, timeout=20)
+    channel.close()
+    pool = descriptor_pool.Default()
+    services = [pool.FindServiceByName(each.name) for each in told.list_services_response.service]
+    return {f"/{service.full_name}/{method.name}" for service in services for method in service.methods}
+
+
+@pytest.mark.parametrize("who", ["nobody", *PEOPLE])
+def test_anyone_may_sign_out(guarded: Guarded, who: str) -> None:
+    headers = guarded.session(who) if who in ("vera", "tom", "ada") else {}
+    answer = guarded.ask("/logout", headers, {})
+    assert (answer.status, answer.headers["Location"]) == (303, "/login")
+    assert guarded.ask("/cameras.json", headers).status == 401
+
+
 def test_nothing_is_served_that_is_not_in_the_table_and_every_row_is_tested(guarded: Guarded) -> None:
     app = guarded.service.server._web.config.app
     routes = {route.path for route in app.routes}  # type: ignore[union-attr]
     assert routes == {endpoint for endpoint in TABLE if not re.match(r"/(veilcam|grpc)\.", endpoint)}
     assert routes - {"/logout"} == {route for route, _, _ in PAGE} - {"/nothing"}
-    methods = {endpoint.rpartition("/")[2] for endpoint in set(TABLE) - routes}
-    assert methods == {method.replace("HealthWatch", "Watch") for method, _, _ in CALLS}
+    absent = set() if hasattr(health_pb2, "HealthListRequest") else {"/grpc.health.v1.Health/List"}
+    assert methods(guarded) == set(TABLE) - routes - absent
+    assert {method.rpartition("/")[2] for method in methods(guarded) | absent} == {
+        method.replace("HealthWatch", "Watch") for method, _, _ in CALLS
+    }
     assert not any(Who("x", role).may(endpoint) for role in Role for endpoint in ("/else", "", None))
 
 
@@ -400,15 +440,64 @@ def test_a_thousand_wrong_passwords(
     assert 0 < int(answer.headers["Retry-After"]) <= 601
     assert guarded.ask("/cameras.json", signed_in).status == 200, "who is in stays in"
     assert guarded.ask("/cameras.json", bearer(TOKENS["vera"])).status == 200
+    assert guarded.sign_in("tom").status == 429, "of that address nobody is let in"
+    assert [guarded.sign_in(name, source="127.0.0.2").status for name in ("tom", "vera")] == [303, 303]
     assert "guess" not in caplog.text
     monkeypatch.setattr("decoder.access.door.TRY_WINDOW_S", 0.0)
     assert guarded.sign_in("vera").status == 303
 
 
 def test_guesses_from_many_addresses_are_limited_by_name(guarded: Guarded) -> None:
-    told = [guarded.sign_in("vera", "guess", **{"X-Forwarded-For": f"192.0.2.{each}"}).status for each in range(50)]
+    told = [guarded.sign_in("vera", "guess", source=f"127.0.1.{each}").status for each in range(1, 51)]
     assert (told.count(401), told.count(429)) == (TRIES_BY_NAME, 50 - TRIES_BY_NAME)
     assert guarded.session("tom"), "others aren't kept out"
+
+
+def test_what_anyone_says_of_whom_they_forward_for_is_not_believed(guarded: Guarded) -> None:
+    told = [guarded.sign_in("vera", "guess", **{"X-Forwarded-For": f"192.0.2.{each}"}).status for each in range(50)]
+    assert (told.count(401), told.count(429)) == (TRIES_BY_ADDRESS, 50 - TRIES_BY_ADDRESS)
+
+
+@pytest.fixture
+def proxied(start_service: StartService, tmp_path: Path, hashed: str) -> Guarded:
+    """Without TLS on loopback, behind a proxy that calls from 127.0.0.9 and passes the host's name on."""
+    people = {"tom": Person("tom", Role.TRUSTED, frozenset({"*"}), hashed)}
+    write_people(tmp_path / "users.toml", people)
+    settings = {"port": 0, "http": 0, "users": tmp_path / "users.toml", "trusted_proxy": "127.0.0.9"}
+    service = start_service(Settings.model_validate(settings | {"allow_plain": True, "max_peer_streams": 3}))
+    return Guarded(service, Keys(tmp_path / "keys"), tmp_path / "users.toml", [], tls=False)
+
+
+PROXY = {"source": "127.0.0.9", "Host": "cameras.example", "Origin": "https://cameras.example"}
+
+
+def test_a_trusted_proxy_says_who_asks_and_nobody_else(proxied: Guarded) -> None:
+    def tries(count: int, **said: str) -> int:
+        return [proxied.sign_in("tom", "guess", **said).status for _ in range(count)].count(401)
+
+    assert tries(12, **PROXY, **{"X-Forwarded-For": "192.0.2.1"}) == TRIES_BY_ADDRESS
+    assert tries(3, **PROXY, **{"X-Forwarded-For": "198.51.100.1, 192.0.2.1"}) == 0, "what a client wrote before it"
+    assert tries(3, **PROXY, **{"X-Forwarded-For": "192.0.2.2"}) == 3
+    assert tries(12, **{"X-Forwarded-For": "192.0.2.3"}) == TRIES_BY_ADDRESS, "who isn't the proxy"
+    answer = proxied.sign_in("tom", **PROXY, **{"X-Forwarded-For": "192.0.2.4", "X-Forwarded-Proto": "https"})
+    assert (answer.status, "secure" in answer.headers["Set-Cookie"].lower()) == (303, True)
+
+
+def test_a_proxy_has_connections_for_many(proxied: Guarded) -> None:
+    """Its limit is that of all, not that of one address."""
+    made = []
+    for _ in range(8):
+        port = proxied.service.server.http_port
+        made.append(http.client.HTTPConnection("127.0.0.1", port, timeout=20, source_address=("127.0.0.9", 0)))
+        made[-1].request("GET", "/healthz")
+        assert made[-1].getresponse().read() == b"alive\n"
+    for connection in made:
+        connection.close()
+
+
+def test_a_proxy_without_users_would_let_everyone_in(start_service: StartService) -> None:
+    with pytest.raises(AccessError, match="--trusted-proxy needs --users"):
+        start_service(Settings.model_validate({"port": 0, "http": 0, "trusted_proxy": "::1"}))
 
 
 def test_right_passwords_are_never_too_many(guarded: Guarded) -> None:

@@ -17,6 +17,7 @@ from decoder.engines import ENGINES, Engine, EngineError, Kind, open_engine
 from decoder.engines.choice import fastest
 from decoder.engines.onnx_runtime import OnnxRuntimeEngine
 from decoder.model import PRECISIONS, RENDITIONS, Model, ModelError, read_model
+from decoder.sums import SumsError, read_sums
 from encoder.sampling import Operator
 
 NOT_HERE = re.compile("pip install|no NVIDIA GPU here")
@@ -344,3 +345,57 @@ os.kill(os.getpid(), signal.SIGHUP)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr
+
+
+def sums(folder: Path, *names: str) -> None:
+    """As ``sha256sum`` writes them."""
+    told = subprocess.run(["sha256sum", *names], cwd=folder, capture_output=True, text=True, check=True)
+    (folder / "SHA256SUMS").write_text(told.stdout)
+
+
+@pytest.mark.parametrize("folder", [SHIPPED, SHIPPED / "light"], ids=["shipped", "light"])
+def test_the_sums_of_the_shipped_files_are_those_of_the_shipped_files(folder: Path) -> None:
+    done = subprocess.run(
+        ["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=folder, capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"run make sums\n{done.stdout}{done.stderr}"
+    assert set(read_sums(folder) or ()) == {path.name for path in folder.glob("*.onnx")}, "run make sums"
+
+
+def test_sums_beside_models_hold_for_each_of_them(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "a.onnx", METADATA)
+    assert len(load_catalogue([tmp_path], "onnxruntime", 1).reconstructors) == 1, "without any, all are taken"
+    sums(tmp_path, "a.onnx")
+    assert len(load_catalogue([tmp_path, model], "onnxruntime", 1).reconstructors) == 1
+
+    other = write_model(tmp_path / "b.onnx", METADATA | {"rendition": "veiled"})
+    with pytest.raises(CatalogueError, match=r"b\.onnx: not in the SHA256SUMS beside it \(sha256sum"):
+        load_catalogue([tmp_path], "onnxruntime", 1)
+    with pytest.raises(CatalogueError, match=r"b\.onnx: not in the SHA256SUMS"):
+        load_catalogue([other], "onnxruntime", 1)
+    sums(tmp_path, "a.onnx", "b.onnx")
+    changed = bytearray(model.read_bytes())
+    changed[-1] ^= 1
+    model.write_bytes(changed)
+    with pytest.raises(CatalogueError, match=r"a\.onnx: SHA-256 is [0-9a-f]{64}, the SHA256SUMS beside it says"):
+        load_catalogue([tmp_path], "onnxruntime", 1)
+    model.unlink()
+    with pytest.raises(CatalogueError, match=r"a\.onnx: not there, and the SHA256SUMS beside it names it"):
+        load_catalogue([tmp_path], "onnxruntime", 1)
+
+
+def test_shipped_models_are_not_used_without_their_sums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_model(tmp_path / "a.onnx", METADATA)
+    monkeypatch.setattr("decoder.sums.SHIPPED", tmp_path)
+    with pytest.raises(CatalogueError, match="SHA256SUMS: not there, and shipped reconstructors aren't used without"):
+        load_catalogue([tmp_path], "onnxruntime", 1)
+
+
+@given(data=st.binary(max_size=200) | st.text(alphabet="0123456789abcdef *\n\\/x#", max_size=200).map(str.encode))
+def test_any_file_is_sums_or_told(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    folder = tmp_path_factory.mktemp("sums")
+    (folder / "SHA256SUMS").write_bytes(data)
+    try:
+        assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in (read_sums(folder) or {}).values())
+    except SumsError as error:
+        assert str(folder / "SHA256SUMS") in str(error)

@@ -21,7 +21,7 @@ from decoder.cameras import Camera as Known
 from decoder.catalogue import SHIPPED, Catalogue, load_catalogue
 from decoder.engines.onnx_runtime import OnnxRuntimeEngine
 from decoder.server import ServerError
-from decoder.service import write_picture
+from decoder.service import write_message
 from decoder.settings import Settings
 from encoder.packing import Packer
 from encoder.sampling import Operator
@@ -892,7 +892,7 @@ def test_a_viewer_that_stops_reading_is_let_go_and_others_are_not(
         list(unread)
     assert isinstance(error.value, grpc.Call)
     assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert (error.value.details() or "").startswith("watch: no picture was read")
+    assert (error.value.details() or "").startswith("watch: nothing was read")
     camera.bye()
 
 
@@ -905,7 +905,7 @@ def test_a_viewer_who_leaves_just_when_a_picture_is_through_is_gone() -> None:
                 await through
 
         async def watch() -> None:
-            await write_picture(Context(), pb.Picture())  # type: ignore[arg-type]
+            await write_message(Context(), pb.Picture())  # type: ignore[arg-type]
             await asyncio.Event().wait()
 
         watching = asyncio.create_task(watch())

@@ -19,6 +19,9 @@ from decoder.access.exposure import check_exposure
 from decoder.access.keys import Authority, init
 from decoder.settings import Settings
 from encoder.sampling import Operator
+from encoder.sinks import ServerSink, SinkError
+from encoder.tls import Tls
+from protos.v1 import veilcam_pb2 as pb
 from tests.conftest import Service, StartService, hello_of
 from tests.decoder.test_service import Camera
 from tests.encoder.test_cli import encode
@@ -277,6 +280,25 @@ def test_what_a_camera_can_not_connect_with_is_told(
         assert (done.returncode, told in done.stderr) == (code, True), (told, done.stderr)
         assert len([line for line in done.stderr.splitlines() if "ERROR" in line]) == 1
         assert "Traceback" not in done.stderr
+
+
+def test_what_no_waiting_mends_is_not_waited_for(
+    service: Service, start_service: StartService, keys: Keys, other: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("encoder.sinks.CONNECT_TIMEOUT_S", 250.0)  # longer than a test may take, both together
+    ours, theirs = keys.folder, other.folder
+    porch = (ours / "cameras/porch.pem", ours / "cameras/porch.key")
+    foreign = (theirs / "cameras/porch.pem", theirs / "cameras/porch.key")
+    cases = [
+        (service, None, "speaks TLS"),
+        (start_service(), Tls(ours / "ca.pem", *porch), "speaks no TLS"),
+        (service, Tls(theirs / "ca.pem", *porch), "isn't from the authority"),
+        (service, Tls(ours / "ca.pem", *foreign), "doesn't take --certificate"),
+        (service, Tls(ours / "ca.pem"), "asks for a certificate"),
+    ]
+    for server, tls, told in cases:
+        with pytest.raises(SinkError, match=told):
+            ServerSink(server.address, pb.Hello(camera="porch"), tls=tls)
 
 
 def test_a_server_by_another_name_is_not_trusted(start_service: StartService, keys: Keys) -> None:

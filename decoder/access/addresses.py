@@ -1,0 +1,21 @@
+"""From where someone calls."""
+
+from ipaddress import IPv6Address, ip_address, ip_network
+from urllib.parse import unquote
+
+
+def address_of(peer: str) -> str:
+    """The address in what gRPC calls a peer, as in ``ipv4:192.0.2.1:40000`` or ``ipv6:%5B::1%5D:40000``."""
+    _, _, rest = peer.partition(":")
+    return unquote(rest).rpartition(":")[0].strip("[]") or peer
+
+
+def network_of(address: str) -> str:
+    """What counts as one caller: whoever has IPv6 has 2⁶⁴ addresses."""
+    try:
+        found = ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if not isinstance(found, IPv6Address):
+        return address
+    return str(found.ipv4_mapped or ip_network((found, 64), strict=False))
