@@ -500,7 +500,7 @@ def test_the_report_doubts_itself() -> None:
     found = doubts(weak)
     assert any("vgg16 reads 85.00 % of the originals" in line for line in found)
     assert any("vit wasn't trained" in line for line in found)
-    assert sum("at equal PSNR leaves 60.00 %" in line for line in found) == 6
+    assert sum("at equal PSNR leaves 60.00 %" in line for line in found) == 12
 
 
 # Export
