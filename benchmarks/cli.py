@@ -267,6 +267,57 @@ def faults(
         sys.exit(BROKE)
 
 
+@app.command()
+def fuzz(
+    inputs: Annotated[int, typer.Option(min=1, help="in all, with those of --json's file")] = 10_000_000,
+    work: Annotated[Path, typer.Option(help="folder for the inputs that reach new places")] = Path("fuzz-out"),
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="keep counts and findings in this file, and go on from it")
+    ] = None,
+) -> None:
+    """Any bytes for every reader of files and messages, guided by coverage; what isn't the reader's own error is found.
+
+    Ends with 1 if something was found that isn't mended.
+    """
+    from benchmarks.fuzz import FuzzError, measure, open_findings
+    from benchmarks.machine import described
+
+    _check_writable(json_file)
+    state = _begun(json_file)
+
+    def keep(news: dict[str, Any]) -> None:
+        _write(json_file, news | {"machine": described()})
+        log.info("%d inputs, %d findings that aren't mended", news["inputs"], len(open_findings(news)))
+
+    with _mistakes_told(FuzzError):
+        measure(inputs, work, state, keep)
+    keep(state)
+    table = Table(title=f"{state['inputs']} inputs")
+    for column in ("reader", "inputs", "seconds", "edges", "corpus", "found", "mended"):
+        table.add_column(column, justify="left" if column == "reader" else "right")
+    for name, told in state["targets"].items():
+        mended = sum(finding["mended"] for finding in told["findings"])
+        counts = (told[key] for key in ("inputs", "seconds", "edges", "corpus"))
+        table.add_row(name, *map(str, (*counts, len(told["findings"]), mended)))
+    console.print(table)
+    for problem in open_findings(state):
+        log.error("%s", problem)
+    if open_findings(state):
+        sys.exit(BROKE)
+
+
+def _begun(path: Path | None) -> dict[str, Any]:
+    """What a run before has kept in a file; nothing if there is none."""
+    if path is None or not path.exists():
+        return {}
+    try:
+        state = json.loads(path.read_text())
+        return {"inputs": int(state["inputs"]), "targets": dict(state["targets"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        log.error("--json %s: expected a file that this command has written, or none", path)
+        sys.exit(UNUSABLE)
+
+
 def _size(text: str) -> tuple[int, int]:
     from benchmarks.quality import QualityError
 
