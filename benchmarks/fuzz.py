@@ -57,7 +57,8 @@ def measure(inputs: int, work: Path, state: dict[str, Any], keep: Callable[[dict
             finding["mended"] = not _round(name, work, base64.b64decode(finding["input"]))["findings"]
     while state["inputs"] < inputs:
         for name in TARGETS:
-            told, came = targets[name], _round(name, work)
+            share = max(1000, (inputs - state["inputs"]) // len(TARGETS))
+            told, came = targets[name], _round(name, work, inputs=min(share, ROUND_INPUTS))
             told["inputs"] += came["inputs"]
             told["seconds"] = round(told["seconds"] + came["seconds"], 1)
             told["edges"], told["corpus"] = max(told["edges"], came["edges"]), came["corpus"]
@@ -89,15 +90,15 @@ def _add(findings: list[dict[str, Any]], finding: dict[str, Any]) -> None:
     findings.append(finding)
 
 
-def _round(name: str, work: Path, only: bytes | None = None) -> dict[str, Any]:
-    """One target in a process of its own; of a single input, if there is one."""
+def _round(name: str, work: Path, only: bytes | None = None, inputs: int = 1) -> dict[str, Any]:
+    """One target in a process of its own: a single input, if there is one, or so many."""
     corpus = work / name
     corpus.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as made:  # noqa: S108
         folder = Path(made)
         if only is not None:
             (folder / "only").write_bytes(only)
-        command = [sys.executable, "-m", "benchmarks.fuzz", name, str(corpus.absolute()), str(folder)]
+        command = [sys.executable, "-m", "benchmarks.fuzz", name, str(corpus.absolute()), str(folder), str(inputs)]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])}
         began = time.monotonic()
         done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, errors="replace")
@@ -124,10 +125,11 @@ class _Round:
     Args:
         read: the target.
         folder: for its files and the report.
+        most: inputs.
     """
 
-    def __init__(self, read: Callable[[bytes, Path], None], folder: Path) -> None:
-        self._read, self._folder = read, folder
+    def __init__(self, read: Callable[[bytes, Path], None], folder: Path, most: int) -> None:
+        self._read, self._folder, self._most = read, folder, most
         self._inputs, self._began = 0, time.monotonic()
         self._findings: dict[tuple[str, str], dict[str, Any]] = {}
 
@@ -135,7 +137,7 @@ class _Round:
         """Read one input; the process ends with the last."""
         self.read(data)
         enough = self._inputs % 1000 == 0 and time.monotonic() - self._began > ROUND_S
-        if self._inputs >= ROUND_INPUTS or enough:
+        if self._inputs >= self._most or enough:
             self.report()
             sys.stderr.flush()
             os._exit(0)
@@ -160,8 +162,8 @@ class _Round:
 
 
 def _main() -> None:
-    """A round in this process: TARGET CORPUS FOLDER."""
-    name, corpus, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    """A round in this process: TARGET CORPUS FOLDER INPUTS."""
+    name, corpus, folder, inputs = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
     try:
         import atheris
     except ModuleNotFoundError:
@@ -171,7 +173,7 @@ def _main() -> None:
     warnings.simplefilter("error")  # a reader that warns says something that its user can't place
     target = targets[name]
     size = int(re.findall(r"VmSize:\s+(\d+)", Path("/proc/self/status").read_text())[0]) << 10
-    this = _Round(target.read, folder)
+    this = _Round(target.read, folder, inputs)
     if (folder / "only").exists():
         resource.setrlimit(resource.RLIMIT_AS, (size + (MEMORY_MB << 20), resource.RLIM_INFINITY))
         this.read((folder / "only").read_bytes())

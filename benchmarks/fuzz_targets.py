@@ -151,7 +151,7 @@ def _people(data: bytes, folder: Path) -> None:
 def _people_files() -> list[bytes]:
     token = "0" * 64
     return [
-        b'[users."anna"]\nrole = "viewer"\ncameras = ["porch", "*"]\npassword = "$argon2id$v=19$m=65536,t=3,p=4$YQ$YQ"\n',
+        b'[users."anna"]\nrole = "viewer"\ncameras = ["porch", "*"]\npassword = "$argon2id$v=19$m=8,t=3,p=4$YQ$YQ"\n',
         f'[users.bob]\nrole = "admin"\n[users.bob.tokens]\n"phone" = "{token}"\n'.encode(),
     ]
 
