@@ -268,6 +268,49 @@ def faults(
 
 
 @app.command()
+def network(
+    fault: Annotated[list[str] | None, typer.Option(help="its name, or the start of it; may be repeated [all]")] = None,
+    json_file: Json = None,
+) -> None:
+    """Cameras on bad networks, each with another fault: whether frames flow again by themselves, and what is said.
+
+    Ends with 1 if a stream didn't come back as it was, something was shown twice or out of order, or said more than
+    once.
+    """
+    from benchmarks.machine import described, headline
+    from benchmarks.network import FAULTS, LONG_FAULTS, SHAPED_FAULTS, measure, why_not_shaped
+    from benchmarks.processes import ProcessError
+
+    _check_writable(json_file)
+    known = FAULTS | LONG_FAULTS | SHAPED_FAULTS
+    faults = {name: each for name, each in known.items() if fault is None or name.startswith(tuple(fault))}
+    if not faults:
+        log.error("--fault %s: expected one of %s", ", ".join(fault or ()), "; ".join(known))
+        sys.exit(UNUSABLE)
+    skipped = {name: why for name in faults if name in SHAPED_FAULTS and (why := why_not_shaped(name))}
+    for name, why in skipped.items():
+        log.warning("%s: left out, %s", name, why)
+        del faults[name]
+    machine = described()
+    with _mistakes_told(ProcessError):
+        result = measure(faults, log.info)
+    table = Table(title="cameras on bad networks", caption=headline(machine))
+    columns = ("fault", "flows again, s", "as before, s", "ms before", "ms after", "fps before", "fps after", "said")
+    for column in columns:
+        table.add_column(column, justify="left" if column == "fault" else "right")
+    for row in result["rows"]:
+        pairs = (row[when][name] for name in ("latency_ms", "fps") for when in ("before", "after"))
+        cells = (row["flows_again_s"], row["as_before_s"], *pairs, len(row["said"]))
+        table.add_row(row["fault"], *map(str, cells))
+    console.print(table)
+    _write(json_file, result | {"left_out": skipped, "machine": machine})
+    for problem in result["problems"]:
+        log.error("%s", problem)
+    if result["problems"]:
+        sys.exit(BROKE)
+
+
+@app.command()
 def fuzz(
     inputs: Annotated[int, typer.Option(min=1, help="in all, with those of --json's file")] = 10_000_000,
     work: Annotated[Path, typer.Option(help="folder for the inputs that reach new places")] = Path("fuzz-out"),

@@ -76,15 +76,7 @@ class Service:
 
     def usage(self) -> dict[str, int]:
         """What it holds now: MiB of memory and the most there was, threads, open files."""
-        place = Path(f"/proc/{self.process.pid}")
-        told = dict(line.split(":", 1) for line in (place / "status").read_text().splitlines())
-        files = sum(1 for _ in (place / "fd").iterdir())
-        return {
-            "memory_mb": round(int(told["VmRSS"].split()[0]) / 1024),
-            "most_memory_mb": round(int(told["VmHWM"].split()[0]) / 1024),
-            "threads": int(told["Threads"]),
-            "open_files": files,
-        }
+        return usage(self.process.pid)
 
     def connected(self, ports: Sequence[int]) -> int:
         """Connections of its page that are established with these ports of this machine."""
@@ -155,3 +147,16 @@ def end(process: "subprocess.Popen[Any]") -> int:
     except subprocess.TimeoutExpired:
         process.kill()
         return process.wait()
+
+
+def usage(process: int) -> dict[str, int]:
+    """What a process holds now: MiB of memory and the most there was, threads, open files."""
+    place = Path(f"/proc/{process}")
+    told = dict(line.split(":", 1) for line in (place / "status").read_text().splitlines())
+    files = sum(1 for _ in (place / "fd").iterdir())
+    return {
+        "memory_mb": round(int(told["VmRSS"].split()[0]) / 1024),
+        "most_memory_mb": round(int(told["VmHWM"].split()[0]) / 1024),
+        "threads": int(told["Threads"]),
+        "open_files": files,
+    }

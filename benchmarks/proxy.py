@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import random
 import socket
 import struct
 import threading
@@ -15,6 +16,8 @@ _CHUNK = 1400
 """Bytes handed on at once, about a packet."""
 _HELD_CHUNKS = 24
 """On the way in one direction while nothing slows it down; what a router keeps for a line that is slower."""
+_RESENT_S = 0.2
+"""The shortest time after which Linux sends again what wasn't acknowledged."""
 _BUFFER = 1 << 14
 """Bytes that the system keeps for a connection here: much more would hide how narrow the way is."""
 _RESET = struct.pack("ii", 1, 0)
@@ -30,10 +33,11 @@ class Proxy:
     Attributes:
         delay_s: what each byte takes, in each direction.
         bits_per_s: what a connection carries in each direction; 0 for no limit.
+        loss: share of packets that are late, as TCP makes it look when they were lost: by a time-out.
     """
 
     def __init__(self, target: str, host: str = "127.0.0.1") -> None:
-        self.delay_s, self.bits_per_s = 0.0, 0.0
+        self.delay_s, self.bits_per_s, self.loss = 0.0, 0.0, 0.0
         self._host, self._target = host, target
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
@@ -114,9 +118,8 @@ class Proxy:
             way.writers.append(there[1])
             both = [self._carry(way, reader, there[1]), self._carry(way, there[0], writer)]
             tasks = [asyncio.create_task(each) for each in both]
-            await asyncio.wait([asyncio.gather(*tasks), way.over], return_when=asyncio.FIRST_COMPLETED)
-            for task in tasks:
-                task.cancel()
+            # Whatever ends first: both directions, or the connection.
+            way.over.add_done_callback(lambda _: [task.cancel() for task in tasks])
             await asyncio.gather(*tasks, return_exceptions=True)
         except OSError:
             pass  # there is nobody: this side hears of it by the reset below
@@ -134,6 +137,8 @@ class Proxy:
                 await asyncio.sleep(max(0.0, came + self.delay_s - self._loop.time()))
                 if self.bits_per_s:
                     await asyncio.sleep(len(data) * 8 / self.bits_per_s)
+                if random.random() < self.loss:  # noqa: S311 - bad luck, no secret
+                    await asyncio.sleep(_RESENT_S)
                 await self._open.wait()
                 if way.fate == "lost":
                     await way.over

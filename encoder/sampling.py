@@ -176,7 +176,8 @@ def _field(archive: zipfile.ZipFile, name: str) -> NDArray[np.generic]:
     if member not in archive.namelist():
         raise ValueError(f"field {name} is missing")
     told = archive.getinfo(member)
-    if told.compress_type != zipfile.ZIP_STORED or told.flag_bits & 1 or told.file_size > _MOST_BYTES:
+    stored = told.compress_type == zipfile.ZIP_STORED and told.compress_size == told.file_size
+    if not stored or told.flag_bits & 1 or told.file_size > _MOST_BYTES:
         raise ValueError(f"field {name}: expected at most {_MOST_BYTES} bytes, neither compressed nor encrypted")
     data = archive.read(member)
     head = _ARRAY.match(data)
