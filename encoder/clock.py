@@ -7,7 +7,6 @@ log = logging.getLogger("veilcam.encode")
 
 STEP_S = 5.0
 """A frame that was captured so much later or earlier than time has passed since the one before: the clock was set."""
-_TOLD_EVERY_S = 5.0
 
 
 class CaptureClock:
@@ -15,7 +14,7 @@ class CaptureClock:
 
     def __init__(self) -> None:
         self._before: tuple[int, int] | None = None
-        self._stepped = -_TOLD_EVERY_S
+        self._stepped = False
 
     def note(self, capture_time_ns: int) -> None:
         """A frame was captured just now, by its own account at this time; ns since 1970."""
@@ -24,11 +23,9 @@ class CaptureClock:
         if before is None:
             return
         step_s = ((capture_time_ns - before[0]) - (now_ns - before[1])) / 1e9
-        if abs(step_s) < STEP_S:
+        stepped, self._stepped = self._stepped, abs(step_s) >= STEP_S
+        if stepped or not self._stepped:  # a clock that steps with every frame is told once
             return
-        stepped, self._stepped = self._stepped, now_ns / 1e9
-        if self._stepped - stepped < _TOLD_EVERY_S:
-            return  # a clock that steps with every frame is told once
         log.warning(
             "the clock of captured frames was set %s by %.1f s; frames go on, with its times",
             *("forward" if step_s > 0 else "back", abs(step_s)),
