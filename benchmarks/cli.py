@@ -268,6 +268,72 @@ def faults(
 
 
 @app.command()
+def soak(
+    minutes: Annotated[float, typer.Option(min=0.1, help="how long")] = 60.0,
+    json_file: Json = None,
+) -> None:
+    """A service for long, with a sound camera, a slow viewer, a source that hangs and a disk that is full.
+
+    Ends with 1 if memory, threads, open files or latency grew beyond bounds, or something shown was out of order.
+    """
+    from benchmarks.machine import described, headline
+    from benchmarks.processes import ProcessError
+    from benchmarks.soak import HEIGHT, RATE, WIDTH, measure
+
+    _check_writable(json_file)
+    machine = described()
+    with _mistakes_told(ProcessError):
+        result = measure(minutes, log.info)
+    table = Table(title=f"{minutes:g} minutes, {WIDTH}×{HEIGHT} at {RATE} frames/s", caption=headline(machine))
+    for column in ("what", "figure", "at the start", "at the end"):
+        table.add_column(column, justify="left" if column in ("what", "figure") else "right")
+    for name, figures in result["start"].items():
+        for figure, before in figures.items():
+            after = result["end"].get(name, {}).get(figure)
+            table.add_row(name, figure, f"{before:g}", "–" if after is None else f"{after:g}")
+    console.print(table)
+    _write(json_file, {"size": [WIDTH, HEIGHT], "frame_rate": RATE} | result | {"machine": machine})
+    for problem in result["problems"]:
+        log.error("%s", problem)
+    if result["problems"]:
+        sys.exit(BROKE)
+
+
+@app.command()
+def kills(
+    times: Annotated[int, typer.Option(min=1, help="camera and server together")] = 200,
+    seed: Annotated[int, typer.Option(help="of who is killed, and when")] = 0,
+    json_file: Json = None,
+) -> None:
+    """A camera and a server that records, killed at random; then every frame is recorded, spooled, dropped or lost.
+
+    Ends with 1 if a frame was lost, recorded twice or out of order.
+    """
+    from benchmarks.kills import SOURCE, measure
+    from benchmarks.machine import described, headline
+    from benchmarks.processes import ProcessError
+
+    _check_writable(json_file)
+    machine = described()
+    with _mistakes_told(ProcessError):
+        result = measure(times, seed, log.info)
+    told = result["first_picture_s"]
+    dropped = ", ".join(f"{number} {reason}" for reason, number in result["dropped"].items()) or "none"
+    console.print(
+        f"{headline(machine)}\n"
+        f"killed: the camera {result['kills']['camera']} times, the server {result['kills']['server']} times"
+        f"{'' if result['spool'] else '; this camera has no spool'}\n"
+        f"recorded {result['recorded']}, still spooled {result['spooled']}, dropped by the camera: {dropped}\n"
+        f"lost {result['lost']}, duplicated {result['duplicated']}, out of order {result['out_of_order']}\n"
+        + (f"first picture after a server's start: median {told['median']} s, worst {told['worst']} s" if told else ""),
+        highlight=False,
+    )
+    _write(json_file, {"source": SOURCE, "seed": seed} | result | {"machine": machine})
+    if result["problems"]:
+        sys.exit(BROKE)
+
+
+@app.command()
 def network(
     fault: Annotated[list[str] | None, typer.Option(help="its name, or the start of it; may be repeated [all]")] = None,
     json_file: Json = None,

@@ -20,22 +20,14 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
-from statistics import median
 from typing import Any
-
-import grpc
 
 from benchmarks.processes import ProcessError, Service, end, serving, usage
 from benchmarks.proxy import Proxy
-from protos.v1 import veilcam_pb2 as pb
-from protos.v1.veilcam_pb2_grpc import ViewersStub
+from benchmarks.viewer import LATELY, PATIENCE_S, viewing
 
 _SMALL, _LARGE = "pattern:64x48@10", "pattern:320x240@15 --ratio 0.25"
 """What a narrow way carries is a fraction of the large one."""
-_PATIENCE_S = 120.0
-_LATELY = 20
-"""Pictures by which latency and rate are judged."""
 _LATENCY_TIMES, _LATENCY_MS, _RATE = 3.0, 200.0, 0.5
 """Latency is back when it is no more than so many times what it was, or this more; the rate, at this share of it."""
 _MEMORY_MB, _THREADS, _FILES = 64, 8, 8
@@ -169,8 +161,8 @@ def _one(
     with ExitStack() as stack:
         way = stack.enter_context(_way(service.address, camera, shaped=name in SHAPED_FAULTS))
         filming = stack.enter_context(_filming(camera, fault.source, way))
-        viewer = stack.enter_context(_viewing(service, camera))
-        viewer.wait(lambda came: len(came) >= 2 * _LATELY, "it isn't seen from the start")
+        viewer = stack.enter_context(viewing(service.address, camera))
+        viewer.wait(lambda came: len(came) >= 2 * LATELY, "it isn't seen from the start")
         _twice(started)
         before, lines_before = viewer.lately(), len(filming.lines)
         held = usage(filming.process.pid)
@@ -231,79 +223,6 @@ def _misreported(fault: Fault, lines: list[dict[str, str]], summary: str) -> Ite
         yield f"the camera dropped more frames than it left out: {summary}"
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """A picture, as the viewer noted it."""
-
-    sequence: int
-    captured_ns: int
-    seen_ns: int
-
-
-class _Viewer:
-    """What one viewer sees of a camera; who is let go comes back."""
-
-    def __init__(self, service: Service, camera: str) -> None:
-        self._service, self._camera = service, camera
-        self._came: list[_Seen] = []
-        self._over = threading.Event()
-        self._call: Any = None
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-
-    def lately(self) -> dict[str, float]:
-        """Of the last pictures: median latency and frames a second."""
-        last = self._came[-_LATELY:]
-        seconds = (last[-1].seen_ns - last[0].seen_ns) / 1e9
-        return {
-            "latency_ms": round(median((each.seen_ns - each.captured_ns) / 1e6 for each in last), 1),
-            "fps": round((len(last) - 1) / max(seconds, 1e-3), 1),
-        }
-
-    def wait(self, until: Callable[[list[_Seen]], bool], problem: str, problems: list[str] | None = None) -> bool:
-        """Wait for a condition; what hasn't come about after a long while is a problem."""
-        deadline = time.monotonic() + _PATIENCE_S
-        while not (self._came and until(self._came)):
-            if time.monotonic() > deadline:
-                if problems is None:
-                    raise ProcessError(f"{self._camera}: {problem}")
-                if problem:
-                    problems.append(problem)
-                return False
-            time.sleep(0.05)
-        return True
-
-    def disorder(self) -> Iterator[str]:
-        """Pictures seen twice or after a later one."""
-        wrong = [(a.sequence, b.sequence) for a, b in pairwise(self._came) if b.sequence <= a.sequence]
-        if wrong:
-            yield f"{len(wrong)} pictures were shown twice or out of order, first {wrong[0][1]} after {wrong[0][0]}"
-
-    def close(self) -> None:
-        self._over.set()
-        if self._call is not None:
-            self._call.cancel()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        with grpc.insecure_channel(self._service.address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
-            while not self._over.is_set():
-                self._call = ViewersStub(channel).Watch(pb.WatchRequest(camera=self._camera))
-                with contextlib.suppress(grpc.RpcError):  # not there yet, or let go: asked again
-                    for picture in self._call:
-                        self._came.append(_Seen(picture.sequence, picture.capture_time_ns, time.time_ns()))
-                self._over.wait(0.1)
-
-
-@contextmanager
-def _viewing(service: Service, camera: str) -> Iterator[_Viewer]:
-    viewer = _Viewer(service, camera)
-    try:
-        yield viewer
-    finally:
-        viewer.close()
-
-
 class _Filming:
     """A camera, and what it says."""
 
@@ -316,7 +235,7 @@ class _Filming:
     def stop(self) -> str:
         """End it as a user does: its last line."""
         self.process.send_signal(signal.SIGINT)
-        self._thread.join(_PATIENCE_S)
+        self._thread.join(PATIENCE_S)
         return self.lines[-1]["message"] if self.lines else ""
 
     def _read(self) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import queue
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -129,14 +130,20 @@ def serving(engine: str, *options: str) -> Iterator[Service]:
 
 
 @contextmanager
-def filming(name: str, source: str, address: str) -> Iterator[None]:
+def filming(name: str, source: str, address: str, *options: str) -> Iterator["subprocess.Popen[bytes]"]:
     """A camera while the context lasts."""
-    command = [sys.executable, "-m", "encoder", source, "--server", address, "--name", name]
+    command = [sys.executable, "-m", "encoder", source, "--server", address, "--name", name, *options]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         try:
-            yield
+            yield process
         finally:
             end(process)
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 def end(process: "subprocess.Popen[Any]") -> int:
