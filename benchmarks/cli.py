@@ -267,6 +267,166 @@ def faults(
         sys.exit(BROKE)
 
 
+@app.command()
+def soak(
+    minutes: Annotated[float, typer.Option(min=0.1, help="how long")] = 60.0,
+    json_file: Json = None,
+) -> None:
+    """A service for long, with a sound camera, a slow viewer, a source that hangs and a disk that is full.
+
+    Ends with 1 if memory, threads, open files or latency grew beyond bounds, or something shown was out of order.
+    """
+    from benchmarks.machine import described, headline
+    from benchmarks.processes import ProcessError
+    from benchmarks.soak import HEIGHT, RATE, WIDTH, measure
+
+    _check_writable(json_file)
+    machine = described()
+    with _mistakes_told(ProcessError):
+        result = measure(minutes, log.info)
+    table = Table(title=f"{minutes:g} minutes, {WIDTH}×{HEIGHT} at {RATE} frames/s", caption=headline(machine))
+    for column in ("what", "figure", "at the start", "at the end"):
+        table.add_column(column, justify="left" if column in ("what", "figure") else "right")
+    for name, figures in result["start"].items():
+        for figure, before in figures.items():
+            after = result["end"].get(name, {}).get(figure)
+            table.add_row(name, figure, f"{before:g}", "–" if after is None else f"{after:g}")
+    console.print(table)
+    _write(json_file, {"size": [WIDTH, HEIGHT], "frame_rate": RATE} | result | {"machine": machine})
+    for problem in result["problems"]:
+        log.error("%s", problem)
+    if result["problems"]:
+        sys.exit(BROKE)
+
+
+@app.command()
+def kills(
+    times: Annotated[int, typer.Option(min=1, help="camera and server together")] = 200,
+    seed: Annotated[int, typer.Option(help="of who is killed, and when")] = 0,
+    json_file: Json = None,
+) -> None:
+    """A camera and a server that records, killed at random; then every frame is recorded, spooled, dropped or lost.
+
+    Ends with 1 if a frame was lost, recorded twice or out of order.
+    """
+    from benchmarks.kills import SOURCE, measure
+    from benchmarks.machine import described, headline
+    from benchmarks.processes import ProcessError
+
+    _check_writable(json_file)
+    machine = described()
+    with _mistakes_told(ProcessError):
+        result = measure(times, seed, log.info)
+    told = result["first_picture_s"]
+    dropped = ", ".join(f"{number} {reason}" for reason, number in result["dropped"].items()) or "none"
+    console.print(
+        f"{headline(machine)}\n"
+        f"killed: the camera {result['kills']['camera']} times, the server {result['kills']['server']} times"
+        f"{'' if result['spool'] else '; this camera has no spool'}\n"
+        f"recorded {result['recorded']}, still spooled {result['spooled']}, dropped by the camera: {dropped}\n"
+        f"lost {result['lost']}, duplicated {result['duplicated']}, out of order {result['out_of_order']}\n"
+        + (f"first picture after a server's start: median {told['median']} s, worst {told['worst']} s" if told else ""),
+        highlight=False,
+    )
+    _write(json_file, {"source": SOURCE, "seed": seed} | result | {"machine": machine})
+    if result["problems"]:
+        sys.exit(BROKE)
+
+
+@app.command()
+def network(
+    fault: Annotated[list[str] | None, typer.Option(help="its name, or the start of it; may be repeated [all]")] = None,
+    json_file: Json = None,
+) -> None:
+    """Cameras on bad networks, each with another fault: whether frames flow again by themselves, and what is said.
+
+    Ends with 1 if a stream didn't come back as it was, something was shown twice or out of order, or said more than
+    once.
+    """
+    from benchmarks.machine import described, headline
+    from benchmarks.network import FAULTS, LONG_FAULTS, SHAPED_FAULTS, measure, why_not_shaped
+    from benchmarks.processes import ProcessError
+
+    _check_writable(json_file)
+    known = FAULTS | LONG_FAULTS | SHAPED_FAULTS
+    faults = {name: each for name, each in known.items() if fault is None or name.startswith(tuple(fault))}
+    if not faults:
+        log.error("--fault %s: expected one of %s", ", ".join(fault or ()), "; ".join(known))
+        sys.exit(UNUSABLE)
+    skipped = {name: why for name in faults if name in SHAPED_FAULTS and (why := why_not_shaped(name))}
+    for name, why in skipped.items():
+        log.warning("%s: left out, %s", name, why)
+        del faults[name]
+    machine = described()
+    with _mistakes_told(ProcessError):
+        result = measure(faults, log.info)
+    table = Table(title="cameras on bad networks", caption=headline(machine))
+    columns = ("fault", "flows again, s", "as before, s", "ms before", "ms after", "fps before", "fps after", "said")
+    for column in columns:
+        table.add_column(column, justify="left" if column == "fault" else "right")
+    for row in result["rows"]:
+        pairs = (row[when][name] for name in ("latency_ms", "fps") for when in ("before", "after"))
+        cells = (row["flows_again_s"], row["as_before_s"], *pairs, len(row["said"]))
+        table.add_row(row["fault"], *map(str, cells))
+    console.print(table)
+    _write(json_file, result | {"left_out": skipped, "machine": machine})
+    for problem in result["problems"]:
+        log.error("%s", problem)
+    if result["problems"]:
+        sys.exit(BROKE)
+
+
+@app.command()
+def fuzz(
+    inputs: Annotated[int, typer.Option(min=1, help="in all, with those of --json's file")] = 10_000_000,
+    work: Annotated[Path, typer.Option(help="folder for the inputs that reach new places")] = Path("fuzz-out"),
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="keep counts and findings in this file, and go on from it")
+    ] = None,
+) -> None:
+    """Any bytes for every reader of files and messages, guided by coverage; what isn't the reader's own error is found.
+
+    Ends with 1 if something was found that isn't mended.
+    """
+    from benchmarks.fuzz import FuzzError, measure, open_findings
+    from benchmarks.machine import described
+
+    _check_writable(json_file)
+    state = _begun(json_file)
+
+    def keep(news: dict[str, Any]) -> None:
+        _write(json_file, news | {"machine": described()})
+        log.info("%d inputs, %d findings that aren't mended", news["inputs"], len(open_findings(news)))
+
+    with _mistakes_told(FuzzError):
+        measure(inputs, work, state, keep)
+    keep(state)
+    table = Table(title=f"{state['inputs']} inputs")
+    for column in ("reader", "inputs", "seconds", "edges", "corpus", "found", "mended"):
+        table.add_column(column, justify="left" if column == "reader" else "right")
+    for name, told in state["targets"].items():
+        mended = sum(finding["mended"] for finding in told["findings"])
+        counts = (told[key] for key in ("inputs", "seconds", "edges", "corpus"))
+        table.add_row(name, *map(str, (*counts, len(told["findings"]), mended)))
+    console.print(table)
+    for problem in open_findings(state):
+        log.error("%s", problem)
+    if open_findings(state):
+        sys.exit(BROKE)
+
+
+def _begun(path: Path | None) -> dict[str, Any]:
+    """What a run before has kept in a file; nothing if there is none."""
+    if path is None or not path.exists():
+        return {}
+    try:
+        state = json.loads(path.read_text())
+        return {"inputs": int(state["inputs"]), "targets": dict(state["targets"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        log.error("--json %s: expected a file that this command has written, or none", path)
+        sys.exit(UNUSABLE)
+
+
 def _size(text: str) -> tuple[int, int]:
     from benchmarks.quality import QualityError
 

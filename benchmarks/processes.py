@@ -5,6 +5,7 @@ import json
 import os
 import queue
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -76,15 +77,7 @@ class Service:
 
     def usage(self) -> dict[str, int]:
         """What it holds now: MiB of memory and the most there was, threads, open files."""
-        place = Path(f"/proc/{self.process.pid}")
-        told = dict(line.split(":", 1) for line in (place / "status").read_text().splitlines())
-        files = sum(1 for _ in (place / "fd").iterdir())
-        return {
-            "memory_mb": round(int(told["VmRSS"].split()[0]) / 1024),
-            "most_memory_mb": round(int(told["VmHWM"].split()[0]) / 1024),
-            "threads": int(told["Threads"]),
-            "open_files": files,
-        }
+        return usage(self.process.pid)
 
     def connected(self, ports: Sequence[int]) -> int:
         """Connections of its page that are established with these ports of this machine."""
@@ -137,14 +130,20 @@ def serving(engine: str, *options: str) -> Iterator[Service]:
 
 
 @contextmanager
-def filming(name: str, source: str, address: str) -> Iterator[None]:
+def filming(name: str, source: str, address: str, *options: str) -> Iterator["subprocess.Popen[bytes]"]:
     """A camera while the context lasts."""
-    command = [sys.executable, "-m", "encoder", source, "--server", address, "--name", name]
+    command = [sys.executable, "-m", "encoder", source, "--server", address, "--name", name, *options]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         try:
-            yield
+            yield process
         finally:
             end(process)
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 def end(process: "subprocess.Popen[Any]") -> int:
@@ -155,3 +154,16 @@ def end(process: "subprocess.Popen[Any]") -> int:
     except subprocess.TimeoutExpired:
         process.kill()
         return process.wait()
+
+
+def usage(process: int) -> dict[str, int]:
+    """What a process holds now: MiB of memory and the most there was, threads, open files."""
+    place = Path(f"/proc/{process}")
+    told = dict(line.split(":", 1) for line in (place / "status").read_text().splitlines())
+    files = sum(1 for _ in (place / "fd").iterdir())
+    return {
+        "memory_mb": round(int(told["VmRSS"].split()[0]) / 1024),
+        "most_memory_mb": round(int(told["VmHWM"].split()[0]) / 1024),
+        "threads": int(told["Threads"]),
+        "open_files": files,
+    }

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 from threadpoolctl import threadpool_limits
 
+from encoder.clock import CaptureClock
+from encoder.pace import Throttle
 from encoder.packing import Packer, StageTimes
 from encoder.sinks import Sink
 from encoder.sources import Frame, SourceError
@@ -16,7 +18,6 @@ from protos.v1 import veilcam_pb2 as pb
 _WINDOW = 200
 _POLL_S = 0.25
 _CAPTURE, _CAPTURE_END_S = "capture", 3.0
-_LOWER, _EASE, _EASE_EVERY_S = 1.25, 0.9, 1.0
 
 
 class NewestFrame:
@@ -105,31 +106,6 @@ class Account:
         return StageTimes(*(sum(getattr(row, name) for row in rows) / len(rows) for name in names))
 
 
-class Throttle:
-    """Which frames to skip after the server asked for a lower rate; comes back slowly once it no longer asks."""
-
-    def __init__(self) -> None:
-        self._interval_s = 0.0
-        self._last = 0.0
-        self._eased = 0.0
-
-    def lower(self, frame_rate: float) -> None:
-        """Leave a quarter more time between frames than now, up to a second."""
-        now = time.monotonic()
-        self._interval_s = min(1.0, max(self._interval_s, 1 / max(frame_rate, 1.0)) * _LOWER)
-        self._eased = now
-
-    def admits(self) -> bool:
-        """Whether the frame at hand is due."""
-        now = time.monotonic()
-        if self._interval_s and now - self._eased > _EASE_EVERY_S:
-            self._interval_s, self._eased = self._interval_s * _EASE, now
-        if now - self._last < self._interval_s * 0.95:
-            return False
-        self._last = now
-        return True
-
-
 Observer = Callable[[pb.Frame, StageTimes, int], None]
 
 
@@ -158,14 +134,16 @@ def run(
         target=_capture, args=(frames, newest, account, stop, problems), name=_CAPTURE, daemon=True
     )
     capture.start()
-    throttle, size = Throttle(), None
-    key = False
+    throttle, size = Throttle(sink.name), None
+    key = waited = False
     # Sampling takes few milliseconds and gains nothing by threads; OpenBLAS' idle ones spin on cores that others need.
     single = threadpool_limits(limits=1, user_api="blas")
     try:
         while not stop.is_set():
             newest.reason = "server away" if sink.away else "newer frame"
-            if not sink.wait_until_ready(_POLL_S):
+            ready = sink.wait_until_ready(0)
+            waited = not sink.away and (waited or not ready)
+            if not (ready or sink.wait_until_ready(_POLL_S)):
                 if sink.away and newest.closed and not lossless:
                     account.dropped["server away"] += newest.take(0) is not None
                     break
@@ -195,12 +173,15 @@ def run(
                 account.dropped["size changed"] += 1
                 continue
             size = frame.luma.shape
-            if not throttle.admits():
+            if not throttle.admits(sequence):
                 account.dropped["rate lowered"] += 1
                 continue
             message, stages = packer.pack(frame, sequence, key)
             key = False
             sink.send(pb.PublishRequest(frame=message))
+            if not lossless:
+                throttle.sent(waited, account.recent()[0])
+            waited = False
             _note(account, message, stages)
             if observer:
                 observer(message, stages, time.time_ns())
@@ -221,8 +202,10 @@ def capturing() -> bool:
 def _capture(
     frames: Iterator[Frame], newest: NewestFrame, account: Account, stop: threading.Event, problems: list[Exception]
 ) -> None:
+    clock = CaptureClock()
     try:
         for frame in frames:
+            clock.note(frame.capture_time_ns)
             account.captured += 1
             account.colour = account.colour or frame.colour
             if stop.is_set() or not newest.put(account.captured, frame):

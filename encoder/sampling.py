@@ -9,6 +9,8 @@ ordered by energy: any prefix of them is a sampling operator of a lower ratio.
 
 import hashlib
 import io
+import math
+import re
 import zipfile
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +27,15 @@ MID_GREY = 128.0
 FORMAT_VERSION = 1
 _FINEST = 128
 """Steps may be so many times finer than the finest that never clip: beyond that they are damaged, not fitted."""
-_KEYS = {"format": (), "block": (), "phi": (2,), "steps": (1,)}
+_KEYS = {"format": 0, "block": 0, "phi": 2, "steps": 1}
+"""Field → its number of dimensions."""
+_MOST_BYTES = 256 << 20
+"""Of a field; Φ of blocks of 64 has 64 MiB at most."""
+# numpy's own reader takes much more than is ever written here, believes any shape, and fails in many ways.
+_ARRAY = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '([<>][if][248])', 'fortran_order': False, 'shape': \(([\d, ]{0,40})\), \} *\n",
+    re.DOTALL,
+)
 
 
 class OperatorError(ValueError):
@@ -135,23 +145,48 @@ class Operator:
             OperatorError: no such file, not an operator file, or content that can't be used.
         """
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                fields = {name: archive[name] for name in _KEYS}
+            with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+                fields = {name: _field(archive, name) for name in _KEYS}
         except FileNotFoundError:
             raise OperatorError(f"{path}: no such operator file") from None
-        except KeyError as error:
-            raise OperatorError(f"{path}: not an operator file, {error.args[0]}") from None
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        # NotImplementedError: zipfile's word for what it can't read.
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
             raise OperatorError(f"{path}: not an operator file ({error})") from None
-        for name, shape in _KEYS.items():
-            if fields[name].ndim != (shape[0] if shape else 0) or fields[name].dtype.kind not in "if":
-                raise OperatorError(f"{path}: field {name} has shape {fields[name].shape}, {fields[name].dtype}")
+        for name, dimensions in _KEYS.items():
+            if fields[name].ndim != dimensions or not np.isfinite(fields[name]).all():
+                shape = fields[name].shape
+                raise OperatorError(f"{path}: field {name} {shape}: expected {dimensions} dimensions of finite numbers")
         if int(fields["format"]) != FORMAT_VERSION:
             raise OperatorError(f"{path}: format {int(fields['format'])}, this program reads {FORMAT_VERSION}")
         try:
-            return cls(fields["phi"].astype(np.float32), fields["steps"].astype(np.float32), int(fields["block"]))
+            with np.errstate(over="ignore"):  # what is infinite then is refused
+                phi, steps = fields["phi"].astype(np.float32), fields["steps"].astype(np.float32)
+                return cls(phi, steps, int(fields["block"]))
         except OperatorError as error:
             raise OperatorError(f"{path}: {error}") from None
+
+
+def _field(archive: zipfile.ZipFile, name: str) -> NDArray[np.generic]:
+    """An array of an operator file, at most as large as the bytes that are there.
+
+    Raises:
+        ValueError: the field is missing, or isn't laid out as ``Operator.save`` does it.
+    """
+    member = f"{name}.npy"
+    if member not in archive.namelist():
+        raise ValueError(f"field {name} is missing")
+    told = archive.getinfo(member)
+    stored = told.compress_type == zipfile.ZIP_STORED and told.compress_size == told.file_size
+    if not stored or told.flag_bits & 1 or told.file_size > _MOST_BYTES:
+        raise ValueError(f"field {name}: expected at most {_MOST_BYTES} bytes, neither compressed nor encrypted")
+    data = archive.read(member)
+    head = _ARRAY.match(data)
+    if head is None:
+        raise ValueError(f"field {name}: expected an array of numbers in NumPy's format 1.0")
+    kind, shape = np.dtype(head[1].decode()), tuple(int(side) for side in head[2].replace(b",", b" ").split())
+    if len(data) - head.end() != math.prod(shape) * kind.itemsize:
+        raise ValueError(f"field {name}: {len(data) - head.end()} bytes, its shape {shape} says otherwise")
+    return np.frombuffer(data, kind, offset=head.end()).reshape(shape)
 
 
 def nearest_rows(ratio: float, block: int) -> int:

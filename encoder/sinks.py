@@ -237,7 +237,7 @@ class ServerSink:
     def _room(self) -> bool:
         if self._lossless:
             return self._sent <= self._progress.settled
-        return self._sent < self._progress.received + UNACKNOWLEDGED_FRAMES
+        return len(self._waiting) < UNACKNOWLEDGED_FRAMES
 
     def _read(self) -> None:
         problem = None

@@ -328,7 +328,7 @@ def _read(path: Path, what: str, kinds: Mapping[str, type[Run] | type[Measuremen
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SettingsError(f"{path}: not a {what} file ({error})") from None
     kind = table.pop("kind", None)
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise SettingsError(f"{path}: kind = {kind!r}, expected one of {', '.join(kinds)}")
     known = {f.name: f for f in fields(kinds[kind])}
     for key, value in table.items():

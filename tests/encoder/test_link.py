@@ -24,7 +24,7 @@ from encoder.link import ServerLink
 from encoder.packing import Packer
 from encoder.pipeline import Account, run
 from encoder.sampling import Operator
-from encoder.sinks import SinkError
+from encoder.sinks import ServerSink, SinkError
 from encoder.sources import Frame
 from protos.v1 import veilcam_pb2 as pb
 from protos.v1.veilcam_pb2_grpc import CamerasServicer, add_CamerasServicer_to_server
@@ -303,6 +303,18 @@ def test_a_server_that_acknowledges_nothing_is_left(
     lost = running.account.dropped["lost on the way"]
     assert 1 <= lost <= sinks.UNACKNOWLEDGED_FRAMES
     assert f"lost on the way: {lost}" in caplog.text
+
+
+def test_as_many_frames_are_on_the_way_however_many_were_left_out_between(
+    scripted: StartScripted, operator: Operator
+) -> None:
+    _, address = scripted("mute")
+    sink, packer = ServerSink(address, hello_of(operator, GREY)), Packer(operator, 0.1)
+    for number in range(1, sinks.UNACKNOWLEDGED_FRAMES + 1):
+        assert sink.wait_until_ready(0)
+        sink.send(pb.PublishRequest(frame=packer.pack(frame_of(GREY), 100 * number)[0]))
+    assert not sink.wait_until_ready(0)
+    sink.drop()
 
 
 def test_pictures_of_another_size_go_on_a_new_stream(service: Service, operator: Operator) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from encoder.pace import Throttle
 from encoder.packing import Packer
-from encoder.pipeline import Account, NewestFrame, Throttle, run
+from encoder.pipeline import Account, NewestFrame, run
 from encoder.sampling import Operator
 from encoder.sinks import FileSink, read_messages
 from encoder.sources import Frame, SourceError, open_source
@@ -106,10 +107,10 @@ def test_stop_ends_an_endless_source(operator: Operator, tmp_path: Path) -> None
 
 def test_a_lower_rate_skips_frames_that_come_too_soon() -> None:
     throttle = Throttle()
-    assert throttle.admits()
-    assert throttle.admits()
+    assert throttle.admits(1)
+    assert throttle.admits(1)
     throttle.lower(2.0)
-    assert not throttle.admits()
+    assert not throttle.admits(1)
     time.sleep(0.65)
-    assert throttle.admits()
-    assert not throttle.admits()
+    assert throttle.admits(1)
+    assert not throttle.admits(1)
