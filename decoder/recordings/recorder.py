@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from decoder.recordings.segment import SegmentWriter
+from protos.segment import SegmentWriter
 from decoder.recordings.store import Store
 from protos.v1 import veilcam_pb2 as pb
 

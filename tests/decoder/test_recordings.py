@@ -28,7 +28,7 @@ from decoder.catalogue import SHIPPED, Catalogue, load_catalogue
 from decoder.recordings.film import part_of, write_film
 from decoder.recordings.playback import Playback, Recording, RecordingError, Shot
 from decoder.recordings.recorder import Recorder, SegmentLimits
-from decoder.recordings.segment import Entry, Segment, SegmentError, SegmentWriter, index_of
+from protos.segment import Entry, Segment, SegmentError, SegmentWriter, index_of
 from decoder.recordings.store import Retention, Store
 from decoder.settings import Settings
 from encoder.packing import Packer
@@ -146,7 +146,7 @@ def test_an_index_that_does_not_fit_is_left_aside(
 _WRITER = """
 import sys
 from pathlib import Path
-from decoder.recordings.segment import SegmentWriter
+from protos.segment import SegmentWriter
 from tests.decoder.test_recordings import HELLO, frames
 writer = SegmentWriter(Path(sys.argv[1]), HELLO)
 for frame in frames(100_000, size=4000):

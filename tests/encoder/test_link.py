@@ -15,7 +15,7 @@ import grpc
 import numpy as np
 import pytest
 
-from decoder.recordings.segment import Segment
+from protos.segment import Segment
 from decoder.settings import Settings
 from encoder import link as link_module
 from encoder import sinks
