@@ -70,7 +70,10 @@ class NewestFrame:
         return self._closed and self._frame is None
 
 
-REASONS = ("newer frame", "rate lowered", "server away", "lost on the way", "size changed")
+REASONS = (
+    *("newer frame", "rate lowered", "server away", "lost on the way", "size changed"),
+    *("spool full", "spool old", "spool damaged", "spool unwritable"),
+)
 """Why a frame isn't sent, or was sent and never acknowledged."""
 
 
@@ -200,8 +203,8 @@ def run(
                 continue
             message, stages = packer.pack(frame, sequence, key)
             key = False
-            sink.send(pb.PublishRequest(frame=message))
-            _note(account, message, stages)
+            if sink.send(pb.PublishRequest(frame=message)):
+                _note(account, message, stages)
             if observer:
                 observer(message, stages, time.time_ns())
     finally:

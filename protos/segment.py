@@ -182,6 +182,12 @@ def key_before(entries: Sequence[Entry], time_ns: int) -> int | None:
     return offsets[-1] if offsets else None
 
 
+def key_of(entries: Sequence[Entry], sequence: int) -> int | None:
+    """Offset of the key frame that a frame is built on, by its sequence; None for the first frame."""
+    offsets = [entry.offset for entry in entries if entry.key and entry.sequence <= sequence]
+    return offsets[-1] if offsets else None
+
+
 def with_base(frames: Iterable[tuple[pb.Frame, int]], sequence: int = 0) -> Iterator[pb.Frame]:
     """Frames but for those whose base, after damage, isn't the frame before.
 

@@ -1,4 +1,4 @@
-"""Which frames of a camera's runs are recorded: known from the segments themselves, so that a restart forgets nothing."""
+"""Which frames of a camera's runs are recorded: known from the segments, so that a restart forgets nothing."""
 
 import logging
 from array import array

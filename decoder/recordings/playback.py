@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from decoder.admission import Refusal, next_levels
 from decoder.catalogue import Catalogue, fit_rows
-from protos.segment import SUFFIX, Entry, Segment, SegmentError, key_before, last_entry, with_base
 from decoder.recordings.store import Store
+from protos.segment import SUFFIX, Entry, Segment, SegmentError, key_before, last_entry, with_base
 from protos.v1 import veilcam_pb2 as pb
 
 _T = TypeVar("_T")

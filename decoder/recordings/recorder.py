@@ -11,7 +11,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -191,9 +191,7 @@ class Recorder:
             track = self._late[hello.camera] = Track(hello, told, late=True)
         return track
 
-    def offer_late(
-        self, track: Track, frame: pb.Frame, levels: NDArray[np.int8], received_ns: int, done: Done
-    ) -> None:
+    def offer_late(self, track: Track, frame: pb.Frame, levels: NDArray[np.int8], received_ns: int, done: Done) -> None:
         """Record a frame of a backlog. The next is offered when this one is done.
 
         Args:
@@ -376,17 +374,6 @@ class Recorder:
             self._store.tidy(writing, full)
         except OSError as error:
             log.error("recordings in %s can't be tidied: %s", self._store.folder, error.strerror or error)
-
-
-def ranges(sequences: Iterable[int]) -> list[tuple[int, int]]:
-    """Sequences as ranges, both ends included."""
-    found: list[tuple[int, int]] = []
-    for sequence in sequences:
-        if found and found[-1][1] == sequence - 1:
-            found[-1] = (found[-1][0], sequence)
-        else:
-            found.append((sequence, sequence))
-    return found
 
 
 def _levels_of(frame: pb.Frame, track: Track) -> NDArray[np.int8] | None:

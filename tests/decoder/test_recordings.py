@@ -28,11 +28,11 @@ from decoder.catalogue import SHIPPED, Catalogue, load_catalogue
 from decoder.recordings.film import part_of, write_film
 from decoder.recordings.playback import Playback, Recording, RecordingError, Shot
 from decoder.recordings.recorder import Recorder, SegmentLimits
-from protos.segment import Entry, Segment, SegmentError, SegmentWriter, index_of
 from decoder.recordings.store import Retention, Store
 from decoder.settings import Settings
 from encoder.packing import Packer
 from encoder.sampling import Operator
+from protos.segment import Entry, Segment, SegmentError, SegmentWriter, index_of
 from protos.v1 import veilcam_pb2 as pb
 from protos.v1.veilcam_pb2_grpc import ViewersStub
 from tests.conftest import StartService, frame_of, hello_of
