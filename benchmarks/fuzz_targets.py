@@ -20,10 +20,10 @@ from google.protobuf.message import DecodeError
 from decoder.access import AccessError
 from decoder.access.people import read_people
 from decoder.admission import Policy, Refusal, check_frame, check_hello, next_levels
-from decoder.recordings.segment import Segment, SegmentError, SegmentWriter, index_of, key_before, last_time, with_base
 from decoder.settings import SettingsError, read_settings
 from encoder.sampling import Operator, OperatorError, finest_steps
 from protos.payload import Payload, PayloadError, Plane
+from protos.segment import Segment, SegmentError, SegmentWriter, index_of, key_before, last_time, with_base
 from protos.v1 import veilcam_pb2 as pb
 from train import settings as runs
 

@@ -28,8 +28,8 @@ from typing import Any
 
 from benchmarks.processes import Service, end, free_port, serving
 from benchmarks.viewer import PATIENCE_S, Viewer, viewing
-from decoder.recordings.segment import SUFFIX, Segment
 from encoder.cli import encode
+from protos.segment import SUFFIX, Segment
 
 CAMERA = "camera"
 SOURCE = "pattern:64x48@10"

@@ -83,6 +83,20 @@ class Camera:
         self.look()
         self._viewers_changed()
 
+    def repeats(self, measurement: Measurement) -> bool:
+        """Whether a frame came before, on another stream of the same run of the camera, or one after it did."""
+        newest, epoch = self.newest, measurement.stream.hello.epoch
+        if not epoch or newest is None or newest.stream is measurement.stream or newest.stream.hello.epoch != epoch:
+            return False
+        return measurement.sequence <= newest.sequence
+
+    def repeat(self, measurement: Measurement, size: int) -> None:
+        """A frame came again, in a message of ``size`` bytes: it isn't shown again."""
+        self.tally.received += 1
+        self.tally.bytes += size
+        self.tally.fates["repeated"] += 1
+        measurement.stream.settle(measurement.sequence)
+
     def lack_base(self, size: int) -> None:
         """A difference came whose base isn't here, in a message of ``size`` bytes."""
         self.tally.received += 1

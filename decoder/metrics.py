@@ -124,8 +124,16 @@ class _Frames(Collector):
         lost = CounterMetricFamily(
             "veilcam_unrecorded_frames", "Frames that the disk had no time or room for.", labels=["camera"]
         )
+        late = CounterMetricFamily(
+            "veilcam_backlog_frames", "Of the frames recorded, those that came in a backlog.", labels=["camera"]
+        )
+        repeated = CounterMetricFamily(
+            "veilcam_repeated_frames", "Frames that came when they were recorded already.", labels=["camera"]
+        )
         for name, each_recorded in self._recorded().items():
             frames.add_metric([name], each_recorded.frames)
             written.add_metric([name], each_recorded.bytes)
             lost.add_metric([name], each_recorded.dropped)
-        yield from (frames, written, lost)
+            late.add_metric([name], each_recorded.late)
+            repeated.add_metric([name], each_recorded.repeated)
+        yield from (frames, written, lost, late, repeated)

@@ -1,9 +1,10 @@
 """The gRPC side: ``Cameras`` and ``Viewers`` of ``veilcam.v1``, and where a refusal becomes a status."""
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from functools import partial
 from typing import Any, NoReturn
@@ -19,10 +20,11 @@ from decoder.access.tls import names_in
 from decoder.admission import Policy, Refusal, check_hello, check_size, invalid
 from decoder.cameras import Camera, Cameras
 from decoder.catalogue import Catalogue
+from decoder.pace import Pace
 from decoder.pictures import Picture
 from decoder.reconstruction import Worker
-from decoder.recordings.recorder import Recorder
-from decoder.stream import Stream
+from decoder.recordings.recorder import Done, Recorder
+from decoder.stream import Measurement, Stream
 from protos.v1 import veilcam_pb2 as pb
 from protos.v1.veilcam_pb2_grpc import CamerasServicer, ViewersServicer
 
@@ -69,8 +71,8 @@ class CamerasService(CamerasServicer):
             camera = self._cameras.connect(stream)
             hello = stream.hello
             if self._recorder is not None:
-                loop = asyncio.get_running_loop()
-                self._recorder.begin(hello, partial(loop.call_soon_threadsafe, stream.ask_key))
+                stream.recorded = False
+                self._recorder.begin(hello, _here(stream.ask_key), _here(stream.keep))
             log.info("camera %s connected from %s: %d×%d", camera.name, peer, hello.width, hello.height)
             yield pb.PublishResponse(accepted=pb.Accepted(max_payload_bytes=self._policy.payload_bytes))
             async with aclosing(self._frames(request_iterator, camera, stream)) as acknowledgements:
@@ -86,6 +88,56 @@ class CamerasService(CamerasServicer):
                     self._recorder.end(camera.name)
                 self._cameras.disconnect(camera, stream)
                 log.info("camera %s disconnected", camera.name)
+
+    async def Backlog(  # noqa: N802 - gRPC's name
+        self,
+        request_iterator: AsyncIterator[pb.PublishRequest],
+        context: "aio.ServicerContext[pb.PublishRequest, pb.BacklogResponse]",
+    ) -> pb.BacklogResponse:
+        name = "(unknown)"
+        try:
+            first = await _first(request_iterator)
+            if self._certified and first is not None and first.HasField("hello"):
+                _check_name(first.hello.camera, context)
+            stream = self._admit(first)
+            name = stream.hello.camera
+            return await self._late(request_iterator, stream)
+        except Refusal as refusal:
+            log.warning("backlog of camera %s at %s refused: %s", name, context.peer(), refusal)
+            await _abort(context, refusal)
+
+    async def _late(self, requests: AsyncIterator[pb.PublishRequest], stream: Stream) -> pb.BacklogResponse:
+        """Record a backlog, frame by frame: what is live goes first, on disk as well."""
+        name = stream.hello.camera
+        if self._recorder is None:
+            raise Refusal(grpc.StatusCode.UNIMPLEMENTED, "server", "nothing is recorded here")
+        if not stream.hello.epoch:
+            raise invalid("hello.epoch", "0, expected the number of the camera's run")
+        camera, pace = self._publishing(name), Pace(name, self._policy)
+        track = self._recorder.begin_late(stream.hello)
+        frames, before = 0, track.told.late
+        while (request := await self._within_silence(requests)) is not None:
+            if not request.HasField("frame"):
+                raise invalid("message", "expected a frame after the hello")
+            measurement = await stream.receive(request.frame)
+            if measurement is None:
+                problem = f"{request.frame.base_sequence} isn't the frame before, expected that or a key frame"
+                raise invalid("frame.base_sequence", problem)
+            self._publishing(name)
+            offer = partial(self._recorder.offer_late, track, request.frame, measurement.levels, time.time_ns())
+            await _written(offer)
+            frames += 1
+            await asyncio.sleep(pace.wait_after(len(request.frame.payload), camera.lately))
+        await _written(partial(self._recorder.flush_late, track))
+        recorded = track.told.late - before
+        return pb.BacklogResponse(recorded=recorded, repeated=frames - recorded)
+
+    def _publishing(self, name: str) -> Camera:
+        camera = self._cameras.get(name)
+        if camera is None or camera.stream is None:
+            problem = f"{name!r} isn't publishing, what is live comes first"
+            raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, "hello.camera", problem)
+        return camera
 
     def _admit(self, first: pb.PublishRequest | None) -> Stream:
         if first is None or not first.HasField("hello"):
@@ -105,7 +157,7 @@ class CamerasService(CamerasServicer):
                 await stream.news.wait()
                 if stream.problem:
                     raise stream.problem
-                if over := reader.done() and stream.settled:
+                if over := reader.done() and stream.settled and stream.recorded:
                     camera.part(stream)
                 stream.news.clear()
                 yield stream.acknowledgement()
@@ -121,12 +173,9 @@ class CamerasService(CamerasServicer):
                     raise invalid("message", "expected a frame after the hello")
                 measurement = await stream.receive(request.frame)
                 size = len(request.frame.payload)
-                if measurement is None:
-                    camera.lack_base(size)
-                elif camera.stream is stream and not stream.problem:
-                    camera.see(measurement, size)
-                    if self._recorder is not None:
-                        self._recorder.offer(camera.name, request.frame, time.time_ns())
+                if camera.stream is not stream or stream.problem:
+                    continue
+                self._take(camera, stream, measurement, request.frame)
                 if wait := camera.pace.wait_after(size, camera.lately):
                     stream.ask_lower()
                     await asyncio.sleep(wait)
@@ -136,7 +185,29 @@ class CamerasService(CamerasServicer):
             log.exception("camera %s: its stream can't be read on", stream.hello.camera)
             stream.end(Refusal(grpc.StatusCode.INTERNAL, "frame", "the server failed, see its log"))
         finally:
+            if self._recorder is not None and camera.stream is stream:
+                ended = _here(stream.end_recording)
+                self._recorder.end(camera.name, lambda _: ended())
+            else:
+                stream.recorded = True
             stream.news.set()
+
+    def _take(self, camera: Camera, stream: Stream, measurement: Measurement | None, frame: pb.Frame) -> None:
+        """A frame has come, or a difference (None) whose base isn't here."""
+        size = len(frame.payload)
+        if measurement is None:
+            camera.lack_base(size)
+            if self._recorder is not None:
+                self._recorder.miss(camera.name)
+            return
+        if camera.repeats(measurement):
+            camera.repeat(measurement, size)
+        else:
+            camera.see(measurement, size)
+        if self._recorder is not None:
+            self._recorder.offer(camera.name, frame, time.time_ns())
+        else:
+            stream.keep([measurement.sequence])
 
     async def _within_silence(self, requests: AsyncIterator[pb.PublishRequest]) -> pb.PublishRequest | None:
         try:
@@ -221,6 +292,30 @@ class ViewersService(ViewersServicer):
         if rendition not in given:
             problem = f"this server gives {WHO.get().name} only {', '.join(given)} pictures"
             raise Refusal(grpc.StatusCode.PERMISSION_DENIED, "watch.rendition", problem)
+
+
+def _here(tell: Callable[..., object]) -> Callable[..., None]:
+    """A function for other threads that calls one in this one's loop."""
+    loop = asyncio.get_running_loop()
+
+    def told(*what: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is over, and with it whoever is told
+            loop.call_soon_threadsafe(tell, *what)
+
+    return told
+
+
+async def _written(offer: Callable[[Done], object]) -> None:
+    """Wait until the recorder is done with what it is offered."""
+    done: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+
+    def resolve(problem: str | None) -> None:
+        if not done.done():
+            done.set_result(problem)
+
+    offer(_here(resolve))
+    if problem := await done:
+        raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "server", f"a backlog can't be recorded now: {problem}")
 
 
 def _check_name(camera: str, context: "aio.ServicerContext[Any, Any]") -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections import Counter, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,9 +17,10 @@ from protos.v1 import veilcam_pb2 as pb
 _ASK_LOWER_EVERY_S = 1.0
 _LASTING_DROPS, _LASTING_DROPS_S = 5, 2.0
 
-FATES = ("shown", "newer", "unwatched", "no_base", "failed")
+FATES = ("shown", "newer", "unwatched", "no_base", "failed", "repeated")
 """What a frame comes to: shown in one rendition or more; watched, and never shown because a newer one came; passed by
-while nobody watched; a difference whose base isn't here; lost with an engine that failed, and shown in no rendition."""
+while nobody watched; a difference whose base isn't here; lost with an engine that failed, and shown in no rendition;
+sent again by a camera that didn't know that it had come."""
 
 
 @dataclass(eq=False)
@@ -82,6 +84,9 @@ class Stream:
         self._drops: deque[float] = deque(maxlen=_LASTING_DROPS)
         self._changes: set[pb.Change.ValueType] = set()
         self._asked_lower = 0.0
+        self._kept: list[tuple[int, int]] = []
+        self.recorded = True
+        """Whether nothing more happens with any frame on its way to disk."""
 
     async def receive(self, frame: pb.Frame) -> Measurement | None:
         """Check and unpack a frame. None for a delta whose base isn't here; the camera is asked for a key frame.
@@ -123,6 +128,16 @@ class Stream:
             self._shown = (picture.sequence, picture.shown_time_ns)
             self.news.set()
 
+    def keep(self, sequences: list[int]) -> None:
+        """Frames are recorded and flushed to disk, or received where nothing is recorded."""
+        self._kept += ranges(sequences)
+        self.news.set()
+
+    def end_recording(self) -> None:
+        """Nothing more happens with any frame on its way to disk."""
+        self.recorded = True
+        self.news.set()
+
     def settle(self, sequence: int) -> None:
         """Nothing more happens with the frames up to this one."""
         if sequence > self._settled:
@@ -151,8 +166,9 @@ class Stream:
             self._change(pb.CHANGE_LOWER_RATE)
 
     def acknowledgement(self) -> pb.Acknowledgement:
-        """The newest state; what to change is said once."""
+        """The newest state; what to change and what is kept are said once."""
         changes, self._changes = self._changes, set()
+        kept, self._kept = self._kept, []
         return pb.Acknowledgement(
             received=self._received,
             shown=self._shown[0],
@@ -161,8 +177,20 @@ class Stream:
             changes=sorted(changes),
             settled=self._settled,
             unwatched=self._unwatched,
+            kept=[pb.Sequences(first=first, last=last) for first, last in kept],
         )
 
     def _change(self, change: "pb.Change.ValueType") -> None:
         self._changes.add(change)
         self.news.set()
+
+
+def ranges(sequences: Iterable[int]) -> list[tuple[int, int]]:
+    """Sequences as ranges, both ends included."""
+    found: list[tuple[int, int]] = []
+    for sequence in sequences:
+        if found and found[-1][1] == sequence - 1:
+            found[-1] = (found[-1][0], sequence)
+        else:
+            found.append((sequence, sequence))
+    return found

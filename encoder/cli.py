@@ -24,6 +24,8 @@ from encoder.sampling import Operator, OperatorError
 from encoder.sinks import FileSink, Sink, SinkError
 from encoder.sources import Frame, Source, SourceError, open_source, source_class
 from encoder.sources.watched import SILENCE_S, WatchedSource
+from encoder.spool import LEAST_BYTES, Spool, SpoolError
+from encoder.spooled import SpooledLink
 from encoder.tls import Tls, TlsError
 from protos.rules import CAMERA_NAME, CAMERA_NAME_TOLD
 from protos.v1 import veilcam_pb2 as pb
@@ -77,12 +79,22 @@ def encode(
     silence_seconds: Annotated[
         float, typer.Option(min=0.5, max=60, help="open a camera again that has given no frame for so long")
     ] = SILENCE_S,
+    spool: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="keep frames here until the server has them [none: newest wins]")
+    ] = None,
+    spool_size: Annotated[
+        int, typer.Option(metavar="BYTES", min=LEAST_BYTES, help="of the spool at most; the oldest frames go first")
+    ] = 1 << 30,
+    spool_hours: Annotated[float, typer.Option(min=0.001, help="drop frames of the spool that are older")] = 168.0,
+    spool_rate: Annotated[
+        float, typer.Option(min=0.1, help="frames of the spool a second at most, beside those that are live")
+    ] = 30.0,
     log_json: Annotated[bool, typer.Option("--log-json", help="log lines as JSON, no live line")] = False,
 ) -> None:
     """Sample a camera's pictures with Φ and stream the measurements to a decoder service.
 
     A server that is away, at the start or later, is tried again for ever; what a camera sees meanwhile is dropped and
-    counted. A camera that gives nothing any more is opened again for ever.
+    counted, or with --spool kept and sent later. A camera that gives nothing any more is opened again for ever.
 
     Exit codes: 0 ended, or stopped with Ctrl-C once the source gave frames; 1 the source or the file broke on the way,
     the server refused this camera from the start, was away when the source ended, or for longer than
@@ -112,13 +124,29 @@ def encode(
     if first is None:
         _fail(UNUSABLE, f"{opened.name}: gives no frames")
     lossless = as_fast_as_possible and not opened.live
+    if spool and (out or lossless):
+        why = "a file that is written needs none" if out else "--as-fast-as-possible waits for the server anyway"
+        _fail(UNUSABLE, f"--spool: {why}")
     if as_fast_as_possible and opened.live:
         log.warning("--as-fast-as-possible is for files, folders and the pattern; a camera keeps its own pace")
     account = Account(colour=first.colour)
     _stop_on_signals(stop)
     hello = _hello(name, packer.operator, first, opened.frame_rate)
+    sink: Sink
     try:
-        sink = _open_sink(server, out, hello, account, lossless, opened.live, give_up_seconds, tls)
+        if spool:
+            late = Spool(spool, name, spool_size, spool_hours, account.dropped)
+            hello.epoch = late.epoch
+            if late.waiting:
+                log.info("spool %s: %d frames of runs before are to be sent", late.folder, late.waiting)
+            sink = SpooledLink(
+                *(server, hello, account.dropped, late, spool_rate),
+                resizable=opened.live, give_up_s=give_up_seconds, tls=tls,
+            )  # fmt: skip
+        else:
+            sink = _open_sink(server, out, hello, account, lossless, opened.live, give_up_seconds, tls)
+    except SpoolError as error:
+        _fail(UNUSABLE, str(error))
     except SinkError as error:
         _fail(BROKE, str(error))
     log.info(
@@ -157,7 +185,10 @@ def encode(
 
 def _hello(name: str, operator: Operator, first: Frame, frame_rate: float) -> pb.Hello:
     height, width = first.luma.shape
-    return pb.Hello(camera=name, operator_id=operator.id, width=width, height=height, frame_rate=frame_rate)
+    epoch = time.time_ns() // 1_000_000
+    return pb.Hello(
+        camera=name, operator_id=operator.id, width=width, height=height, frame_rate=frame_rate, epoch=epoch
+    )
 
 
 def _open(source: str, paced: bool, silence_s: float, stop: threading.Event) -> Source:
@@ -217,14 +248,15 @@ def _line(account: Account, source: Source, sink: Sink) -> str:
     if isinstance(source, WatchedSource) and source.away_since:
         return f"no frames since {source.away_since}"
     if isinstance(sink, ServerLink) and sink.away_since:
-        return f"server away since {sink.away_since}, dropped here {account.dropped.total()}"
+        spooled = f", {sink.spool.told()}" if isinstance(sink, SpooledLink) else ""
+        return f"server away since {sink.away_since}, dropped here {account.dropped.total()}{spooled}"
     rate, kbit_s = account.recent()
     mean, told = account.stage_means(), sink.progress
     return (
         f"{rate:.1f} fps · {kbit_s:.0f} kbit/s · ms: capture {mean.capture:.1f}, sample {mean.sample:.1f}, "
         f"quantise {mean.quantise:.1f}, pack {mean.pack:.1f} · sent {account.sent}, received {told.received}, "
         f"shown {told.shown}, unwatched {told.unwatched}, dropped here {account.dropped.total()}, "
-        f"at the server {told.dropped}"
+        f"at the server {told.dropped}" + (f" · {sink.spool.told()}" if isinstance(sink, SpooledLink) else "")
     )
 
 
@@ -236,6 +268,7 @@ def _summary(account: Account, source: Source, sink: Sink, seconds: float) -> st
         f"{seconds:.1f} s: captured {account.captured}, sent {account.sent} ({account.keys} key), "
         f"{account.bytes_sent * 8 / 1000 / max(seconds, 1e-3):.0f} kbit/s; dropped here: {reasons}; "
         + (f"acknowledged up to {told.received}, {answered}" if isinstance(sink, ServerLink) else f"in {sink.name}")
+        + (f"; {sink.spool.told()}" if isinstance(sink, SpooledLink) else "")
         + (_absences("server away", sink.outages, sink.seconds_away) if isinstance(sink, ServerLink) else "")
         + (_absences("no frames", source.outages, source.seconds_away) if isinstance(source, WatchedSource) else "")
     )

@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 
 import grpc
 
@@ -136,9 +137,8 @@ class ServerLink:
         lost, self._lost = self._lost, False
         return lost
 
-    def send(self, message: pb.PublishRequest) -> None:
-        if self._sink is not None:
-            self._sink.send(message)
+    def send(self, message: pb.PublishRequest) -> bool:
+        return self._sink is not None and self._sink.send(message)
 
     def resize(self, width: int, height: int) -> bool:
         if not self._resizable:
@@ -195,11 +195,21 @@ class ServerLink:
         sink, self._sink = self._sink, None
         if sink is not None:
             self._before = self._before.then(sink.progress)
-            unacknowledged = sink.unacknowledged
-            self._lost = self._lost or (self._lossless and unacknowledged > 0)
-            if not self._lossless:
-                self._dropped["lost on the way"] += unacknowledged
+            self._lost = self._lost or (self._lossless and sink.unacknowledged > 0)
+            self._lose(sink)
         return sink
+
+    def _lose(self, sink: ServerSink) -> None:
+        """A connection is over: count what was on the way on it."""
+        if not self._lossless:
+            self._dropped["lost on the way"] += sink.unacknowledged
+
+    def _kept(self, kept: Sequence[pb.Sequences]) -> None:
+        """The server has told what it keeps; from the connection's own thread."""
+
+    def _also(self) -> str:
+        """What else is to be said when frames flow again."""
+        return ""
 
     def _start(self, before: ServerSink | None, wait_s: float, whole: bool = False) -> threading.Thread:
         arguments = (before, wait_s, whole)
@@ -219,7 +229,7 @@ class ServerLink:
             (before.close if whole else before.drop)()
         while not self._stop.wait(wait_s):
             try:
-                sink = ServerSink(self.name, self._hello, self._lossless, self._stop, self._tls)
+                sink = ServerSink(self.name, self._hello, self._lossless, self._stop, self._tls, self._kept)
             except SinkError as error:
                 if self._stop.is_set():
                     return
@@ -264,6 +274,6 @@ class ServerLink:
         self._seconds_away += outage.seconds
         lost = self._dropped - self._lost_before
         log.info(
-            "%s: frames flow again after %.1f s (since %s); frames not sent meanwhile: %d, lost on the way: %d",
-            *(self.name, outage.seconds, outage.since, lost["server away"], lost["lost on the way"]),
+            "%s: frames flow again after %.1f s (since %s); frames not sent meanwhile: %d, lost on the way: %d%s",
+            *(self.name, outage.seconds, outage.since, lost["server away"], lost["lost on the way"], self._also()),
         )

@@ -71,7 +71,10 @@ class NewestFrame:
         return self._closed and self._frame is None
 
 
-REASONS = ("newer frame", "rate lowered", "server away", "lost on the way", "size changed")
+REASONS = (
+    *("newer frame", "rate lowered", "server away", "lost on the way", "size changed"),
+    *("spool full", "spool old", "spool damaged", "spool unwritable"),
+)
 """Why a frame isn't sent, or was sent and never acknowledged."""
 
 
@@ -178,11 +181,11 @@ def run(
                 continue
             message, stages = packer.pack(frame, sequence, key)
             key = False
-            sink.send(pb.PublishRequest(frame=message))
+            if sink.send(pb.PublishRequest(frame=message)):
+                _note(account, message, stages)
             if not lossless:
                 throttle.sent(waited, account.recent()[0])
             waited = False
-            _note(account, message, stages)
             if observer:
                 observer(message, stages, time.time_ns())
     finally:

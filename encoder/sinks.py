@@ -4,7 +4,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -94,7 +94,9 @@ class Sink(Protocol):
         """Take frames of another size from now on; False if it can't."""
         ...
 
-    def send(self, message: pb.PublishRequest) -> None: ...
+    def send(self, message: pb.PublishRequest) -> bool:
+        """Whether it is on its way; False if it waits for later."""
+        ...
 
     def close(self) -> None: ...
 
@@ -108,6 +110,7 @@ class ServerSink:
         lossless: send a frame once the one before it is settled, so that every one is shown to whoever watches.
         stop: set from another thread, gives up connecting.
         tls: what is shown to the server and whom it is taken for; none speaks no TLS.
+        kept: is told which frames the server keeps, in another thread.
 
     Raises:
         SinkError: no service answers there, or it refuses the hello.
@@ -117,9 +120,10 @@ class ServerSink:
 
     def __init__(
         self, address: str, hello: pb.Hello, lossless: bool = False, stop: threading.Event | None = None,
-        tls: Tls | None = None,
+        tls: Tls | None = None, kept: Callable[[Sequence[pb.Sequences]], object] | None = None,
     ) -> None:  # fmt: skip
         self.name = address
+        self._kept = kept
         self._lossless = lossless
         self._stop = stop or threading.Event()
         self._sent = 0
@@ -133,7 +137,7 @@ class ServerSink:
         self._over = False
         self._requests: queue.SimpleQueue[pb.PublishRequest | None] = queue.SimpleQueue()
         self._tls = tls
-        self._channel = _channel(address, tls)
+        self._channel = open_channel(address, tls)
         try:
             self._wait_for_channel()
         except SinkError:
@@ -169,12 +173,22 @@ class ServerSink:
         """
         with self._news:
             ready = self._news.wait_for(lambda: self._over or self._room(), timeout)
-            silent = self._sent > self._progress.received and time.monotonic() - self._heard > UNANSWERED_S
+            silent = self.is_silent(UNANSWERED_S)
         if self._over:
             raise self._problem or SinkError(f"{self.name}: the server ended the stream")
         if silent:
             raise SinkError(f"{self.name}: the server has acknowledged nothing for {UNANSWERED_S:.0f} s")
         return ready
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a frame could be sent now."""
+        with self._news:
+            return not self._over and self._room()
+
+    def is_silent(self, seconds: float) -> bool:
+        """Whether the server has frames to acknowledge and has said nothing for so long."""
+        return self._sent > self._progress.received and time.monotonic() - self._heard > seconds
 
     def take_changes(self) -> set[int]:
         """Changes that the server asked for since the last call."""
@@ -188,13 +202,14 @@ class ServerSink:
     def resize(self, width: int, height: int) -> bool:
         return False
 
-    def send(self, message: pb.PublishRequest) -> None:
+    def send(self, message: pb.PublishRequest) -> bool:
         with self._news:
             if self._sent <= self._progress.received:
                 self._heard = time.monotonic()
             self._sent = message.frame.sequence
             self._waiting.append(self._sent)
         self._requests.put(message)
+        return True
 
     def drop(self) -> None:
         """End it at once, whatever is on the way."""
@@ -254,6 +269,8 @@ class ServerSink:
                         while self._waiting and self._waiting[0] <= done:
                             self._waiting.popleft()
                     self._news.notify_all()
+                if self._kept and response.acknowledgement.kept:
+                    self._kept(response.acknowledgement.kept)
         except grpc.RpcError as error:
             problem = SinkError(f"{self.name}: {_explained(error)}", error.code())
         finally:
@@ -293,9 +310,10 @@ class FileSink:
     def resize(self, width: int, height: int) -> bool:
         return False
 
-    def send(self, message: pb.PublishRequest) -> None:
+    def send(self, message: pb.PublishRequest) -> bool:
         self._write(message)
         self._sent = message.frame.sequence
+        return True
 
     def close(self) -> None:
         try:
@@ -318,7 +336,12 @@ def read_messages(path: Path) -> Iterator[pb.PublishRequest]:
             yield message
 
 
-def _channel(address: str, tls: Tls | None) -> grpc.Channel:
+def open_channel(address: str, tls: Tls | None) -> grpc.Channel:
+    """A channel of its own to a decoder service, which connects when it is used.
+
+    Raises:
+        SinkError: the files of ``tls`` aren't what they should be any more.
+    """
     if tls is None:
         return grpc.insecure_channel(address, _OPTIONS)
     try:

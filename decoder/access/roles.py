@@ -47,6 +47,7 @@ TABLE: dict[str, frozenset[Role]] = {
     "/healthz": ANYONE,
     "/readyz": ANYONE,
     "/veilcam.v1.Cameras/Publish": frozenset({Role.CAMERA}),
+    "/veilcam.v1.Cameras/Backlog": frozenset({Role.CAMERA}),
     "/veilcam.v1.Viewers/Watch": WATCHING,
     "/veilcam.v1.Viewers/Cameras": WATCHING,
     "/grpc.health.v1.Health/Check": ANYONE,

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from decoder.admission import Refusal, next_levels
 from decoder.catalogue import Catalogue, fit_rows
-from decoder.recordings.segment import SUFFIX, Entry, Segment, SegmentError, key_before, last_time, with_base
 from decoder.recordings.store import Store
+from protos.segment import SUFFIX, Entry, Segment, SegmentError, key_before, last_entry, with_base
 from protos.v1 import veilcam_pb2 as pb
 
 _T = TypeVar("_T")
@@ -126,7 +126,7 @@ class Playback:
         """When a camera was recorded: first and last capture time of each stretch without a long gap."""
         spans: list[tuple[int, int]] = []
         for kept in self._store.segments(camera):
-            end_ns = max(kept.start_ns, last_time(kept.path) or 0)
+            end_ns = max(kept.start_ns, _last_time(kept.path))
             if spans and kept.start_ns - spans[-1][1] < _GAP_NS:
                 spans[-1] = (spans[-1][0], max(end_ns, spans[-1][1]))
             else:
@@ -185,6 +185,14 @@ class Playback:
             entries = segment.entries()
         _remember(self._entries, segment.path, (stamp, entries))
         return entries
+
+
+def _last_time(path: Path) -> int:
+    try:
+        last = last_entry(path)
+    except (SegmentError, OSError):
+        return 0  # deleted meanwhile, or nothing that can be shown
+    return last.capture_time_ns if last is not None else 0
 
 
 def _remember(places: OrderedDict[Path, _T], path: Path, what: _T) -> None:

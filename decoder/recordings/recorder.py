@@ -1,7 +1,10 @@
 """The recorder: frames of all cameras, as they came, into segments. The live stream never waits for it.
 
-camera's stream ─▶ offer (bounded) ─▶ writer thread ─▶ segment
+camera's stream ─▶ offer (bounded) ─▶ writer thread ─▶ segment ─▶ flushed: kept, and told so
                      │ full: dropped, counted, and that camera is asked for a key frame to go on with
+its backlog ─▶ offer_late (one at a time) ─▶ the same thread ─▶ segments of its own, that lie between the others in time
+
+A frame that is recorded already is passed over. One that is a difference to such a frame is coded anew as a key frame.
 """
 
 import logging
@@ -9,16 +12,25 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from decoder.recordings.segment import SegmentWriter
+import numpy as np
+from numpy.typing import NDArray
+
+from decoder.admission import next_levels
+from decoder.recordings.held import Held, Span
 from decoder.recordings.store import Store
+from protos.payload import Payload, Plane, announcement
+from protos.segment import SegmentWriter
 from protos.v1 import veilcam_pb2 as pb
 
 log = logging.getLogger("veilcam.decode")
 
 _TIDY_EVERY_S = 10.0
 _FLUSH_EVERY_S = 2.0
+_LOOK_EVERY_S = 0.5
+_LATE_IDLE_S = 30.0
+"""A segment of a backlog ends when nothing came for so long."""
 
 
 @dataclass(frozen=True)
@@ -37,19 +49,64 @@ class Recorded:
     bytes: int = 0
     dropped: int = 0
     """Received but not recorded, because the disk couldn't keep up or was full."""
+    late: int = 0
+    """Of the frames, those that came in a backlog."""
+    repeated: int = 0
+    """Received, live or in a backlog, when they were recorded already."""
+
+
+def _nobody(*_: object) -> None:
+    """Whom there is nothing to tell."""
 
 
 @dataclass(eq=False)
-class _Track:
-    """One stream of a camera on its way to disk."""
+class Track:
+    """One stream of a camera, or its backlogs of one run, on the way to disk. All but the first four the writer's own.
+
+    Attributes:
+        kept: is told the sequences of frames that are flushed to disk.
+        needs_key: only a key frame can be offered now.
+        gap: frames of it were dropped since the last one that is on its way.
+        last: sequence of the frame written last, and when it was captured.
+        passed: sequence of a frame that was passed over since, if one was, and its measurements if they are known.
+        unkept: written, or found to be recorded, and not yet flushed.
+    """
 
     hello: pb.Hello
-    ask_key: Callable[[], object]
     told: Recorded
+    ask_key: Callable[[], object] = _nobody
+    kept: Callable[[list[int]], object] = _nobody
+    late: bool = False
     needs_key: bool = True
+    gap: bool = False
     writer: SegmentWriter | None = None
+    span: Span | None = None
+    last: tuple[int, int] = (0, 0)
+    passed: tuple[int, NDArray[np.int8] | None] | None = None
+    unkept: list[int] = field(default_factory=list)
+    repeats: bool = False
     began: float = 0.0
     flushed: float = 0.0
+
+
+Done = Callable[[str | None], object]
+"""Is told that it is done, or why it couldn't be; in the writer's thread."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Offer:
+    """What the writer is to do: write a frame, or end a stream, or bring a backlog onto the disk.
+
+    Attributes:
+        apart: frames are missing before this one that may come in a backlog: it begins a segment.
+    """
+
+    track: Track
+    frame: pb.Frame | None = None
+    received_ns: int = 0
+    apart: bool = False
+    levels: NDArray[np.int8] | None = None
+    done: Done = _nobody
 
 
 class Recorder:
@@ -63,34 +120,46 @@ class Recorder:
 
     def __init__(self, store: Store, limits: SegmentLimits = SegmentLimits(), waiting: int = 64 << 20) -> None:
         self._store, self._limits, self._most = store, limits, waiting
-        self._tracks: dict[str, _Track] = {}
-        self._queue: queue.SimpleQueue[tuple[_Track, pb.Frame | None, int] | None] = queue.SimpleQueue()
+        self._held = Held(store)
+        self._tracks: dict[str, Track] = {}
+        self._late: dict[str, Track] = {}
+        self._queue: queue.SimpleQueue[_Offer | None] = queue.SimpleQueue()
         self._waiting = 0
         self._lock = threading.Lock()
+        self._open: set[Track] = set()
         self._broken = False
         self._thread = threading.Thread(target=self._write_all, name="recorder", daemon=True)
         self._thread.start()
 
-    def begin(self, hello: pb.Hello, ask_key: Callable[[], object]) -> None:
+    def begin(
+        self, hello: pb.Hello, ask_key: Callable[[], object], kept: Callable[[list[int]], object] = _nobody
+    ) -> None:
         """A camera's new stream; its first frame is a key frame.
 
         Args:
             hello: what it said.
             ask_key: asks the camera for a key frame; called from any thread.
+            kept: is told the sequences of its frames that are flushed to disk; called from any thread.
         """
         self.end(hello.camera)
         old = self._tracks.get(hello.camera)
-        self._tracks[hello.camera] = _Track(hello, ask_key, old.told if old else Recorded())
+        self._tracks[hello.camera] = Track(hello, old.told if old else Recorded(), ask_key, kept)
 
-    def end(self, camera: str) -> None:
+    def end(self, camera: str, done: Done = _nobody) -> None:
         """The camera's stream is over, and with it its segment."""
         if camera in self._tracks:
-            self._queue.put((self._tracks[camera], None, 0))
+            self._queue.put(_Offer(self._tracks[camera], done=done))
 
     def forget(self, camera: str) -> None:
         """The server no longer knows the camera; what was recorded of it stays."""
-        self.end(camera)
+        self.end(camera, lambda _: self._held.forget(camera))
         self._tracks.pop(camera, None)
+        self._late.pop(camera, None)
+
+    def miss(self, camera: str) -> None:
+        """A frame of the camera's stream can't be recorded: it may come in a backlog, and the next is a key frame."""
+        with self._lock:
+            self._tracks[camera].gap = self._tracks[camera].needs_key = True
 
     def offer(self, camera: str, frame: pb.Frame, received_ns: int) -> bool:
         """Record a frame, unless the disk is too far behind. Returns whether it is on its way."""
@@ -101,15 +170,40 @@ class Recorder:
                 return False
             fits = self._waiting + size <= self._most
             track.needs_key = not fits
+            apart = frame.backlog_before or track.gap
             if fits:
+                track.gap = False
                 self._waiting += size
             else:
+                track.gap = True
                 track.told.dropped += 1
         if not fits:
             track.ask_key()
             return False
-        self._queue.put((track, frame, received_ns))
+        self._queue.put(_Offer(track, frame, received_ns, apart))
         return True
+
+    def begin_late(self, hello: pb.Hello) -> Track:
+        """A backlog of a camera that has begun; what it is to be offered with."""
+        track = self._late.get(hello.camera)
+        if track is None or track.hello != hello:
+            told = self._tracks[hello.camera].told
+            track = self._late[hello.camera] = Track(hello, told, late=True)
+        return track
+
+    def offer_late(self, track: Track, frame: pb.Frame, levels: NDArray[np.int8], received_ns: int, done: Done) -> None:
+        """Record a frame of a backlog. The next is offered when this one is done.
+
+        Args:
+            track: of ``begin_late``.
+            levels: the frame's measurements.
+            done: called from any thread; it isn't flushed then.
+        """
+        self._queue.put(_Offer(track, frame, received_ns, False, levels, done))
+
+    def flush_late(self, track: Track, done: Done) -> None:
+        """Bring what was offered of a backlog onto the disk itself."""
+        self._queue.put(_Offer(track, done=done))
 
     def told(self) -> dict[str, Recorded]:
         """How each camera's recording fares."""
@@ -121,83 +215,181 @@ class Recorder:
         self._thread.join(timeout)
 
     def _write_all(self) -> None:
-        open_tracks: set[_Track] = set()
-        tidied = 0.0
-        while (item := self._queue.get()) is not None:
-            track, frame, received_ns = item
-            if frame is None:
-                self._finish(track)
-                open_tracks.discard(track)
-                continue
-            with self._lock:
-                self._waiting -= len(frame.payload)
-            open_tracks.add(track)
+        tidied = looked = 0.0
+        while True:
+            try:
+                offer = self._queue.get(timeout=_LOOK_EVERY_S if self._open else None)
+            except queue.Empty:
+                pass
+            else:
+                if offer is None:
+                    break
+                self._take(offer)
             now = time.monotonic()
             if now - tidied > _TIDY_EVERY_S:
                 tidied = now
-                self._tidy(open_tracks)
-            try:
-                self._write(track, frame, received_ns, now)
-            except OSError as error:
-                self._failed(track, error, open_tracks)
-        for track in open_tracks:
+                self._tidy()
+            if now - looked > _LOOK_EVERY_S:
+                looked = now
+                self._look(now)
+        for track in self._open:
             self._finish(track)
 
-    def _write(self, track: _Track, frame: pb.Frame, received_ns: int, now: float) -> None:
-        key = frame.kind == pb.FRAME_KIND_KEY
-        if track.writer is not None and self._is_full(track.writer, now - track.began):
-            if key:
+    def _take(self, offer: _Offer) -> None:
+        track, problem = offer.track, None
+        if offer.frame is None:
+            problem = self._flush(track) if track.late else self._finish(track)
+            if not track.late:
+                self._open.discard(track)
+        else:
+            if not track.late:
+                with self._lock:
+                    self._waiting -= len(offer.frame.payload)
+            self._open.add(track)
+            try:
+                self._write(offer, offer.frame)
+            except OSError as error:
+                problem = error.strerror or str(error)
+                self._failed(track, problem)
+        offer.done(problem)
+
+    def _look(self, now: float) -> None:
+        """Flush what was written a while ago, and end backlogs of which nothing came for long."""
+        for track in list(self._open):
+            if track.unkept and now - track.flushed > _FLUSH_EVERY_S:
+                self._flush(track)
+            if track.late and now - track.began > _LATE_IDLE_S:
                 self._finish(track)
-            else:
-                track.ask_key()
-        if track.writer is None:
-            if not key:  # what it is a difference to was never written
+                self._open.discard(track)
+
+    def _write(self, offer: _Offer, frame: pb.Frame) -> None:
+        track, levels = offer.track, offer.levels
+        now, camera, epoch = time.monotonic(), track.hello.camera, track.hello.epoch
+        if not track.unkept:
+            track.flushed = now
+        if self._held.has(camera, epoch, frame.sequence):
+            track.passed = (frame.sequence, levels if levels is not None else _levels_of(frame, track))
+            track.unkept.append(frame.sequence)
+            track.repeats = True
+            with self._lock:
+                track.told.repeated += 1
+            return
+        self._end_before(track, frame, offer.apart and epoch > 0, now)
+        base = frame.base_sequence if frame.kind == pb.FRAME_KIND_DELTA else 0
+        if base and (track.writer is None or track.last[0] != base):
+            levels = levels if levels is not None else _levels_of(frame, track)
+            if levels is None:  # what it is a difference to was never written
                 with self._lock:
                     track.told.dropped += 1
+                    track.needs_key = True
+                track.ask_key()
                 return
-            path = self._store.place(track.hello.camera, frame.capture_time_ns)
-            track.writer, track.began, track.flushed = SegmentWriter(path, track.hello), now, now
-        before = track.writer.size
-        track.writer.append(frame, received_ns)
+            frame = _as_key(frame, levels)
+        track.passed = None
+        begun = track.writer is None
+        if track.writer is None:
+            path = self._store.place(camera, frame.capture_time_ns)
+            track.writer, track.began = SegmentWriter(path, track.hello), now
+        if track.late:
+            track.began = now
+        before = 0 if begun else track.writer.size
+        track.writer.append(frame, offer.received_ns)
+        if track.span is None:
+            track.span = self._held.begin(camera, epoch, track.writer.path, frame.sequence)
+        else:
+            self._held.add(camera, epoch, track.span, frame.sequence)
+        track.last = frame.sequence, frame.capture_time_ns
+        track.unkept.append(frame.sequence)
         with self._lock:
             track.told.frames += 1
+            track.told.late += track.late
             track.told.bytes += track.writer.size - before
-        if now - track.flushed > _FLUSH_EVERY_S:
-            track.flushed = now
-            track.writer.flush()
         if self._broken:
             self._broken = False
             log.info("recording goes on")
 
-    def _failed(self, track: _Track, error: OSError, open_tracks: set[_Track]) -> None:
+    def _end_before(self, track: Track, frame: pb.Frame, apart: bool, now: float) -> None:
+        """End a track's segment if this frame isn't to be in it."""
+        if track.writer is None:
+            return
+        key = frame.kind == pb.FRAME_KIND_KEY
+        full = self._is_full(track.writer, 0 if track.late else now - track.began)
+        if full and not key:
+            track.ask_key()
+        over = track.passed is not None or (key and (full or apart))
+        if track.late and not over:
+            before, captured_ns = track.last
+            over = frame.sequence <= before or frame.capture_time_ns < captured_ns
+            over = over or self._held.begins_between(track.hello.camera, track.hello.epoch, before, frame.sequence)
+        if over:
+            self._finish(track)
+
+    def _failed(self, track: Track, problem: str) -> None:
         """A frame couldn't be written: its segment ends, old ones make room, and the camera starts with a key frame."""
         if not self._broken:
             self._broken = True
-            log.error("recording of camera %s: %s; live pictures go on", track.hello.camera, error.strerror or error)
+            log.error("recording of camera %s: %s; live pictures go on", track.hello.camera, problem)
         self._finish(track)
-        with self._lock:
-            track.told.dropped += 1
-            track.needs_key = True
-        self._tidy(open_tracks, full=True)
+        if not track.late:
+            with self._lock:
+                track.told.dropped += 1
+                track.needs_key = True
+        self._tidy(full=True)
         track.ask_key()
 
     def _is_full(self, writer: SegmentWriter, seconds: float) -> bool:
         return seconds > self._limits.seconds or writer.size > self._limits.megabytes * (1 << 20)
 
-    def _finish(self, track: _Track) -> None:
-        writer, track.writer = track.writer, None
-        if writer is None:
-            return
-        try:
-            writer.flush()
-        except OSError as error:
-            log.error("recording %s: %s", writer.path, error.strerror or error)
-        finally:
-            writer.close()
+    def _flush(self, track: Track) -> str | None:
+        """Bring what a track has onto the disk itself, and say that it is kept; returns why it couldn't be."""
+        camera = track.hello.camera
+        others = [other for other in self._open if other.hello.camera == camera] if track.repeats else []
+        unkept, track.unkept, track.repeats = track.unkept, [], False
+        track.flushed = time.monotonic()
+        for each in {track, *others}:
+            if each.writer is None:
+                continue
+            try:
+                each.writer.flush()
+            except OSError as error:
+                problem = error.strerror or str(error)
+                log.error("recording %s: %s", each.writer.path, problem)
+                return problem
+        if unkept:
+            track.kept(unkept)
+        return None
 
-    def _tidy(self, open_tracks: set[_Track], full: bool = False) -> None:
-        writing = {track.writer.path for track in open_tracks if track.writer is not None}
+    def _finish(self, track: Track) -> str | None:
+        problem = self._flush(track)
+        if track.writer is not None:
+            track.writer.close()
+        if track.span is not None:
+            track.span.finish()
+        track.writer = track.span = None
+        return problem
+
+    def _tidy(self, full: bool = False) -> None:
+        writing = {track.writer.path for track in self._open if track.writer is not None}
         try:
             self._store.tidy(writing, full)
         except OSError as error:
             log.error("recordings in %s can't be tidied: %s", self._store.folder, error.strerror or error)
+
+
+def _levels_of(frame: pb.Frame, track: Track) -> NDArray[np.int8] | None:
+    """Measurements of a frame; None of a difference to a frame other than the one that was passed over before."""
+    before = None
+    if frame.kind == pb.FRAME_KIND_DELTA:
+        if track.passed is None or track.passed[0] != frame.base_sequence or track.passed[1] is None:
+            return None
+        before = track.passed[1]
+    return next_levels(frame, track.hello, announcement(frame.payload).block, before)
+
+
+def _as_key(frame: pb.Frame, levels: NDArray[np.int8]) -> pb.Frame:
+    """The same measurements, as a frame that needs no other."""
+    told = announcement(frame.payload)
+    key = pb.Frame.FromString(frame.SerializeToString())
+    key.kind, key.base_sequence = pb.FRAME_KIND_KEY, 0
+    key.payload = Payload(told.operator_id, told.block, (Plane(levels.astype(np.int16)),)).pack()
+    return key

@@ -8,7 +8,7 @@ import grpc
 from grpc import aio
 
 from decoder.recordings.playback import RecordingError
-from decoder.recordings.segment import Segment, key_before, with_base
+from protos.segment import Segment, key_before, with_base
 from protos.v1 import veilcam_pb2 as pb
 from protos.v1.veilcam_pb2_grpc import CamerasStub
 
@@ -71,13 +71,16 @@ async def _until_unread(
 async def _requests(
     segment: Segment, offset: int | None, speed: float, start_ns: int, end_ns: int, progress: Callable[[], None]
 ) -> AsyncIterator[pb.PublishRequest]:
-    yield pb.PublishRequest(hello=segment.hello)
+    hello = pb.Hello.FromString(segment.hello.SerializeToString())
+    hello.epoch = 0  # it may be played again
+    yield pb.PublishRequest(hello=hello)
     due, before_ns = time.monotonic(), 0
     for sent, frame in enumerate(with_base(segment.frames(offset)), 1):
         if frame.capture_time_ns >= end_ns:
             return
         # Numbered anew: it may begin in the middle, and the service counts from one.
         frame.sequence, frame.base_sequence = sent, sent - 1 if frame.base_sequence else 0
+        frame.backlog_before = False
         if before_ns and frame.capture_time_ns > start_ns:
             due += min(_LONGEST_PAUSE_S, max(0, frame.capture_time_ns - before_ns) / 1e9 / speed)
             await asyncio.sleep(due - time.monotonic())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from decoder.private import make_folder
-from decoder.recordings.segment import SUFFIX, index_of
+from protos.segment import SUFFIX, index_of
 
 _ROOM = 64 << 20
 """Bytes made free on a full disk before recording goes on, or a tenth of a smaller one."""

@@ -24,47 +24,51 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17protos/v1/veilcam.proto\x12\nveilcam.v1\"c\n\x0ePublishRequest\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x11.veilcam.v1.HelloH\x00\x12\"\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x11.veilcam.v1.FrameH\x00\x42\t\n\x07message\"_\n\x05Hello\x12\x0e\n\x06\x63\x61mera\x18\x01 \x01(\t\x12\x13\n\x0boperator_id\x18\x02 \x01(\t\x12\r\n\x05width\x18\x03 \x01(\r\x12\x0e\n\x06height\x18\x04 \x01(\r\x12\x12\n\nframe_rate\x18\x05 \x01(\x02\"\xa6\x01\n\x05\x46rame\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x17\n\x0f\x63\x61pture_time_ns\x18\x02 \x01(\x03\x12%\n\x06planes\x18\x03 \x03(\x0e\x32\x15.veilcam.v1.PlaneKind\x12#\n\x04kind\x18\x04 \x01(\x0e\x32\x15.veilcam.v1.FrameKind\x12\x15\n\rbase_sequence\x18\x05 \x01(\x04\x12\x0f\n\x07payload\x18\x06 \x01(\x0c\"~\n\x0fPublishResponse\x12(\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x14.veilcam.v1.AcceptedH\x00\x12\x36\n\x0f\x61\x63knowledgement\x18\x02 \x01(\x0b\x32\x1b.veilcam.v1.AcknowledgementH\x00\x42\t\n\x07message\"%\n\x08\x41\x63\x63\x65pted\x12\x19\n\x11max_payload_bytes\x18\x01 \x01(\r\"\xa3\x01\n\x0f\x41\x63knowledgement\x12\x10\n\x08received\x18\x01 \x01(\x04\x12\r\n\x05shown\x18\x02 \x01(\x04\x12\x15\n\rshown_time_ns\x18\x03 \x01(\x03\x12\x0f\n\x07\x64ropped\x18\x04 \x01(\x04\x12#\n\x07\x63hanges\x18\x05 \x03(\x0e\x32\x12.veilcam.v1.Change\x12\x0f\n\x07settled\x18\x06 \x01(\x04\x12\x11\n\tunwatched\x18\x07 \x01(\x04\"p\n\x0cWatchRequest\x12\x0e\n\x06\x63\x61mera\x18\x01 \x01(\t\x12(\n\trendition\x18\x02 \x01(\x0e\x32\x15.veilcam.v1.Rendition\x12&\n\x08\x65ncoding\x18\x03 \x01(\x0e\x32\x14.veilcam.v1.Encoding\"\xf4\x01\n\x07Picture\x12\x0e\n\x06\x63\x61mera\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x17\n\x0f\x63\x61pture_time_ns\x18\x03 \x01(\x03\x12\x15\n\rshown_time_ns\x18\x04 \x01(\x03\x12\r\n\x05width\x18\x05 \x01(\r\x12\x0e\n\x06height\x18\x06 \x01(\r\x12&\n\x08\x65ncoding\x18\x07 \x01(\x0e\x32\x14.veilcam.v1.Encoding\x12\x0c\n\x04\x64\x61ta\x18\x08 \x01(\x0c\x12(\n\trendition\x18\t \x01(\x0e\x32\x15.veilcam.v1.Rendition\x12\x18\n\x10reconstructor_id\x18\n \x01(\t\"\x10\n\x0e\x43\x61merasRequest\"\x8a\x01\n\x0c\x43\x61meraStatus\x12\x0e\n\x06\x63\x61mera\x18\x01 \x01(\t\x12&\n\x05state\x18\x02 \x01(\x0e\x32\x17.veilcam.v1.CameraState\x12\x10\n\x08since_ns\x18\x03 \x01(\x03\x12\x1c\n\x0f\x63lock_offset_ns\x18\x04 \x01(\x03H\x00\x88\x01\x01\x42\x12\n\x10_clock_offset_ns*Q\n\tFrameKind\x12\x1a\n\x16\x46RAME_KIND_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x46RAME_KIND_KEY\x10\x01\x12\x14\n\x10\x46RAME_KIND_DELTA\x10\x02*b\n\tPlaneKind\x12\x1a\n\x16PLANE_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fPLANE_KIND_LUMA\x10\x01\x12\x11\n\rPLANE_KIND_CB\x10\x02\x12\x11\n\rPLANE_KIND_CR\x10\x03*L\n\x06\x43hange\x12\x16\n\x12\x43HANGE_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x43HANGE_SEND_KEY\x10\x01\x12\x15\n\x11\x43HANGE_LOWER_RATE\x10\x02*Q\n\tRendition\x12\x19\n\x15RENDITION_UNSPECIFIED\x10\x00\x12\x14\n\x10RENDITION_VEILED\x10\x01\x12\x13\n\x0fRENDITION_PLAIN\x10\x02*K\n\x08\x45ncoding\x12\x18\n\x14\x45NCODING_UNSPECIFIED\x10\x00\x12\x11\n\rENCODING_JPEG\x10\x01\x12\x12\n\x0e\x45NCODING_GRAY8\x10\x02*\xa6\x01\n\x0b\x43\x61meraState\x12\x1c\n\x18\x43\x41MERA_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x43\x41MERA_STATE_CONNECTING\x10\x01\x12\x15\n\x11\x43\x41MERA_STATE_LIVE\x10\x02\x12\x15\n\x11\x43\x41MERA_STATE_LATE\x10\x03\x12\x17\n\x13\x43\x41MERA_STATE_SILENT\x10\x04\x12\x15\n\x11\x43\x41MERA_STATE_GONE\x10\x05\x32Q\n\x07\x43\x61meras\x12\x46\n\x07Publish\x12\x1a.veilcam.v1.PublishRequest\x1a\x1b.veilcam.v1.PublishResponse(\x01\x30\x01\x32\x86\x01\n\x07Viewers\x12\x38\n\x05Watch\x12\x18.veilcam.v1.WatchRequest\x1a\x13.veilcam.v1.Picture0\x01\x12\x41\n\x07\x43\x61meras\x12\x1a.veilcam.v1.CamerasRequest\x1a\x18.veilcam.v1.CameraStatus0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17protos/v1/veilcam.proto\x12\nveilcam.v1\"c\n\x0ePublishRequest\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x11.veilcam.v1.HelloH\x00\x12\"\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x11.veilcam.v1.FrameH\x00\x42\t\n\x07message\"n\n\x05Hello\x12\x0e\n\x06\x63\x61mera\x18\x01 \x01(\t\x12\x13\n\x0boperator_id\x18\x02 \x01(\t\x12\r\n\x05width\x18\x03 \x01(\r\x12\x0e\n\x06height\x18\x04 \x01(\r\x12\x12\n\nframe_rate\x18\x05 \x01(\x02\x12\r\n\x05\x65poch\x18\x06 \x01(\x04\"\xbe\x01\n\x05\x46rame\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x17\n\x0f\x63\x61pture_time_ns\x18\x02 \x01(\x03\x12%\n\x06planes\x18\x03 \x03(\x0e\x32\x15.veilcam.v1.PlaneKind\x12#\n\x04kind\x18\x04 \x01(\x0e\x32\x15.veilcam.v1.FrameKind\x12\x15\n\rbase_sequence\x18\x05 \x01(\x04\x12\x0f\n\x07payload\x18\x06 \x01(\x0c\x12\x16\n\x0e\x62\x61\x63klog_before\x18\x07 \x01(\x08\"~\n\x0fPublishResponse\x12(\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x14.veilcam.v1.AcceptedH\x00\x12\x36\n\x0f\x61\x63knowledgement\x18\x02 \x01(\x0b\x32\x1b.veilcam.v1.AcknowledgementH\x00\x42\t\n\x07message\"%\n\x08\x41\x63\x63\x65pted\x12\x19\n\x11max_payload_bytes\x18\x01 \x01(\r\"(\n\tSequences\x12\r\n\x05\x66irst\x18\x01 \x01(\x04\x12\x0c\n\x04last\x18\x02 \x01(\x04\"\xc8\x01\n\x0f\x41\x63knowledgement\x12\x10\n\x08received\x18\x01 \x01(\x04\x12\r\n\x05shown\x18\x02 \x01(\x04\x12\x15\n\rshown_time_ns\x18\x03 \x01(\x03\x12\x0f\n\x07\x64ropped\x18\x04 \x01(\x04\x12#\n\x07\x63hanges\x18\x05 \x03(\x0e\x32\x12.veilcam.v1.Change\x12\x0f\n\x07settled\x18\x06 \x01(\x04\x12\x11\n\tunwatched\x18\x07 \x01(\x04\x12#\n\x04kept\x18\x08 \x03(\x0b\x32\x15.veilcam.v1.Sequences\"5\n\x0f\x42\x61\x63klogResponse\x12\x10\n\x08recorded\x18\x01 \x01(\x04\x12\x10\n\x08repeated\x18\x02 \x01(\x04\"p\n\x0cWatchRequest\x12\x0e\n\x06\x63\x61mera\x18\x01 \x01(\t\x12(\n\trendition\x18\x02 \x01(\x0e\x32\x15.veilcam.v1.Rendition\x12&\n\x08\x65ncoding\x18\x03 \x01(\x0e\x32\x14.veilcam.v1.Encoding\"\xf4\x01\n\x07Picture\x12\x0e\n\x06\x63\x61mera\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x17\n\x0f\x63\x61pture_time_ns\x18\x03 \x01(\x03\x12\x15\n\rshown_time_ns\x18\x04 \x01(\x03\x12\r\n\x05width\x18\x05 \x01(\r\x12\x0e\n\x06height\x18\x06 \x01(\r\x12&\n\x08\x65ncoding\x18\x07 \x01(\x0e\x32\x14.veilcam.v1.Encoding\x12\x0c\n\x04\x64\x61ta\x18\x08 \x01(\x0c\x12(\n\trendition\x18\t \x01(\x0e\x32\x15.veilcam.v1.Rendition\x12\x18\n\x10reconstructor_id\x18\n \x01(\t\"\x10\n\x0e\x43\x61merasRequest\"\x8a\x01\n\x0c\x43\x61meraStatus\x12\x0e\n\x06\x63\x61mera\x18\x01 \x01(\t\x12&\n\x05state\x18\x02 \x01(\x0e\x32\x17.veilcam.v1.CameraState\x12\x10\n\x08since_ns\x18\x03 \x01(\x03\x12\x1c\n\x0f\x63lock_offset_ns\x18\x04 \x01(\x03H\x00\x88\x01\x01\x42\x12\n\x10_clock_offset_ns*Q\n\tFrameKind\x12\x1a\n\x16\x46RAME_KIND_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x46RAME_KIND_KEY\x10\x01\x12\x14\n\x10\x46RAME_KIND_DELTA\x10\x02*b\n\tPlaneKind\x12\x1a\n\x16PLANE_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fPLANE_KIND_LUMA\x10\x01\x12\x11\n\rPLANE_KIND_CB\x10\x02\x12\x11\n\rPLANE_KIND_CR\x10\x03*L\n\x06\x43hange\x12\x16\n\x12\x43HANGE_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x43HANGE_SEND_KEY\x10\x01\x12\x15\n\x11\x43HANGE_LOWER_RATE\x10\x02*Q\n\tRendition\x12\x19\n\x15RENDITION_UNSPECIFIED\x10\x00\x12\x14\n\x10RENDITION_VEILED\x10\x01\x12\x13\n\x0fRENDITION_PLAIN\x10\x02*K\n\x08\x45ncoding\x12\x18\n\x14\x45NCODING_UNSPECIFIED\x10\x00\x12\x11\n\rENCODING_JPEG\x10\x01\x12\x12\n\x0e\x45NCODING_GRAY8\x10\x02*\xa6\x01\n\x0b\x43\x61meraState\x12\x1c\n\x18\x43\x41MERA_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x43\x41MERA_STATE_CONNECTING\x10\x01\x12\x15\n\x11\x43\x41MERA_STATE_LIVE\x10\x02\x12\x15\n\x11\x43\x41MERA_STATE_LATE\x10\x03\x12\x17\n\x13\x43\x41MERA_STATE_SILENT\x10\x04\x12\x15\n\x11\x43\x41MERA_STATE_GONE\x10\x05\x32\x97\x01\n\x07\x43\x61meras\x12\x46\n\x07Publish\x12\x1a.veilcam.v1.PublishRequest\x1a\x1b.veilcam.v1.PublishResponse(\x01\x30\x01\x12\x44\n\x07\x42\x61\x63klog\x12\x1a.veilcam.v1.PublishRequest\x1a\x1b.veilcam.v1.BacklogResponse(\x01\x32\x86\x01\n\x07Viewers\x12\x38\n\x05Watch\x12\x18.veilcam.v1.WatchRequest\x1a\x13.veilcam.v1.Picture0\x01\x12\x41\n\x07\x43\x61meras\x12\x1a.veilcam.v1.CamerasRequest\x1a\x18.veilcam.v1.CameraStatus0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.v1.veilcam_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FRAMEKIND']._serialized_start=1259
-  _globals['_FRAMEKIND']._serialized_end=1340
-  _globals['_PLANEKIND']._serialized_start=1342
-  _globals['_PLANEKIND']._serialized_end=1440
-  _globals['_CHANGE']._serialized_start=1442
-  _globals['_CHANGE']._serialized_end=1518
-  _globals['_RENDITION']._serialized_start=1520
-  _globals['_RENDITION']._serialized_end=1601
-  _globals['_ENCODING']._serialized_start=1603
-  _globals['_ENCODING']._serialized_end=1678
-  _globals['_CAMERASTATE']._serialized_start=1681
-  _globals['_CAMERASTATE']._serialized_end=1847
+  _globals['_FRAMEKIND']._serialized_start=1432
+  _globals['_FRAMEKIND']._serialized_end=1513
+  _globals['_PLANEKIND']._serialized_start=1515
+  _globals['_PLANEKIND']._serialized_end=1613
+  _globals['_CHANGE']._serialized_start=1615
+  _globals['_CHANGE']._serialized_end=1691
+  _globals['_RENDITION']._serialized_start=1693
+  _globals['_RENDITION']._serialized_end=1774
+  _globals['_ENCODING']._serialized_start=1776
+  _globals['_ENCODING']._serialized_end=1851
+  _globals['_CAMERASTATE']._serialized_start=1854
+  _globals['_CAMERASTATE']._serialized_end=2020
   _globals['_PUBLISHREQUEST']._serialized_start=39
   _globals['_PUBLISHREQUEST']._serialized_end=138
   _globals['_HELLO']._serialized_start=140
-  _globals['_HELLO']._serialized_end=235
-  _globals['_FRAME']._serialized_start=238
-  _globals['_FRAME']._serialized_end=404
-  _globals['_PUBLISHRESPONSE']._serialized_start=406
-  _globals['_PUBLISHRESPONSE']._serialized_end=532
-  _globals['_ACCEPTED']._serialized_start=534
-  _globals['_ACCEPTED']._serialized_end=571
-  _globals['_ACKNOWLEDGEMENT']._serialized_start=574
-  _globals['_ACKNOWLEDGEMENT']._serialized_end=737
-  _globals['_WATCHREQUEST']._serialized_start=739
-  _globals['_WATCHREQUEST']._serialized_end=851
-  _globals['_PICTURE']._serialized_start=854
-  _globals['_PICTURE']._serialized_end=1098
-  _globals['_CAMERASREQUEST']._serialized_start=1100
-  _globals['_CAMERASREQUEST']._serialized_end=1116
-  _globals['_CAMERASTATUS']._serialized_start=1119
-  _globals['_CAMERASTATUS']._serialized_end=1257
-  _globals['_CAMERAS']._serialized_start=1849
-  _globals['_CAMERAS']._serialized_end=1930
-  _globals['_VIEWERS']._serialized_start=1933
-  _globals['_VIEWERS']._serialized_end=2067
+  _globals['_HELLO']._serialized_end=250
+  _globals['_FRAME']._serialized_start=253
+  _globals['_FRAME']._serialized_end=443
+  _globals['_PUBLISHRESPONSE']._serialized_start=445
+  _globals['_PUBLISHRESPONSE']._serialized_end=571
+  _globals['_ACCEPTED']._serialized_start=573
+  _globals['_ACCEPTED']._serialized_end=610
+  _globals['_SEQUENCES']._serialized_start=612
+  _globals['_SEQUENCES']._serialized_end=652
+  _globals['_ACKNOWLEDGEMENT']._serialized_start=655
+  _globals['_ACKNOWLEDGEMENT']._serialized_end=855
+  _globals['_BACKLOGRESPONSE']._serialized_start=857
+  _globals['_BACKLOGRESPONSE']._serialized_end=910
+  _globals['_WATCHREQUEST']._serialized_start=912
+  _globals['_WATCHREQUEST']._serialized_end=1024
+  _globals['_PICTURE']._serialized_start=1027
+  _globals['_PICTURE']._serialized_end=1271
+  _globals['_CAMERASREQUEST']._serialized_start=1273
+  _globals['_CAMERASREQUEST']._serialized_end=1289
+  _globals['_CAMERASTATUS']._serialized_start=1292
+  _globals['_CAMERASTATUS']._serialized_end=1430
+  _globals['_CAMERAS']._serialized_start=2023
+  _globals['_CAMERAS']._serialized_end=2174
+  _globals['_VIEWERS']._serialized_start=2177
+  _globals['_VIEWERS']._serialized_end=2311
 # @@protoc_insertion_point(module_scope)

@@ -9,8 +9,11 @@ planes, quantiser, entropy coding, checksum) is the payload layout in protos/pay
 Statuses. Each message of an error begins with the field it is about, as in "hello.operator_id: ...".
   INVALID_ARGUMENT    a field or a payload that is malformed, or a first message that isn't a Hello
   NOT_FOUND           an operator, or a camera to watch, that the server doesn't have
+  FAILED_PRECONDITION a backlog of a camera that isn't publishing
+  UNIMPLEMENTED       a backlog where nothing is recorded
   ALREADY_EXISTS      a camera of that name is publishing
-  RESOURCE_EXHAUSTED  more cameras, pixels, bytes or calls of one peer than the server allows
+  RESOURCE_EXHAUSTED  more cameras, pixels, bytes or calls of one peer than the server allows, or a backlog that its
+                      disk has no room for
   UNAUTHENTICATED     a server with users isn't shown who calls, by certificate or token, or it no longer holds
   PERMISSION_DENIED   a plain picture asked of a server that gives only veiled ones, to the caller or at all; a camera
                       or call that isn't the caller's; a camera that speaks for another than its certificate names
@@ -239,6 +242,7 @@ class Hello(_message.Message):
     WIDTH_FIELD_NUMBER: _builtins.int
     HEIGHT_FIELD_NUMBER: _builtins.int
     FRAME_RATE_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
     camera: _builtins.str
     """Name, unique on the server: 1 to 64 of letters, digits, '.', '_' and '-', a letter or digit first."""
     operator_id: _builtins.str
@@ -249,6 +253,10 @@ class Hello(_message.Message):
     """Height of the picture in pixels, before edges were padded to whole blocks."""
     frame_rate: _builtins.float
     """Frames a second that the source means to give; 0 if it doesn't know."""
+    epoch: _builtins.int
+    """Number of the camera's run, greater than that of every run before; sequences count within it. 0 if it doesn't count
+    its runs: then no frame is known to have come before, and there is no backlog.
+    """
     def __init__(
         self,
         *,
@@ -257,10 +265,11 @@ class Hello(_message.Message):
         width: _builtins.int = ...,
         height: _builtins.int = ...,
         frame_rate: _builtins.float = ...,
+        epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["camera", b"camera", "frame_rate", b"frame_rate", "height", b"height", "operator_id", b"operator_id", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["camera", b"camera", "epoch", b"epoch", "frame_rate", b"frame_rate", "height", b"height", "operator_id", b"operator_id", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -278,8 +287,9 @@ class Frame(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     BASE_SEQUENCE_FIELD_NUMBER: _builtins.int
     PAYLOAD_FIELD_NUMBER: _builtins.int
+    BACKLOG_BEFORE_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
-    """Counts up within a stream, gaps where the camera dropped frames. The first is 1 or more."""
+    """Counts up within a run of the camera, gaps where it dropped frames. The first is 1 or more."""
     capture_time_ns: _builtins.int
     """When the frame was captured, in nanoseconds since 1970 (UTC) by the camera's clock."""
     kind: Global___FrameKind.ValueType
@@ -288,6 +298,10 @@ class Frame(_message.Message):
     """Of a delta: sequence of the frame that it is a difference to. Of a key frame: 0."""
     payload: _builtins.bytes
     """Measurements, laid out as protos/payload.py says."""
+    backlog_before: _builtins.bool
+    """Frames captured between the one sent before and this key frame come later, as a backlog. A recording begins a new
+    segment here, so that theirs fits in between.
+    """
     @_builtins.property
     def planes(self) -> _containers.RepeatedScalarFieldContainer[Global___PlaneKind.ValueType]:
         """Planes in the payload, in its order."""
@@ -301,10 +315,11 @@ class Frame(_message.Message):
         kind: Global___FrameKind.ValueType = ...,
         base_sequence: _builtins.int = ...,
         payload: _builtins.bytes = ...,
+        backlog_before: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_sequence", b"base_sequence", "capture_time_ns", b"capture_time_ns", "kind", b"kind", "payload", b"payload", "planes", b"planes", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backlog_before", b"backlog_before", "base_sequence", b"base_sequence", "capture_time_ns", b"capture_time_ns", "kind", b"kind", "payload", b"payload", "planes", b"planes", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -365,6 +380,32 @@ class Accepted(_message.Message):
 Global___Accepted: _TypeAlias = Accepted  # noqa: Y015
 
 @_typing.final
+class Sequences(_message.Message):
+    """Frames by their sequences, both ends included."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    first: _builtins.int
+    """Of the first."""
+    last: _builtins.int
+    """Of the last."""
+    def __init__(
+        self,
+        *,
+        first: _builtins.int = ...,
+        last: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first", b"first", "last", b"last"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Sequences: _TypeAlias = Sequences  # noqa: Y015
+
+@_typing.final
 class Acknowledgement(_message.Message):
     """How a camera's frames fare. Not one per frame: the newest state, whenever it changed."""
 
@@ -377,6 +418,7 @@ class Acknowledgement(_message.Message):
     CHANGES_FIELD_NUMBER: _builtins.int
     SETTLED_FIELD_NUMBER: _builtins.int
     UNWATCHED_FIELD_NUMBER: _builtins.int
+    KEPT_FIELD_NUMBER: _builtins.int
     received: _builtins.int
     """Sequence of the newest frame received whole and sound."""
     shown: _builtins.int
@@ -393,6 +435,12 @@ class Acknowledgement(_message.Message):
     def changes(self) -> _containers.RepeatedScalarFieldContainer[Global___Change.ValueType]:
         """What to change, if anything."""
 
+    @_builtins.property
+    def kept(self) -> _containers.RepeatedCompositeFieldContainer[Global___Sequences]:
+        """Frames that are kept and weren't said to be yet: recorded and flushed to disk, or received where nothing is
+        recorded. In order: a frame that was received before one that is kept, and isn't kept itself, won't be.
+        """
+
     def __init__(
         self,
         *,
@@ -403,14 +451,41 @@ class Acknowledgement(_message.Message):
         changes: _abc.Iterable[Global___Change.ValueType] | None = ...,
         settled: _builtins.int = ...,
         unwatched: _builtins.int = ...,
+        kept: _abc.Iterable[Global___Sequences] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "dropped", b"dropped", "received", b"received", "settled", b"settled", "shown", b"shown", "shown_time_ns", b"shown_time_ns", "unwatched", b"unwatched"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "dropped", b"dropped", "kept", b"kept", "received", b"received", "settled", b"settled", "shown", b"shown", "shown_time_ns", b"shown_time_ns", "unwatched", b"unwatched"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Acknowledgement: _TypeAlias = Acknowledgement  # noqa: Y015
+
+@_typing.final
+class BacklogResponse(_message.Message):
+    """What the server answers to a backlog: every frame of it is recorded and flushed to disk."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORDED_FIELD_NUMBER: _builtins.int
+    REPEATED_FIELD_NUMBER: _builtins.int
+    recorded: _builtins.int
+    """Frames that were recorded now."""
+    repeated: _builtins.int
+    """Frames that were recorded before."""
+    def __init__(
+        self,
+        *,
+        recorded: _builtins.int = ...,
+        repeated: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["recorded", b"recorded", "repeated", b"repeated"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BacklogResponse: _TypeAlias = BacklogResponse  # noqa: Y015
 
 @_typing.final
 class WatchRequest(_message.Message):

@@ -40,6 +40,11 @@ class CamerasStub(object):
                 request_serializer=protos_dot_v1_dot_veilcam__pb2.PublishRequest.SerializeToString,
                 response_deserializer=protos_dot_v1_dot_veilcam__pb2.PublishResponse.FromString,
                 _registered_method=True)
+        self.Backlog = channel.stream_unary(
+                '/veilcam.v1.Cameras/Backlog',
+                request_serializer=protos_dot_v1_dot_veilcam__pb2.PublishRequest.SerializeToString,
+                response_deserializer=protos_dot_v1_dot_veilcam__pb2.BacklogResponse.FromString,
+                _registered_method=True)
 
 
 class CamerasServicer(object):
@@ -54,6 +59,15 @@ class CamerasServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Backlog(self, request_iterator, context):
+        """Frames that the server didn't get, or didn't keep, when they were captured: for the recording, never shown live. The
+        camera, while it publishes, sends the Hello that they were captured under, of this run or one before, then Frames in
+        order, the first a key frame. Frames that are recorded already are passed over. The answer says that all are kept.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CamerasServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -61,6 +75,11 @@ def add_CamerasServicer_to_server(servicer, server):
                     servicer.Publish,
                     request_deserializer=protos_dot_v1_dot_veilcam__pb2.PublishRequest.FromString,
                     response_serializer=protos_dot_v1_dot_veilcam__pb2.PublishResponse.SerializeToString,
+            ),
+            'Backlog': grpc.stream_unary_rpc_method_handler(
+                    servicer.Backlog,
+                    request_deserializer=protos_dot_v1_dot_veilcam__pb2.PublishRequest.FromString,
+                    response_serializer=protos_dot_v1_dot_veilcam__pb2.BacklogResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -91,6 +110,33 @@ class Cameras(object):
             '/veilcam.v1.Cameras/Publish',
             protos_dot_v1_dot_veilcam__pb2.PublishRequest.SerializeToString,
             protos_dot_v1_dot_veilcam__pb2.PublishResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Backlog(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/veilcam.v1.Cameras/Backlog',
+            protos_dot_v1_dot_veilcam__pb2.PublishRequest.SerializeToString,
+            protos_dot_v1_dot_veilcam__pb2.BacklogResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -9,8 +9,11 @@ planes, quantiser, entropy coding, checksum) is the payload layout in protos/pay
 Statuses. Each message of an error begins with the field it is about, as in "hello.operator_id: ...".
   INVALID_ARGUMENT    a field or a payload that is malformed, or a first message that isn't a Hello
   NOT_FOUND           an operator, or a camera to watch, that the server doesn't have
+  FAILED_PRECONDITION a backlog of a camera that isn't publishing
+  UNIMPLEMENTED       a backlog where nothing is recorded
   ALREADY_EXISTS      a camera of that name is publishing
-  RESOURCE_EXHAUSTED  more cameras, pixels, bytes or calls of one peer than the server allows
+  RESOURCE_EXHAUSTED  more cameras, pixels, bytes or calls of one peer than the server allows, or a backlog that its
+                      disk has no room for
   UNAUTHENTICATED     a server with users isn't shown who calls, by certificate or token, or it no longer holds
   PERMISSION_DENIED   a plain picture asked of a server that gives only veiled ones, to the caller or at all; a camera
                       or call that isn't the caller's; a camera that speaks for another than its certificate names
@@ -54,6 +57,11 @@ class CamerasStub:
     """A camera's stream, open as long as it films. The camera sends one Hello, then one Frame per frame; the server
     answers with one Accepted, then Acknowledgements.
     """
+    Backlog: _grpc.StreamUnaryMultiCallable[_veilcam_pb2.PublishRequest, _veilcam_pb2.BacklogResponse]
+    """Frames that the server didn't get, or didn't keep, when they were captured: for the recording, never shown live. The
+    camera, while it publishes, sends the Hello that they were captured under, of this run or one before, then Frames in
+    order, the first a key frame. Frames that are recorded already are passed over. The answer says that all are kept.
+    """
 
 @_typing.type_check_only
 class CamerasAsyncStub(CamerasStub):
@@ -63,6 +71,11 @@ class CamerasAsyncStub(CamerasStub):
     Publish: _aio.StreamStreamMultiCallable[_veilcam_pb2.PublishRequest, _veilcam_pb2.PublishResponse]  # type: ignore[assignment]
     """A camera's stream, open as long as it films. The camera sends one Hello, then one Frame per frame; the server
     answers with one Accepted, then Acknowledgements.
+    """
+    Backlog: _aio.StreamUnaryMultiCallable[_veilcam_pb2.PublishRequest, _veilcam_pb2.BacklogResponse]  # type: ignore[assignment]
+    """Frames that the server didn't get, or didn't keep, when they were captured: for the recording, never shown live. The
+    camera, while it publishes, sends the Hello that they were captured under, of this run or one before, then Frames in
+    order, the first a key frame. Frames that are recorded already are passed over. The answer says that all are kept.
     """
 
 class CamerasServicer(metaclass=_abc_1.ABCMeta):
@@ -76,6 +89,17 @@ class CamerasServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_veilcam_pb2.PublishResponse], _abc.AsyncIterator[_veilcam_pb2.PublishResponse]]:
         """A camera's stream, open as long as it films. The camera sends one Hello, then one Frame per frame; the server
         answers with one Accepted, then Acknowledgements.
+        """
+
+    @_abc_1.abstractmethod
+    def Backlog(
+        self,
+        request_iterator: _MaybeAsyncIterator[_veilcam_pb2.PublishRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_veilcam_pb2.BacklogResponse, _abc.Awaitable[_veilcam_pb2.BacklogResponse]]:
+        """Frames that the server didn't get, or didn't keep, when they were captured: for the recording, never shown live. The
+        camera, while it publishes, sends the Hello that they were captured under, of this run or one before, then Frames in
+        order, the first a key frame. Frames that are recorded already are passed over. The answer says that all are kept.
         """
 
 def add_CamerasServicer_to_server(servicer: CamerasServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

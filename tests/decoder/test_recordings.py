@@ -32,11 +32,11 @@ from decoder.model import Model
 from decoder.recordings.film import free_part, write_film
 from decoder.recordings.playback import Playback, Recording, RecordingError, Shot
 from decoder.recordings.recorder import Recorder, SegmentLimits
-from decoder.recordings.segment import Entry, Segment, SegmentError, SegmentWriter, index_of
 from decoder.recordings.store import Retention, Store
 from decoder.settings import Settings
 from encoder.packing import Packer
 from encoder.sampling import Operator
+from protos.segment import Entry, Segment, SegmentError, SegmentWriter, index_of
 from protos.v1 import veilcam_pb2 as pb
 from protos.v1.veilcam_pb2_grpc import ViewersStub
 from tests.conftest import Service, StartService, frame_of, hello_of
@@ -150,7 +150,7 @@ def test_an_index_that_does_not_fit_is_left_aside(
 _WRITER = """
 import sys
 from pathlib import Path
-from decoder.recordings.segment import SegmentWriter
+from protos.segment import SegmentWriter
 from tests.decoder.test_recordings import HELLO, frames
 writer = SegmentWriter(Path(sys.argv[1]), HELLO)
 for frame in frames(100_000, size=4000):

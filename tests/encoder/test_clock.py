@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from decoder.recordings.segment import Segment
 from decoder.settings import Settings
 from encoder.sampling import Operator
 from encoder.sources import Frame
+from protos.segment import Segment
 from tests.conftest import Service, StartService, frame_of
 from tests.encoder.test_link import Running, lines, wait_for
 

@@ -15,7 +15,6 @@ import grpc
 import numpy as np
 import pytest
 
-from decoder.recordings.segment import Segment
 from decoder.settings import Settings
 from encoder import link as link_module
 from encoder import sinks
@@ -26,6 +25,7 @@ from encoder.pipeline import Account, run
 from encoder.sampling import Operator
 from encoder.sinks import ServerSink, SinkError
 from encoder.sources import Frame
+from protos.segment import Segment
 from protos.v1 import veilcam_pb2 as pb
 from protos.v1.veilcam_pb2_grpc import CamerasServicer, add_CamerasServicer_to_server
 from tests.conftest import Service, StartService, frame_of, hello_of
@@ -164,6 +164,12 @@ class Scripted(CamerasServicer):
     def __init__(self, *script: grpc.StatusCode | int | str) -> None:
         self.script = list(script)
         self.received: list[list[pb.Frame]] = []
+
+    def Backlog(
+        self, request_iterator: Iterator[pb.PublishRequest], context: grpc.ServicerContext
+    ) -> pb.BacklogResponse:
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "server: no backlog in any script")
+        raise AssertionError("abort raises")
 
     def Publish(
         self, request_iterator: Iterator[pb.PublishRequest], context: grpc.ServicerContext

@@ -1,4 +1,4 @@
-"""A segment of a recording: one file, appended to and never changed, of one camera's frames as they came.
+"""A segment of a recording, or of a camera's spool: one file, appended to and never changed, of one camera's frames.
 
 All numbers little-endian.
 
@@ -8,10 +8,14 @@ All numbers little-endian.
 
 A record's CRC covers its length, its time and its frame. What follows the last whole record was being written when the
 writer was killed, and is left out. Where a record in the middle is damaged, a reader goes on at the next key frame that
-the index knows. The index lies beside the segment, a row of 16 bytes a frame; rows that it lacks are found in the
-segment, and one that doesn't fit is left aside.
+the index knows. Sequences count up within a segment. The index lies beside it; rows that it lacks are found in the
+segment, and one that doesn't fit, or is of another version, is left aside.
+
+    head     magic "VCINDEX" │ u8 version
+    row      i64 capture time, ns since 1970 │ u64 2 × offset of the record, + 1 for a key frame │ u64 sequence
 """
 
+import contextlib
 import errno
 import os
 import struct
@@ -33,7 +37,8 @@ _MAGIC = b"VCSEG"
 _HEAD = struct.Struct("<5sBII")
 _RECORD = struct.Struct("<IIq")
 _COVERED = struct.Struct("<Iq")
-_ROW = struct.Struct("<qQ")
+_INDEX_HEAD = b"VCINDEX\x02"
+_ROW = struct.Struct("<qQQ")
 _MAX_HELLO = 1 << 12
 _MAX_FRAME = 64 << 20
 """Bytes; a length above it is damage, and nothing is allocated for it."""
@@ -51,11 +56,13 @@ class Entry:
         capture_time_ns: since 1970, by the camera's clock.
         offset: of its record, in bytes from the start of the file.
         key: it needs no other frame.
+        sequence: within the camera's run.
     """
 
     capture_time_ns: int
     offset: int
     key: bool
+    sequence: int
 
 
 class SegmentWriter:
@@ -75,6 +82,7 @@ class SegmentWriter:
         told = hello.SerializeToString()
         try:
             self.size = self._put(self._file, _HEAD.pack(_MAGIC, VERSION, len(told), zlib.crc32(told)) + told)
+            self._put(self._index, _INDEX_HEAD)
         except OSError:
             self.close()
             path.unlink()
@@ -85,16 +93,26 @@ class SegmentWriter:
         """Write one frame.
 
         Raises:
-            OSError: the disk is full or gone; what was written of the record before is cut off by the next reader.
+            OSError: the disk is full or gone; what was written of the record is cut off, here or by the next reader.
         """
         told = frame.SerializeToString()
         covered = _COVERED.pack(len(told), received_ns)
         record = _RECORD.pack(len(told), zlib.crc32(told, zlib.crc32(covered)), received_ns) + told
-        offset = self.size
-        self.size += self._put(self._file, record)
-        self.frames += 1
         key = frame.kind == pb.FRAME_KIND_KEY
-        self._put(self._index, _ROW.pack(frame.capture_time_ns, offset << 1 | key))
+        try:
+            self._put(self._file, record)
+            self._put(self._index, _ROW.pack(frame.capture_time_ns, self.size << 1 | key, frame.sequence))
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file.fileno(), self.size)
+            raise
+        self.size += len(record)
+        self.frames += 1
+
+    @property
+    def size_on_disk(self) -> int:
+        """Bytes of both files."""
+        return self.size + len(_INDEX_HEAD) + self.frames * _ROW.size
 
     def flush(self) -> None:
         """Bring what was written onto the disk itself."""
@@ -164,6 +182,12 @@ def key_before(entries: Sequence[Entry], time_ns: int) -> int | None:
     return offsets[-1] if offsets else None
 
 
+def key_of(entries: Sequence[Entry], sequence: int) -> int | None:
+    """Offset of the key frame that a frame is built on, by its sequence; None for the first frame."""
+    offsets = [entry.offset for entry in entries if entry.key and entry.sequence <= sequence]
+    return offsets[-1] if offsets else None
+
+
 def with_base(frames: Iterable[tuple[pb.Frame, int]], sequence: int = 0) -> Iterator[pb.Frame]:
     """Frames but for those whose base, after damage, isn't the frame before.
 
@@ -176,22 +200,40 @@ def with_base(frames: Iterable[tuple[pb.Frame, int]], sequence: int = 0) -> Iter
             yield frame
 
 
+def indexed(path: Path) -> int:
+    """How many frames the index of a segment has, readable or not."""
+    return len(_read_index(index_of(path)))
+
+
 def index_of(path: Path) -> Path:
     """Where the index of a segment is."""
     return path.with_suffix(INDEX_SUFFIX)
 
 
-def last_time(path: Path) -> int | None:
-    """Capture time of a segment's last frame that its index has, without reading the rest; None if it has none."""
+def last_entry(path: Path) -> Entry | None:
+    """A segment's last frame, without reading all where the index is whole; None if it has none.
+
+    Raises:
+        SegmentError: not a segment.
+        OSError: it can't be read.
+    """
+    last = None
     try:
         with index_of(path).open("rb") as file:
-            rows = file.seek(0, os.SEEK_END) // _ROW.size
-            if not rows:
-                return None
-            file.seek((rows - 1) * _ROW.size)
-            return int(_ROW.unpack(file.read(_ROW.size))[0])
-    except OSError:
-        return None
+            rows = (file.seek(0, os.SEEK_END) - len(_INDEX_HEAD)) // _ROW.size
+            file.seek(0)
+            if rows > 0 and file.read(len(_INDEX_HEAD)) == _INDEX_HEAD:
+                file.seek(len(_INDEX_HEAD) + (rows - 1) * _ROW.size)
+                last = _entry(*_ROW.unpack(file.read(_ROW.size)))
+    except FileNotFoundError:
+        pass
+    if last is not None:
+        with path.open("rb") as file:
+            after = [entry for entry, _, _ in _records(file, last.offset)]
+        if after and after[0] == last:
+            return after[-1]
+    entries = Segment(path).entries()
+    return entries[-1] if entries else None
 
 
 def _read_head(path: Path, file: BinaryIO) -> tuple[pb.Hello, int]:
@@ -227,7 +269,7 @@ def _records(file: BinaryIO, start: int) -> Iterator[tuple[Entry, pb.Frame, int]
             frame = pb.Frame.FromString(told)
         except DecodeError:
             break
-        yield Entry(frame.capture_time_ns, offset, frame.kind == pb.FRAME_KIND_KEY), frame, received_ns
+        yield Entry(frame.capture_time_ns, offset, frame.kind == pb.FRAME_KIND_KEY, frame.sequence), frame, received_ns
         offset += _RECORD.size + length
     file.seek(offset)
 
@@ -237,8 +279,14 @@ def _read_index(path: Path) -> list[Entry]:
         data = path.read_bytes()
     except OSError:
         return []
-    whole = data[: len(data) // _ROW.size * _ROW.size]
-    entries = [Entry(time_ns, place >> 1, bool(place & 1)) for time_ns, place in _ROW.iter_unpack(whole)]
+    rows = data[len(_INDEX_HEAD) :]
+    if not data.startswith(_INDEX_HEAD):
+        return []
+    entries = [_entry(*row) for row in _ROW.iter_unpack(rows[: len(rows) // _ROW.size * _ROW.size])]
     if any(later.offset <= earlier.offset for earlier, later in pairwise(entries)):
         return []
     return entries
+
+
+def _entry(time_ns: int, place: int, sequence: int) -> Entry:
+    return Entry(time_ns, place >> 1, bool(place & 1), sequence)

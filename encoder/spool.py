@@ -1,0 +1,348 @@
+"""Frames on the camera's disk until the server has them: bounded in size and age, there after a kill.
+
+DIR/CAMERA/ holds parts, which are segments as recordings have them (protos/segment.py), the number of the last run, and
+a lock. A part is deleted when all its frames are kept by the server. One of an outage, or of a run before, is *late*:
+it is taken, oldest first, and sent as a backlog.
+"""
+
+import contextlib
+import fcntl
+import logging
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from protos.segment import SUFFIX, Segment, SegmentError, SegmentWriter, index_of, indexed
+from protos.v1 import veilcam_pb2 as pb
+
+log = logging.getLogger("veilcam.encode")
+
+LEAST_BYTES = 1 << 20
+"""A spool has room for so many."""
+
+_PART_S, _LATE_PART_S, _PART_BYTES = 4.0, 60.0, 4 << 20
+"""A part ends after so long, longer while nothing is sent, or with so many bytes, at the next key frame."""
+_TEND_EVERY_S = 1.0
+_FLUSH_S = 10.0
+"""What the server hasn't taken for so long is brought onto the disk itself; until then a loss of power takes it."""
+
+
+class SpoolError(Exception):
+    """A spool that can't be used; the message names its folder."""
+
+
+@dataclass(eq=False)
+class Part:
+    """One segment of a spool.
+
+    Attributes:
+        epoch: the run that it is of.
+        pending: sequences of its frames that the server isn't known to have, in order.
+        newest_ns: when its last frame was captured.
+        not_before: when it may be sent again, by the monotonic clock.
+    """
+
+    path: Path
+    epoch: int
+    pending: dict[int, None] = field(default_factory=dict)
+    last: int = 0
+    newest_ns: int = 0
+    size: int = 0
+    hello: pb.Hello | None = None
+    began: float = field(default_factory=time.monotonic)
+    flushed: float = field(default_factory=time.monotonic)
+    unflushed: bool = False
+    sending: bool = False
+    not_before: float = 0.0
+
+
+class Spool:
+    """The spool of one camera; every call is safe in any thread.
+
+    Args:
+        folder: of the spools of all cameras here; made, for its owner alone, if it isn't there.
+        camera: its name.
+        size: bytes at most, ``LEAST_BYTES`` or more.
+        hours: older frames are dropped.
+        dropped: counts frames by reason: ``spool full``, ``spool old``, ``spool damaged``, ``spool unwritable``, and
+            those that were ``lost on the way`` because they couldn't be written here.
+
+    Raises:
+        SpoolError: it can't be made, or another process has it.
+
+    Attributes:
+        epoch: number of this run, greater than that of every run before.
+        late: frames that the server has recorded from a backlog.
+    """
+
+    def __init__(self, folder: Path, camera: str, size: int, hours: float, dropped: Counter[str]) -> None:
+        self.folder = folder / camera
+        self.late = 0
+        self._size, self._hours, self._dropped = size, hours, dropped
+        self._lock = threading.RLock()
+        self._writer: SegmentWriter | None = None
+        self._writing: Part | None = None
+        self._on_way: dict[int, Part | None] = {}
+        self._broken = False
+        self._tended = 0.0
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.folder.mkdir(mode=0o700, exist_ok=True)
+            self._locked = os.open(self.folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+            fcntl.flock(self._locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._parts = [part for path in sorted(self.folder.glob(f"*{SUFFIX}")) if (part := self._found(path))]
+            self._total = sum(part.size for part in self._parts)
+            self.epoch = self._next_epoch()
+        except BlockingIOError:
+            raise SpoolError(f"--spool {self.folder}: another veilcam-encode has it") from None
+        except OSError as error:
+            raise SpoolError(f"--spool {self.folder}: can't be used ({error.strerror})") from None
+        self._bound()
+
+    @property
+    def waiting(self) -> int:
+        """Frames here that the server isn't known to have."""
+        with self._lock:
+            return sum(len(part.pending) for part in self._parts)
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether only a key frame can be kept now."""
+        with self._lock:
+            return self._writing is None and not self._broken
+
+    def told(self) -> str:
+        """For people: what is here, and what was sent from here."""
+        with self._lock:
+            size = sum(part.size for part in self._parts if part.pending)
+            return f"in the spool {self.waiting} ({size / 1e6:.1f} MB), sent late {self.late}"
+
+    def append(self, hello: pb.Hello, frame: pb.Frame, sent: bool) -> None:
+        """Keep a frame until the server has it.
+
+        Args:
+            hello: what it is sent under.
+            sent: it goes out now as well; otherwise it is late.
+        """
+        with self._lock:
+            key = frame.kind == pb.FRAME_KIND_KEY
+            if self._writing is not None and key and self._is_over(self._writing, hello, sent):
+                self._end()
+            stored = self._write(hello, frame) if key or self._writing is not None else False
+            if sent:
+                self._on_way[frame.sequence] = self._writing if stored else None
+            elif not stored:
+                self._dropped["spool unwritable" if self._broken else "spool full"] += 1
+            self._bound()
+
+    def keep(self, kept: Sequence[pb.Sequences]) -> None:
+        """The server has these frames of this run."""
+        with self._lock:
+            newest = max((each.last for each in kept), default=0)
+            for sequence in [sequence for sequence in self._on_way if sequence <= newest]:
+                has = any(each.first <= sequence <= each.last for each in kept)
+                if self._on_way.pop(sequence) is None and not has:
+                    self._dropped["lost on the way"] += 1
+            for part in list(self._parts):
+                if part.epoch == self.epoch and part.pending and next(iter(part.pending)) <= newest:
+                    for each in kept:
+                        for sequence in [one for one in part.pending if each.first <= one <= each.last]:
+                            del part.pending[sequence]
+                    self._delete_if_through(part)
+
+    def lose(self) -> None:
+        """The connection is over: what was on the way on it is late now."""
+        with self._lock:
+            self._dropped["lost on the way"] += sum(part is None for part in self._on_way.values())
+            self._on_way.clear()
+
+    def take(self) -> Part | None:
+        """The oldest late part, to be sent; ``done`` or ``put_back`` follows."""
+        with self._lock:
+            first, now = next(iter(self._on_way), None), time.monotonic()
+            for part in self._parts:
+                on_way = first is not None and part.epoch == self.epoch and part.last >= first
+                if part is not self._writing and part.pending and not on_way and part.not_before <= now:
+                    part.sending = True
+                    return part
+            return None
+
+    def done(self, part: Part, read: Collection[int], recorded: int) -> None:
+        """The server has all that could be read of a part.
+
+        Args:
+            read: sequences of those frames.
+            recorded: how many of them it hadn't had.
+        """
+        with self._lock:
+            part.sending = False
+            self.late += recorded
+            lost = part.pending.keys() - set(read)
+            if lost:
+                log.warning("spool: %s is damaged: %d frames are lost", part.path.name, len(lost))
+                self._dropped["spool damaged"] += len(lost)
+            part.pending.clear()
+            self._delete_if_through(part)
+
+    def put_back(self, part: Part, wait_s: float = 0.0) -> None:
+        """A part couldn't be sent; not again before a while."""
+        with self._lock:
+            part.sending = False
+            part.not_before = time.monotonic() + wait_s
+
+    def tend(self) -> None:
+        """Drop what is too old, and bring what has waited for a while onto the disk itself. May be slow."""
+        if time.monotonic() - self._tended < _TEND_EVERY_S:
+            return
+        self._tended = time.monotonic()
+        with self._lock:
+            too_old = time.time_ns() - int(self._hours * 3600e9)
+            for part in list(self._parts):
+                if part is not self._writing and not part.sending and part.newest_ns < too_old:
+                    self._drop(part, "spool old")
+            now = time.monotonic()
+            due = [part for part in self._parts if part.unflushed and part.pending and now - part.flushed > _FLUSH_S]
+            for part in due:
+                part.unflushed, part.flushed = False, now
+        try:
+            for path in [*(part.path for part in due), *([self.folder] if due else [])]:
+                with contextlib.suppress(FileNotFoundError):  # through meanwhile
+                    _fsync(path)
+        except OSError as error:
+            with self._lock:
+                self._tell_broken(error)
+
+    def close(self) -> None:
+        """Leave what is late to the next run."""
+        with self._lock:
+            self.lose()
+            self._end()
+            os.close(self._locked)
+
+    def _is_over(self, part: Part, hello: pb.Hello, sent: bool) -> bool:
+        oldest, first = next(iter(part.pending), None), next(iter(self._on_way), None)
+        late = oldest is not None and (first is None or oldest < first)
+        long = time.monotonic() - part.began > (_PART_S if sent else _LATE_PART_S)
+        return long or part.size > min(_PART_BYTES, self._size // 8) or part.hello != hello or (late and sent)
+
+    def _write(self, hello: pb.Hello, frame: pb.Frame) -> bool:
+        try:
+            if self._writing is None or self._writer is None:
+                path = self.folder / f"{self.epoch:020d}-{frame.sequence:012d}{SUFFIX}"
+                self._writer = SegmentWriter(path, hello)
+                told = pb.Hello.FromString(hello.SerializeToString())
+                self._writing = Part(path, self.epoch, hello=told)
+                self._parts.append(self._writing)
+            self._writer.append(frame, time.time_ns())
+        except OSError as error:
+            self._tell_broken(error)
+            self._end()
+            oldest = next((part for part in self._parts if not part.sending), None)
+            if oldest is not None:  # newer frames may have its room
+                self._drop(oldest, "spool full")
+            return False
+        part = self._writing
+        part.pending[frame.sequence] = None
+        part.last, part.newest_ns = frame.sequence, frame.capture_time_ns
+        self._total += self._writer.size_on_disk - part.size
+        part.size, part.unflushed = self._writer.size_on_disk, True
+        if self._broken:
+            self._broken = False
+            log.info("spool %s: frames are kept again", self.folder)
+        return True
+
+    def _tell_broken(self, error: OSError) -> None:
+        if not self._broken:
+            self._broken = True
+            log.error("spool %s: %s; the live stream goes on", self.folder, error.strerror or error)
+
+    def _end(self) -> None:
+        part, self._writing = self._writing, None
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        if part is not None:
+            self._delete_if_through(part)
+
+    def _bound(self) -> None:
+        """Drop the oldest parts until the rest fits."""
+        while self._total > self._size:
+            oldest = next((part for part in self._parts if not part.sending), None)
+            if oldest is None:
+                return
+            if oldest is self._writing:
+                self._end()
+            if oldest in self._parts:
+                self._drop(oldest, "spool full")
+
+    def _drop(self, part: Part, reason: str) -> None:
+        for sequence, stored in self._on_way.items():
+            if stored is part:
+                self._on_way[sequence] = None
+                part.pending.pop(sequence, None)
+        self._dropped[reason] += len(part.pending)
+        part.pending.clear()
+        self._delete_if_through(part)
+
+    def _delete_if_through(self, part: Part) -> None:
+        if part.pending or part is self._writing or part.sending or part not in self._parts:
+            return
+        self._parts.remove(part)
+        self._total -= part.size
+        _delete(part.path)
+
+    def _found(self, path: Path) -> Part | None:
+        """A part that a run before has left; none if there is nothing in it."""
+        try:
+            segment = Segment(path)
+            entries = segment.entries()
+        except SegmentError as error:
+            lost = indexed(path)
+            log.warning("spool: %s; %d frames are lost", error, lost)
+            self._dropped["spool damaged"] += lost
+            _delete(path)
+            return None
+        if not entries or not segment.hello.epoch:
+            _delete(path)
+            return None
+        size = path.stat().st_size + (index_of(path).stat().st_size if index_of(path).exists() else 0)
+        pending = dict.fromkeys(entry.sequence for entry in entries)
+        return Part(path, segment.hello.epoch, pending, entries[-1].sequence, entries[-1].capture_time_ns, size)
+
+    def _next_epoch(self) -> int:
+        """Milliseconds since 1970, or more if a run before had more: a clock can go back."""
+        file = self.folder / "epoch"
+        try:
+            before = int(file.read_text())
+        except FileNotFoundError:
+            before = 0
+        except ValueError:
+            log.warning("spool: %s holds no number; the clock alone numbers this run", file)
+            before = 0
+        epoch = max(time.time_ns() // 1_000_000, before + 1, *(part.epoch + 1 for part in self._parts), 0)
+        written = file.with_suffix(".new")
+        with os.fdopen(os.open(written, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "w") as opened:
+            opened.write(f"{epoch}\n")
+            opened.flush()
+            os.fsync(opened.fileno())
+        written.replace(file)
+        _fsync(self.folder)
+        return epoch
+
+
+def _delete(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        index_of(path).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+
+
+def _fsync(path: Path) -> None:
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
