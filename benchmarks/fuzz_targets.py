@@ -23,7 +23,7 @@ from decoder.admission import Policy, Refusal, check_frame, check_hello, next_le
 from decoder.settings import SettingsError, read_settings
 from encoder.sampling import Operator, OperatorError, finest_steps
 from protos.payload import Payload, PayloadError, Plane
-from protos.segment import Segment, SegmentError, SegmentWriter, index_of, key_before, last_time, with_base
+from protos.segment import Segment, SegmentError, SegmentWriter, index_of, key_before, last_entry, with_base
 from protos.v1 import veilcam_pb2 as pb
 from train import settings as runs
 
@@ -87,7 +87,7 @@ def _segment(data: bytes, folder: Path) -> None:
                 pass
         for entry in entries[:3]:
             key_before(entries, entry.capture_time_ns)
-        last_time(path)
+        last_entry(path)
 
 
 def _segments() -> list[bytes]:
