@@ -47,6 +47,10 @@ class Outage:
         """How long it has lasted."""
         return time.monotonic() - self._began
 
+    def until(self, moment: float) -> float:
+        """Seconds that it had lasted at a moment of the monotonic clock."""
+        return max(0.0, moment - self._began)
+
     def is_news(self, reason: str) -> bool:
         """Whether this reason is to be told: each is, once."""
         new = reason not in self._told

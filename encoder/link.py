@@ -6,6 +6,7 @@ wait, try ──▶ connected ──▶ first acknowledged: "back"   │
   └──────────────── broken: one line ◀───────────────────┘
 """
 
+import contextlib
 import logging
 import threading
 import time
@@ -22,7 +23,8 @@ from protos.v1 import veilcam_pb2 as pb
 log = logging.getLogger("veilcam.encode")
 
 HELD_S = 10.0
-"""A connection that held for so long was a sound one: after it, tries begin quickly again."""
+"""A connection that held for so long was a sound one: after it, tries begin quickly again, and an outage is over even
+if there was nothing to send."""
 NAME_TAKEN_S = 10.0
 """At the start, a name that is publishing may be this camera's own stream of before, which the server will let go."""
 REFUSED_WAIT_S = 60.0
@@ -71,11 +73,11 @@ class ServerLink:
         self.name = address
         self._hello, self._dropped, self._tls = hello, dropped, tls
         self._lossless, self._resizable, self._give_up_s = lossless, resizable, give_up_s
-        self._stop = threading.Event()
         self._news = threading.Condition()
         self._sink: ServerSink | None = None
         self._connected: ServerSink | None = None
         self._problem: SinkError | None = None
+        self._latest = SinkError(f"{address}: no decoder service answers")
         self._before = Progress()
         self._changes: set[int] = set()
         self._lost = False
@@ -83,27 +85,28 @@ class ServerLink:
         self._taken_at = 0.0
         self._backoff = Backoff()
         self._outage: Outage | None = None
+        self._resizing = False
         self._lost_before: Counter[str] = Counter()
         self.outages, self._seconds_away = 0, 0.0
         self._began = time.monotonic()
-        self._thread = self._start(None, 0.0)
+        self._stop = self._start(None, 0.0)
 
     @property
     def away(self) -> bool:
-        """Whether frames have nowhere to go now."""
-        return self._sink is None
+        """Whether frames have nowhere to go now, and the server is to blame."""
+        return self._sink is None and not self._resizing
 
     @property
     def away_since(self) -> str:
         """When the outage began that isn't over; empty if there is none."""
         outage = self._outage
-        return outage.since if outage else ""
+        return outage.since if outage and self._sink is None else ""
 
     @property
     def seconds_away(self) -> float:
         """Of all outages together."""
-        outage = self._outage
-        return self._seconds_away + (outage.seconds if outage else 0.0)
+        outage, until = self._outage, time.monotonic() if self._sink is None else self._taken_at
+        return self._seconds_away + (outage.until(until) if outage else 0.0)
 
     @property
     def progress(self) -> Progress:
@@ -125,7 +128,9 @@ class ServerLink:
             self._break(error)
             return False
         if self._outage and self._sink.progress.received:
-            self._tell_back(self._outage)
+            self._tell_back(self._outage, "frames flow again")
+        elif self._outage and time.monotonic() - self._taken_at > HELD_S:
+            self._tell_back(self._outage, "there again, though there is nothing to send,")
         return ready
 
     def take_changes(self) -> set[int]:
@@ -144,30 +149,29 @@ class ServerLink:
         if not self._resizable:
             return False
         log.info("%s: pictures are %d×%d from now on, on a new stream", self.name, width, height)
+        with self._news:
+            self._stop.set()  # it may be connecting with the size of before
+            before, self._sink, self._connected = self._sink or self._connected, None, None
         self._hello.width, self._hello.height = width, height
-        sink = self._let_go()
-        if sink is None:  # it may be connecting with the size of before
-            self._stop.set()
-            self._thread.join()
-            self._stop.clear()
-            sink, self._connected = self._connected, None
-        self._thread = self._start(sink, 0.0, whole=True)
+        self._resizing = self._outage is None
+        self._stop = self._start(before, 0.0, whole=True)
         return True
 
     def close(self) -> None:
         """Wait until the last frame is settled, within a limit.
 
         Raises:
-            SinkError: the server is away.
+            SinkError: the server is away, or went before it had acknowledged the last frames.
         """
-        self._stop.set()
-        self._thread.join()
-        if self._connected is not None:
-            self._connected.close()
-        elif self._sink is None:
+        with self._news:
+            self._stop.set()
+            sink, self._sink, self._connected = self._sink or self._connected, None, None
+        if sink is None:
             raise SinkError(f"{self.name}: the server is away" + (f" since {self.away_since}" if self._outage else ""))
-        else:
-            self._sink.close()
+        try:
+            sink.close()
+        finally:
+            self._part_with(sink)
 
     def _take(self, timeout: float) -> bool:
         with self._news:
@@ -175,9 +179,11 @@ class ServerLink:
             if self._problem:
                 raise self._problem
             self._sink, self._connected = self._connected, None
+            if self._sink is None and self._is_given_up():
+                raise SinkError(f"{self._latest}; given up after {self._give_up_s:g} s", self._latest.status)
         if self._sink is None:
             return False
-        self._taken_once = True
+        self._taken_once, self._resizing = True, False
         self._taken_at = time.monotonic()
         self._changes.add(pb.CHANGE_SEND_KEY)
         return True
@@ -188,16 +194,16 @@ class ServerLink:
             self._backoff.reset()
         with self._news:
             self._tell_away(error)
-        sink = self._let_go()
-        self._thread = self._start(sink, self._wait_after(error))
-
-    def _let_go(self) -> ServerSink | None:
-        sink, self._sink = self._sink, None
+            sink, self._sink = self._sink, None
         if sink is not None:
-            self._before = self._before.then(sink.progress)
-            self._lost = self._lost or (self._lossless and sink.unacknowledged > 0)
-            self._lose(sink)
-        return sink
+            self._part_with(sink)
+        self._stop = self._start(sink, self._wait_after(error))
+
+    def _part_with(self, sink: ServerSink) -> None:
+        """A connection is over: keep what it told, and count what was on the way on it."""
+        self._before = self._before.then(sink.progress)
+        self._lost = self._lost or (self._lossless and sink.unacknowledged > 0)
+        self._lose(sink)
 
     def _lose(self, sink: ServerSink) -> None:
         """A connection is over: count what was on the way on it."""
@@ -211,48 +217,64 @@ class ServerLink:
         """What else is to be said when frames flow again."""
         return ""
 
-    def _start(self, before: ServerSink | None, wait_s: float, whole: bool = False) -> threading.Thread:
-        arguments = (before, wait_s, whole)
-        thread = threading.Thread(target=self._connect, args=arguments, name="connect", daemon=True)
-        thread.start()
-        return thread
+    def _start(self, before: ServerSink | None, wait_s: float, whole: bool = False) -> threading.Event:
+        """Try in a thread of its own; what is returned ends that, and nothing waits for it."""
+        stop, hello = threading.Event(), pb.Hello()
+        hello.CopyFrom(self._hello)
+        arguments = (stop, hello, before, wait_s, whole)
+        threading.Thread(target=self._connect, args=arguments, name="connect", daemon=True).start()
+        return stop
 
-    def _connect(self, before: ServerSink | None, wait_s: float, whole: bool) -> None:
-        """Try until there is a connection, in a thread of its own.
+    def _connect(
+        self, stop: threading.Event, hello: pb.Hello, before: ServerSink | None, wait_s: float, whole: bool
+    ) -> None:
+        """Try until there is a connection.
 
         Args:
+            stop: to try no more.
+            hello: sent first.
             before: the connection of before, to be ended first.
             wait_s: before the first try.
             whole: what is on the way on the connection of before is to arrive.
         """
-        if before is not None:
-            (before.close if whole else before.drop)()
-        while not self._stop.wait(wait_s):
+        if before is not None and whole:
+            with contextlib.suppress(SinkError):
+                before.close()
+            with self._news:
+                self._part_with(before)
+        elif before is not None:
+            before.drop()
+        while not stop.wait(wait_s):
             try:
-                sink = ServerSink(self.name, self._hello, self._lossless, self._stop, self._tls, self._kept)
-            except SinkError as error:
-                if self._stop.is_set():
-                    return
+                sink = ServerSink(self.name, hello, self._lossless, stop, self._tls, self._kept)
+            except Exception as error:  # noqa: BLE001 - nothing else listens to this thread, and it is to try for ever
+                problem = error if isinstance(error, SinkError) else SinkError(f"{self.name}: {error!r}")
                 with self._news:
-                    if self._is_final(error):
-                        self._problem = error
+                    if stop.is_set():
+                        return
+                    if self._is_final(problem):
+                        self._problem = problem
                         self._news.notify_all()
                         return
-                    self._tell_away(error)
-                wait_s = self._wait_after(error)
+                    self._tell_away(problem)
+                wait_s = self._wait_after(problem)
             else:
                 with self._news:
-                    self._connected = sink
-                    self._news.notify_all()
+                    if not stop.is_set():
+                        self._connected = sink
+                        self._news.notify_all()
+                        return
+                sink.drop()
                 return
 
     def _is_final(self, error: SinkError) -> bool:
-        now = time.monotonic()
-        if self._give_up_s and (self._outage.seconds if self._outage else now - self._began) >= self._give_up_s:
-            return True
         if self._taken_once or error.status not in _BY_PEOPLE:
             return False
-        return error.status is not grpc.StatusCode.ALREADY_EXISTS or now - self._began > NAME_TAKEN_S
+        return error.status is not grpc.StatusCode.ALREADY_EXISTS or time.monotonic() - self._began > NAME_TAKEN_S
+
+    def _is_given_up(self) -> bool:
+        away_s = self._outage.seconds if self._outage else 0.0 if self._taken_once else time.monotonic() - self._began
+        return 0 < self._give_up_s <= away_s
 
     def _wait_after(self, error: SinkError) -> float:
         wait_s = self._backoff.wait()
@@ -261,6 +283,7 @@ class ServerLink:
 
     def _tell_away(self, error: SinkError) -> None:
         """One line when an outage begins, and one more for each other reason that it then has."""
+        self._resizing, self._latest = False, error
         if self._outage is None:
             self.outages += 1
             self._outage, self._lost_before = Outage(), Counter(self._dropped)
@@ -269,11 +292,13 @@ class ServerLink:
         if self._outage.is_news(reason):
             log.warning("%s; trying again until it takes this camera", error)
 
-    def _tell_back(self, outage: Outage) -> None:
+    def _tell_back(self, outage: Outage, how: str) -> None:
+        """It was over when there was a connection, whatever there was to send."""
         self._outage = None
-        self._seconds_away += outage.seconds
+        seconds = outage.until(self._taken_at)
+        self._seconds_away += seconds
         lost = self._dropped - self._lost_before
         log.info(
-            "%s: frames flow again after %.1f s (since %s); frames not sent meanwhile: %d, lost on the way: %d%s",
-            *(self.name, outage.seconds, outage.since, lost["server away"], lost["lost on the way"], self._also()),
+            "%s: %s after %.1f s (since %s); frames not sent meanwhile: %d, lost on the way: %d%s",
+            *(self.name, how, seconds, outage.since, lost["server away"], lost["lost on the way"], self._also()),
         )

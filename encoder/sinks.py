@@ -20,6 +20,8 @@ CONNECT_TIMEOUT_S = 5.0
 CLOSE_TIMEOUT_S = 5.0
 UNANSWERED_S = 20.0
 """A server that has frames to acknowledge and says nothing for so long is taken for gone."""
+UNSETTLED_S = 60.0
+"""The same in a lossless stream, for a frame that isn't settled: an engine may take a while to be rebuilt."""
 UNACKNOWLEDGED_FRAMES = 8
 """Frames on the way at most: a slow network delays a picture by no more than these."""
 
@@ -174,10 +176,13 @@ class ServerSink:
         with self._news:
             ready = self._news.wait_for(lambda: self._over or self._room(), timeout)
             silent = self.is_silent(UNANSWERED_S)
+            stuck = self._lossless and bool(self._waiting) and time.monotonic() - self._heard > UNSETTLED_S
         if self._over:
             raise self._problem or SinkError(f"{self.name}: the server ended the stream")
         if silent:
             raise SinkError(f"{self.name}: the server has acknowledged nothing for {UNANSWERED_S:.0f} s")
+        if stuck:
+            raise SinkError(f"{self.name}: the server has settled nothing for {UNSETTLED_S:.0f} s")
         return ready
 
     @property
@@ -219,12 +224,21 @@ class ServerSink:
         self._reader.join(CLOSE_TIMEOUT_S)
 
     def close(self) -> None:
-        """Say that no more frames come, and wait until the last one is settled, within a limit."""
+        """Say that no more frames come, and wait until the last one is settled, within a limit.
+
+        Raises:
+            SinkError: frames were sent that the server never acknowledged.
+        """
         with self._news:
             self._news.wait_for(lambda: self._over or self._progress.settled >= self._sent, CLOSE_TIMEOUT_S)
         self._requests.put(None)
         self._reader.join(CLOSE_TIMEOUT_S)
         self._channel.close()
+        if lost := self.unacknowledged:
+            told = str(self._problem or f"{self.name}: the server ended the stream")
+            raise SinkError(
+                f"{told}; frames that it never acknowledged: {lost}", getattr(self._problem, "status", None)
+            )
 
     def _wait_for_channel(self) -> None:
         """What no waiting mends is told as soon as a connection fails; a server that isn't there may still come."""
@@ -347,7 +361,7 @@ def open_channel(address: str, tls: Tls | None) -> grpc.Channel:
     try:
         return grpc.secure_channel(address, tls.credentials(), _OPTIONS)
     except TlsError as error:
-        raise SinkError(f"{address}: {error}") from None
+        raise SinkError(f"{address}: {error}", grpc.StatusCode.UNAUTHENTICATED) from None
 
 
 def _explained(error: grpc.RpcError) -> str:
