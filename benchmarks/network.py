@@ -168,6 +168,7 @@ def _one(
         held = usage(filming.process.pid)
         fault.begin(way)
         time.sleep(fault.seconds)
+        during = viewer.lately()
         fault.end(way)
         ended, ended_ns = time.monotonic(), time.time_ns()
         problems: list[str] = []
@@ -187,6 +188,7 @@ def _one(
         "flows_again_s": round(flowed_s, 1),
         "as_before_s": round(sound_s, 1),
         "before": before,
+        "during": during,
         "after": after,
         "said": [line["message"] for line in lines],
         "summary": summary,
