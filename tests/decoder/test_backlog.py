@@ -260,7 +260,7 @@ def test_whatever_was_live_and_comes_late_again_and_again_is_recorded_once_in_or
     frames = []
     for number, picture in enumerate(drawn, 1):
         resumes = live[number - 1] and number > 1 and not live[number - 2]
-        frame, _ = packer.pack(frame_of(picture, number * 1000), number, key=resumes)
+        frame, _ = packer.pack(frame_of(picture, number * 1000), number, key=resumes or number % 5 == 0)
         frame.backlog_before = resumes
         frames.append(frame)
     keys = [place for place, frame in enumerate(frames) if not frame.base_sequence]
@@ -291,6 +291,22 @@ def test_whatever_was_live_and_comes_late_again_and_again_is_recorded_once_in_or
     for path in folder.glob("*/*.vcseg"):
         assert next(Segment(path).frames())[0].kind == pb.FRAME_KIND_KEY
         assert index_of(path).exists()
+
+
+def test_backlogs_from_before_and_after_what_was_live_lie_on_both_sides_of_it(
+    operator: Operator, drawn: list[NDArray[np.uint8]], tmp_path: Path
+) -> None:
+    packer, hello = Packer(operator, 0.1), said(operator, drawn[0])
+    frames = [packer.pack(frame_of(p, n * 1000), n, key=n % 4 == 1)[0] for n, p in enumerate(drawn, 1)]
+    recorder = Recorder(Store(tmp_path, Retention()))
+    recorder.begin(hello, lambda: None)
+    for frame in frames[4:8]:
+        recorder.offer("camera", frame, 1)
+    for part in (frames[:4], frames[8:12], frames[12:]):
+        late(recorder, hello, part)
+    recorder.close()
+    assert [frame.sequence for frame in recorded(tmp_path)] == list(range(1, 17))
+    assert len(list(tmp_path.glob("*/*.vcseg"))) == 3
 
 
 def test_frames_that_a_slow_disk_dropped_come_late_and_lie_where_they_belong(
