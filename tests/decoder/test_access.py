@@ -32,7 +32,7 @@ from decoder.settings import Settings
 from encoder.packing import Packer
 from encoder.sampling import Operator
 from protos.v1 import veilcam_pb2 as pb
-from protos.v1.veilcam_pb2_grpc import ViewersStub
+from protos.v1.veilcam_pb2_grpc import CamerasStub, ViewersStub
 from tests.conftest import Service, StartService, frame_of, hello_of
 from tests.decoder.test_service import Camera, wait_until
 from tests.decoder.test_tls import Keys, ready
@@ -202,11 +202,15 @@ def test_the_page_row_by_row(guarded: Guarded, route: str, path: str, expected: 
 
 OK, UNKNOWN, DENIED, ABSENT = "OK", "UNAUTHENTICATED", "PERMISSION_DENIED", "NOT_FOUND"
 UNTOLD = "let in, and not told of that camera"
+AWAY = "FAILED_PRECONDITION"
+"""Of a camera that may, and isn't publishing now."""
 CALLERS = ("stranger", "camera gate", "camera yard", "viewer", "trusted", "admin", "forged token", "program")
 CALLS: list[tuple[str, str, tuple[str, ...]]] = [
     # method, what is asked, and the status for each of the above; viewer, trusted and program are of porch
     ("Publish", "gate", (UNKNOWN, OK, DENIED, DENIED, DENIED, DENIED, UNKNOWN, DENIED)),
     ("Publish", "nvr", (UNKNOWN, DENIED, DENIED, DENIED, DENIED, DENIED, UNKNOWN, DENIED)),
+    ("Backlog", "gate", (UNKNOWN, AWAY, DENIED, DENIED, DENIED, DENIED, UNKNOWN, DENIED)),
+    ("Backlog", "nvr", (UNKNOWN, DENIED, DENIED, DENIED, DENIED, DENIED, UNKNOWN, DENIED)),
     ("Watch", "porch", (UNKNOWN, DENIED, DENIED, OK, OK, OK, UNKNOWN, OK)),
     ("Watch", "porch plain", (UNKNOWN, DENIED, DENIED, DENIED, OK, OK, UNKNOWN, DENIED)),
     ("Watch", "yard", (UNKNOWN, DENIED, DENIED, DENIED, DENIED, OK, UNKNOWN, DENIED)),
@@ -242,6 +246,10 @@ def called(guarded: Guarded, method: str, asked: str, who: str, operator: Operat
                 pb.PublishResponse.FromString,
             )(iter([hello]), metadata=metadata, timeout=20)
             assert next(call).HasField("accepted")
+        elif method == "Backlog":
+            hello = pb.PublishRequest(hello=hello_of(operator, np.zeros((32, 32), np.uint8), name))
+            hello.hello.epoch = 1
+            CamerasStub(channel).Backlog(iter([hello]), metadata=metadata, timeout=20)
         elif method == "Watch":
             number = pb.RENDITION_PLAIN if rendition else pb.RENDITION_UNSPECIFIED
             request = pb.WatchRequest(camera=name, rendition=number)

@@ -135,9 +135,7 @@ def test_no_frame_of_a_file_is_lost_with_the_server(start_service: StartService,
     segments = sorted((tmp_path / "recordings" / "camera").glob("*.vcseg"))
     assert len(segments) == 3
     recorded = [frame.sequence for path in segments for frame, _ in Segment(path).frames()]
-    assert recorded == sorted(recorded)
-    assert set(recorded) == set(range(1, 3001))
-    assert len(recorded) <= 3002  # what was sent when the server went is sent again
+    assert recorded == list(range(1, 3001))  # what was sent when the server went is sent again, and written once
 
 
 def received(service: Service) -> int:
