@@ -97,8 +97,8 @@ def encode(
     counted, or with --spool kept and sent later. A camera that gives nothing any more is opened again for ever.
 
     Exit codes: 0 ended, or stopped with Ctrl-C once the source gave frames; 1 the source or the file broke on the way,
-    the server refused this camera from the start, was away when the source ended, or for longer than
-    --give-up-seconds; 2 what was asked for can't be done.
+    the server refused this camera from the start, was away when the source ended (with --spool its frames wait
+    there: 0), or for longer than --give-up-seconds; 2 what was asked for can't be done.
     """
     _start_logging(log_json)
     # Until there are frames there is nothing to end cleanly, and what opens a source can't be interrupted.

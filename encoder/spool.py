@@ -193,6 +193,7 @@ class Spool:
         with self._lock:
             part.sending = False
             part.not_before = time.monotonic() + wait_s
+            self._delete_if_through(part)
 
     def tend(self) -> None:
         """Drop what is too old, and bring what has waited for a while onto the disk itself. May be slow."""

@@ -148,6 +148,14 @@ def test_a_camera_that_is_killed_sends_its_spool_when_it_is_back(start_service: 
     assert epochs[0] < epochs[-1]
 
 
+def test_a_source_that_ends_while_the_server_is_away_leaves_its_frames_to_the_next_run(tmp_path: Path) -> None:
+    done = encode("pattern:64x48@30#20", "--server", f"127.0.0.1:{free_port()}", "--spool", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    summary = done.stderr.splitlines()[-1]
+    assert number(summary, r"in the spool (\d+)") + dropped(summary) == 20
+    assert len(spooled(tmp_path)) == number(summary, r"in the spool (\d+)") > 0
+
+
 def iter_until(stream: Iterator[str], words: str) -> Iterator[str]:
     for line in stream:
         yield line
