@@ -308,10 +308,10 @@ def test_runs_are_numbered_upwards_also_when_the_clock_goes_back(tmp_path: Path)
 class Spooling:
     """The pipeline into a spooled link, in a thread."""
 
-    def __init__(self, operator: Operator, address: str, folder: Path, source: Iterator[Frame]) -> None:
+    def __init__(self, operator: Operator, address: str, folder: Path, source: Iterator[Frame], side: int = 32) -> None:
         self.account, self.stop = Account(), threading.Event()
         self.spool = Spool(folder, "camera", LEAST_BYTES, 1.0, self.account.dropped)
-        hello = hello_of(operator, np.zeros((32, 32), np.uint8))
+        hello = hello_of(operator, np.zeros((side, side), np.uint8))
         hello.epoch = self.spool.epoch
         self.link = SpooledLink(address, hello, self.account.dropped, self.spool, 1000.0)
         arguments = (source, Packer(operator, 0.1), self.link, self.account, self.stop)
@@ -396,8 +396,7 @@ def test_a_full_disk_under_the_spool_does_not_stop_the_live_stream(
                 time.sleep(0.02)
 
         filler = small / "filler"
-        running = Spooling(operator, service.address, small, busy())
-        running.link._hello.width = running.link._hello.height = 96
+        running = Spooling(operator, service.address, small, busy(), 96)
         filler.write_bytes(b"\0" * (32 << 10))
         wait_for(lambda: "No space left on device; the live stream goes on" in caplog.text, "a full disk")
         sent = running.account.sent
