@@ -1,15 +1,20 @@
 """Every endpoint × every role: allowed or refused, and with which status; and what else stands at the door."""
 
+import errno
 import http.client
 import json
 import logging
+import os
 import re
+import shutil
 import ssl
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlencode
@@ -26,8 +31,10 @@ from decoder.access import AccessError
 from decoder.access.audit import Audit
 from decoder.access.door import SESSION_S, TRIES_BY_ADDRESS, TRIES_BY_NAME
 from decoder.access.keys import Authority, init
-from decoder.access.people import Person, hash_password, hash_token, read_people, write_people
+from decoder.access.people import People, Person, hash_password, hash_token, read_people, write_people
 from decoder.access.roles import TABLE, Role, Who
+from decoder.access.tls import Certificates
+from decoder.private import changed_by_one
 from decoder.settings import Settings
 from encoder.packing import Packer
 from encoder.sampling import Operator
@@ -617,6 +624,96 @@ def test_the_commands_write_what_the_service_reads(tmp_path: Path) -> None:
     assert users(file, "remove", "prometheus").returncode == 0
     assert list(read_people(file)) == ["anna"]
     assert read_people(file)["anna"].tokens == {}
+
+
+@pytest.fixture
+def as_service() -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """Be the user of a service, who isn't root."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a file to another user")
+
+    @contextmanager
+    def being() -> Iterator[None]:
+        os.seteuid(SERVICE)
+        try:
+            yield
+        finally:
+            os.seteuid(0)
+
+    yield being
+
+
+SERVICE = 65534
+
+
+def test_what_root_changes_the_services_user_can_still_read(
+    as_service: Callable[[], AbstractContextManager[None]],
+) -> None:
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))  # pytest's own are root's alone
+    try:
+        os.chown(folder, SERVICE, SERVICE)
+        file = folder / "users.toml"
+        write_people(file, PEOPLE)
+        init(folder / "keys", cameras=["porch"])
+        for path in (file, folder / "keys", *(folder / "keys").rglob("*")):
+            os.chown(path, SERVICE, SERVICE)
+        (folder / "keys" / "server.pem").chmod(0o640)
+        with as_service():
+            people, certificates = People(file), Certificates(Keys(folder / "keys").settings())
+            before = certificates.look().certificate
+        assert users(file, "remove", "vera").returncode == 0
+        command = [sys.executable, "-m", "decoder", "keys", "renew", str(folder / "keys")]
+        assert subprocess.run(command, timeout=60).returncode == 0
+        for path, mode in ((file, 0o600), (folder / "keys" / "server.pem", 0o640)):
+            told = path.stat()
+            assert (told.st_uid, told.st_gid, told.st_mode & 0o777) == (SERVICE, SERVICE, mode)
+        with as_service():
+            assert people.get("vera") is None
+            assert people.get("tom") is not None
+            assert certificates.look().certificate != before
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_who_may_not_give_a_file_to_its_owner_is_told_and_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "users.toml"
+    write_people(file, PEOPLE)
+
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("decoder.private.os.fchown", refused)
+    owned, real = file.stat(), Path.stat
+    others = os.stat_result((*owned[:4], owned.st_uid + 1, *owned[5:]))
+    monkeypatch.setattr(Path, "stat", lambda path, **how: others if path == file else real(path, **how))
+    with pytest.raises(
+        AccessError, match=r"users\.toml: can't be written \(it belongs to user \d+, group \d+: do this as"
+    ):
+        write_people(file, {})
+    monkeypatch.undo()
+    assert set(read_people(file)) == set(PEOPLE)
+    assert list(tmp_path.iterdir()) == [file], "nothing is left behind"
+
+
+def waits_for_a_lock(pid: int) -> bool:
+    waiting = (line.split() for line in Path("/proc/locks").read_text().splitlines() if "->" in line)
+    return str(pid) in (words[5] for words in waiting)
+
+
+def test_commands_that_run_at_one_time_lose_nothing_of_each_other(tmp_path: Path) -> None:
+    """One waits while another has read the file and hasn't written it yet."""
+    file = tmp_path / "users.toml"
+    write_people(file, PEOPLE)
+    command = [sys.executable, "-m", "decoder", "users", "remove", "vera", "--users", str(file)]
+    with changed_by_one(tmp_path):
+        people = read_people(file)
+        removing = subprocess.Popen(command)
+        wait_until(lambda: waits_for_a_lock(removing.pid))
+        write_people(file, {name: each for name, each in people.items() if name != "tom"})
+    assert removing.wait(60) == 0
+    assert set(read_people(file)) == {"ada", "nvr"}
 
 
 @pytest.mark.parametrize(
