@@ -19,7 +19,7 @@ from starlette.routing import Route
 from decoder.access.audit import Audit
 from decoder.access.door import Door
 from decoder.access.exposure import is_loopback
-from decoder.access.guards import WebGuard
+from decoder.access.guards import SafeHeaders, WebGuard
 from decoder.access.login import cookie_name, login
 from decoder.access.roles import WHO
 from decoder.admission import Policy
@@ -35,7 +35,9 @@ _LONGEST_WAIT_S = 10.0
 _LOOK_EVERY_S = 0.5
 """Whether whoever asked for pictures is still there."""
 NEVER_STORED = {"Cache-Control": "no-store"}
-_NEVER_FRAMED = {"Content-Security-Policy": "frame-ancestors 'none'", "X-Content-Type-Options": "nosniff"}
+_NEVER_FRAMED = {"Content-Security-Policy": "frame-ancestors 'none'"}
+_STRICT_S = 30 * 24 * 3600
+"""For which a browser remembers that this host speaks TLS. It remembers it of the host, whatever the port."""
 _LENGTHS = struct.Struct("<II")
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]", "[")
 """As a browser names it. Starlettes that don't know IPv6 see its bracket alone, with which no foreign name begins."""
@@ -130,13 +132,11 @@ def web_app(
         *more,
         *(login(door, secure) if door is not None else []),
     ]
-    middleware = (
-        [Middleware(TrustedHostMiddleware, allowed_hosts=[*_LOOPBACK, host])]
-        if is_loopback(host) and not proxied
-        else []
-    )
-    if door is not None:
-        middleware.append(Middleware(WebGuard, door=door, routes=routes, cookie=cookie_name(secure)))
+    # What else a developer's own machine serves on other ports may speak no TLS.
+    middleware = [Middleware(SafeHeaders, strict=_STRICT_S if secure and not is_loopback(host) else 0)]
+    if is_loopback(host) and not proxied:
+        middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=[*_LOOPBACK, host]))
+    middleware.append(Middleware(WebGuard, door=door, routes=routes, cookie=cookie_name(secure)))
     return Starlette(
         routes=routes,
         middleware=middleware,

@@ -25,6 +25,8 @@ import pytest
 from google.protobuf import descriptor_pool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from decoder.access import AccessError
@@ -32,7 +34,7 @@ from decoder.access.audit import Audit
 from decoder.access.door import SESSION_S, TRIES_BY_ADDRESS, TRIES_BY_NAME
 from decoder.access.keys import Authority, init
 from decoder.access.people import People, Person, hash_password, hash_token, read_people, write_people
-from decoder.access.roles import TABLE, Role, Who
+from decoder.access.roles import ANYONE, TABLE, WHO, Role, Who
 from decoder.access.tls import Certificates
 from decoder.private import changed_by_one
 from decoder.settings import Settings
@@ -408,6 +410,69 @@ def test_a_session_is_a_cookie_that_scripts_and_other_sites_never_get(guarded: G
     assert guarded.sign_in("vera", Origin="https://evil.example").status == 403
 
 
+@pytest.fixture
+def plain_door(start_service: StartService, tmp_path: Path) -> Guarded:
+    """On loopback without TLS, with users of whom none can sign in."""
+    write_people(tmp_path / "users.toml", PEOPLE)
+    service = start_service(Settings(port=0, http=0, users=tmp_path / "users.toml"))
+    return Guarded(service, Keys(tmp_path / "keys"), tmp_path / "users.toml", [], tls=False)
+
+
+@pytest.mark.parametrize("origin", ["http://[x", "http://[::1", "http://x]", "null", "http://a\u212a.example"])
+def test_an_origin_that_is_none_is_foreign(plain_door: Guarded, origin: str, caplog: pytest.LogCaptureFixture) -> None:
+    headers = {"Origin": origin.encode("utf-8").decode("latin-1")}
+    assert plain_door.ask("/login", headers, {"name": "x"}).status == 403
+    assert plain_door.ask("/logout", headers, {}).status == 403
+    assert "Traceback" not in caplog.text
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    origin=st.none()
+    | st.text(st.characters(min_codepoint=32, max_codepoint=255, exclude_characters="\x7f"), max_size=30).map(str.strip)
+    | st.text("[]:/@.x1%", max_size=12).map("http://".__add__),
+    body=st.binary(max_size=200) | st.lists(st.sampled_from([b"name=a", b"password=", b"&", b"=", b"%", b";"])).map(
+        b"&".join
+    ),
+)  # fmt: skip
+def test_whatever_is_sent_to_sign_in_with_is_answered(plain_door: Guarded, origin: str | None, body: bytes) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", plain_door.service.server.http_port, timeout=20)
+    headers = {"Origin": origin} if origin is not None else {}
+    connection.request("POST", "/login", body, headers | {"Content-Type": "application/x-www-form-urlencoded"})
+    status = connection.getresponse().status
+    connection.close()
+    assert status in ({400, 401, 429} if origin is None else {403})
+
+
+def test_a_form_with_too_many_fields_is_none(plain_door: Guarded) -> None:
+    answer = plain_door.ask("/login", None, {f"field{index}": "x" for index in range(11)})
+    assert answer.status == 400
+    assert b"isn't this form" in answer.body.replace(b"&#x27;", b"'")
+
+
+def test_what_the_guards_have_not_seen_is_nobodys(plain_door: Guarded) -> None:
+    """A thread that answers for someone has no context of theirs."""
+    with ThreadPoolExecutor(1) as pool:
+        who = pool.submit(WHO.get).result()
+    assert not any(who.may(endpoint) for endpoint, roles in TABLE.items() if roles != ANYONE)
+    assert not who.sees("porch")
+
+
+def test_no_other_site_may_embed_what_is_answered(
+    start_service: StartService, plain_door: Guarded, tmp_path: Path
+) -> None:
+    init(tmp_path / "keys")
+    keys = Keys(tmp_path / "keys")
+    open_door = Guarded(start_service(Settings(port=0, http=0)), keys, Path(), [], tls=False)
+    public = start_service(keys.settings(host="0.0.0.0", users=tmp_path / "users.toml"))
+    for each, strict in ((plain_door, None), (open_door, None), (Guarded(public, keys, Path(), []), "max-age=2592000")):
+        for path in ("/", "/login", "/cameras.json", "/cameras/porch.jpg", "/nothing", "/healthz"):
+            headers = each.ask(path).headers
+            assert headers["Cross-Origin-Resource-Policy"] == "same-origin", path
+            assert headers.get_all("X-Content-Type-Options") == ["nosniff"], path
+            assert headers["Strict-Transport-Security"] == strict, path
+
+
 @pytest.mark.parametrize(
     ("name", "password", "status"),
     [
@@ -627,7 +692,7 @@ def test_the_commands_write_what_the_service_reads(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def as_service() -> Iterator[Callable[[], AbstractContextManager[None]]]:
+def as_service() -> Callable[[], AbstractContextManager[None]]:
     """Be the user of a service, who isn't root."""
     if os.geteuid() != 0:
         pytest.skip("only root can give a file to another user")
@@ -640,7 +705,7 @@ def as_service() -> Iterator[Callable[[], AbstractContextManager[None]]]:
         finally:
             os.seteuid(0)
 
-    yield being
+    return being
 
 
 SERVICE = 65534
