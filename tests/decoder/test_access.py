@@ -1,5 +1,6 @@
 """Every endpoint × every role: allowed or refused, and with which status; and what else stands at the door."""
 
+import asyncio
 import errno
 import http.client
 import json
@@ -380,18 +381,63 @@ def test_who_was_given_plain_pictures_is_in_the_audit_log_and_veiled_ones_are_no
     assert len(lines()) == 8
 
 
+TOM = Who("tom", Role.TRUSTED)
+
+
 def test_a_long_look_is_a_line_a_minute(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     caplog.set_level(logging.INFO, "veilcam.audit")
-    audit, now = Audit("still"), [1000.0]
+    audit, now = Audit(), [1000.0]
     monkeypatch.setattr("decoder.access.audit.time.monotonic", lambda: now[0])
-    for _ in range(121):
-        audit.gave(Who("tom", Role.TRUSTED), "::1", "porch", "plain", 1)
+    for second in range(150):
+        audit.gave("still", TOM, "::1", "porch", "plain", second * 10**9)
         now[0] += 1
-    assert [record.getMessage().partition(" by ")[2] for record in caplog.records] == [
-        "still",
-        "still, and 59 since the last line",
-        "still, and 59 since the last line",
+    audit.close()
+    captured = "captured 1970-01-01T00:0"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"plain picture of camera porch, {captured}0:00.000+00:00, given to tom (trusted) at ::1 by still",
+        *(
+            f"{count} more plain pictures of camera porch, {captured}{first}.000+00:00 to 1970-01-01T00:0{last}.000"
+            "+00:00, given to tom (trusted) at ::1 by still"
+            for count, first, last in ((59, "0:01", "0:59"), (60, "1:00", "1:59"), (30, "2:00", "2:29"))
+        ),
     ]
+
+
+def test_no_picture_stays_untold(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if there is no room for all who look, and however they are mixed."""
+    monkeypatch.setattr("decoder.access.audit._MOST", 2)
+    caplog.set_level(logging.INFO, "veilcam.audit")
+    audit = Audit()
+    for camera in ("porch", "yard", "gate", "porch", "porch", "yard", "yard", "yard", "gate"):
+        audit.gave("recording", TOM, "::1", camera, "plain", 1)
+    audit.close()
+    told = [getattr(record, "pictures") for record in caplog.records]  # noqa: B009 - no attribute that mypy knows
+    assert sum(told) == 9
+    audit.close()
+    assert len(caplog.records) == len(told), "each once"
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["quiet", "stopped"])
+def test_what_was_given_in_a_moment_is_told_when_it_is_quiet_and_at_the_end(
+    guarded: Guarded, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, stopped: bool
+) -> None:
+    caplog.set_level(logging.INFO, "veilcam.audit")
+    wait_until(lambda: guarded.ask(f"/recordings/porch.jpg{AT}", bearer(TOKENS["tom"])).status == 200)
+    for _ in range(4):
+        guarded.ask(f"/recordings/porch.jpg{AT}&rendition=plain", bearer(TOKENS["tom"]))
+    assert "3 more plain pictures" not in caplog.text
+    if stopped:
+        guarded.service.stop()
+    else:
+        monkeypatch.setattr("decoder.access.audit.EVERY_S", 0.0)
+        audit = guarded.service.server._audit
+        guarded.service.loop.call_soon_threadsafe(
+            lambda: asyncio.ensure_future(audit.keep_telling(), loop=guarded.service.loop)
+        )
+        wait_until(lambda: "3 more plain pictures" in caplog.text)
+    at = "2023-11-14T22:13:20.000+00:00"
+    who = "tom (trusted) at 127.0.0.1 by recording"
+    assert f"3 more plain pictures of camera porch, captured {at} to {at}, given to {who}" in caplog.messages
 
 
 def test_a_session_is_a_cookie_that_scripts_and_other_sites_never_get(guarded: Guarded) -> None:

@@ -1,5 +1,7 @@
 """TLS on both ports: who is let in by which certificate, whom a camera speaks for, and renewal while it runs."""
 
+import logging
+import re
 import socket
 import ssl
 import subprocess
@@ -7,23 +9,25 @@ import sys
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
+from cryptography import x509
+from prometheus_client import generate_latest
 
 from decoder.access import AccessError
 from decoder.access.exposure import check_exposure
-from decoder.access.keys import Authority, init
+from decoder.access.keys import SERVER_DAYS, Authority, init
 from decoder.settings import Settings
 from encoder.sampling import Operator
 from encoder.sinks import ServerSink, SinkError
 from encoder.tls import Tls
 from protos.v1 import veilcam_pb2 as pb
 from tests.conftest import Service, StartService, hello_of
-from tests.decoder.test_service import Camera
+from tests.decoder.test_service import Camera, wait_until
 from tests.encoder.test_cli import encode
 
 DECODE = [sys.executable, "-m", "decoder"]
@@ -163,6 +167,54 @@ def test_renewed_certificates_are_taken_up_without_a_restart(
     assert shown() != first
     assert camera.call.is_active(), "who is there doesn't notice"
     camera.bye()
+
+
+def test_a_running_service_tells_once_a_day_that_its_certificate_expires(
+    keys: Keys, start_service: StartService, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("decoder.access.tls._LOOK_EVERY_S", 0.01)
+    clock = Clock(datetime.now(UTC))
+    monkeypatch.setattr("decoder.access.tls.datetime", clock)
+    caplog.set_level(logging.INFO, "veilcam.decode")
+    service = start_service(keys.settings())
+    looks: list[int] = []
+    certificates = service.server._certificates
+    assert certificates is not None
+    stamps = certificates._stamps
+
+    def counted() -> object:
+        looks.append(0)
+        return stamps()
+
+    monkeypatch.setattr(certificates, "_stamps", counted)
+
+    def told(day: int, words: str) -> int:
+        """Lines with these words, once it has been looked at on that day, several times."""
+        clock.time, before = clock.start + timedelta(days=day), len(looks)
+        wait_until(lambda: len(looks) > before + 5)
+        return sum(words in line for line in caplog.messages)
+
+    assert told(1, "renew it") == 0
+    assert told(SERVER_DAYS - 29, "renew it soon") == 1
+    assert told(SERVER_DAYS - 29, "renew it soon") == 1, "once a day"
+    assert told(SERVER_DAYS - 20, "renew it soon") == 2
+    assert told(SERVER_DAYS + 1, "nobody can connect any more") == 1
+    told_at = generate_latest(service.server.metrics.registry).decode()
+    (expires,) = re.findall(r"^veilcam_certificate_expires_seconds (\S+)$", told_at, re.MULTILINE)
+    until = x509.load_pem_x509_certificate((keys.folder / "server.pem").read_bytes()).not_valid_after_utc
+    assert float(expires) == until.timestamp()
+
+
+class Clock:
+    """Stands for ``datetime`` and shows the time that it is set to."""
+
+    min = datetime.min
+
+    def __init__(self, start: datetime) -> None:
+        self.start = self.time = start
+
+    def now(self, _: tzinfo) -> datetime:
+        return self.time
 
 
 def ssl_shown(port: int, keys: Keys) -> str:
