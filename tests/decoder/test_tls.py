@@ -1,11 +1,14 @@
 """TLS on both ports: who is let in by which certificate, whom a camera speaks for, and renewal while it runs."""
 
+import contextlib
 import logging
 import re
+import signal
 import socket
 import ssl
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,11 +27,11 @@ from decoder.access.keys import SERVER_DAYS, Authority, init
 from decoder.settings import Settings
 from encoder.sampling import Operator
 from encoder.sinks import ServerSink, SinkError
-from encoder.tls import Tls
+from encoder.tls import Tls, TlsError
 from protos.v1 import veilcam_pb2 as pb
 from tests.conftest import Service, StartService, hello_of
 from tests.decoder.test_service import Camera, wait_until
-from tests.encoder.test_cli import encode
+from tests.encoder.test_cli import ENCODE, encode
 
 DECODE = [sys.executable, "-m", "decoder"]
 
@@ -313,12 +316,13 @@ def test_what_a_camera_can_not_connect_with_is_told(
     porch = "cameras/porch"
     plain, old, absent = start_service(), keys.expired("old"), "/nowhere/cam.pem"
     ca = ["--ca", str(keys.folder / "ca.pem")]
+    passes = ["--give-up-seconds", "1"]  # it may: gRPC's server says nothing to whom it doesn't take
     cases = [
         (service, [], 1, "the server speaks TLS: give --ca"),
         (plain, shows(keys, porch), 1, "the server speaks no TLS there"),
         (service, shows(keys, porch, other), 1, "isn't from the authority of --ca"),
-        (service, shows(other, porch, keys), 1, "the server doesn't take --certificate"),
-        (service, ca, 1, "the server asks for a certificate of this camera"),
+        (service, [*shows(other, porch, keys), *passes], 1, "is shutting down, or it doesn't take --certificate"),
+        (service, [*ca, *passes], 1, "is shutting down, or it asks for a certificate of this camera"),
         (service, shows(keys, porch)[2:], 1, "give --ca"),
         (service, shows(keys, old), 2, "old.pem: certificate has expired"),
         (service, ["--certificate", absent, "--key", absent], 2, f"--certificate {absent}: can't be read"),
@@ -358,3 +362,71 @@ def test_a_server_by_another_name_is_not_trusted(start_service: StartService, ke
     done = encode("pattern:64x48", "--server", f"127.0.0.2:{service.server.port}", *shows(keys, "cameras/porch"))
     assert done.returncode == 1
     assert "the server's certificate isn't for 127.0.0.2" in done.stderr
+
+
+def test_a_camera_whose_clock_is_late_waits_for_the_time(service: Service, keys: Keys) -> None:
+    """To it neither its own certificate nor the server's is valid yet; then its clock is set."""
+    authority = Authority.open(keys.folder)
+    authority.renew(now=datetime.now(UTC) + timedelta(days=1000))
+    arguments = [*ENCODE, "pattern:64x48@30", "--server", service.address, *shows(keys, "cameras/porch")]
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) as camera:
+        try:
+            assert camera.stderr is not None
+            told = camera.stderr.readline()
+            while "WARNING" not in told:
+                told = camera.stderr.readline()
+                assert told, camera.wait()
+            authority.renew()
+            wait_until(lambda: service.server.cameras.get("porch") is not None)
+            camera.send_signal(signal.SIGINT)
+            assert camera.wait(30) == 0
+        finally:
+            camera.kill()
+    assert "not yet valid (is this camera's clock right?)" in told
+
+
+@pytest.mark.parametrize("certificate", [True, False])
+def test_a_server_that_ends_after_the_handshake_may_come_back(keys: Keys, certificate: bool) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(keys.folder / "server.pem", keys.folder / "server.key")
+    context.set_alpn_protocols(["h2"])
+    porch = (keys.folder / "cameras/porch.pem", keys.folder / "cameras/porch.key") if certificate else ()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=end_each, args=(listening, context), daemon=True).start()
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        with pytest.raises(SinkError, match="is shutting down, or it") as error:
+            ServerSink(address, pb.Hello(camera="porch"), tls=Tls(keys.folder / "ca.pem", *porch))
+    assert error.value.status is None, "nothing that only people can mend"
+
+
+def end_each(listening: socket.socket, context: ssl.SSLContext) -> None:
+    while True:
+        try:
+            connection, _ = listening.accept()
+        except OSError:
+            return
+        with contextlib.suppress(OSError), context.wrap_socket(connection, server_side=True) as shaken:
+            shaken.unwrap()
+
+
+@pytest.mark.parametrize("gone", ["ca.pem", "cameras/porch.pem", "cameras/porch.key"])
+def test_files_that_are_being_replaced_while_they_are_looked_at(
+    keys: Keys, monkeypatch: pytest.MonkeyPatch, gone: str
+) -> None:
+    """They are read anew at each try, for years: sooner or later one goes between two looks at it."""
+    ca, *porch = (keys.folder / name for name in ("ca.pem", "cameras/porch.pem", "cameras/porch.key"))
+    tls = Tls(ca, *porch)
+    read = Path.read_bytes
+
+    def reading(path: Path) -> bytes:
+        data = read(path)
+        if path == keys.folder / gone:
+            path.unlink()
+        return data
+
+    monkeypatch.setattr(Path, "read_bytes", reading)
+    if gone == "ca.pem":
+        assert isinstance(tls.credentials(), grpc.ChannelCredentials)
+    else:
+        with pytest.raises(TlsError, match=r"can't be read \(No such file"):
+            tls.credentials()
