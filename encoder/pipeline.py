@@ -1,5 +1,6 @@
 """From a source to a sink: a capture thread, the newest frame, sample, quantise, pack, send."""
 
+import math
 import threading
 import time
 from collections import Counter, deque
@@ -70,13 +71,18 @@ class NewestFrame:
         return self._closed and self._frame is None
 
 
-REASONS = ("newer frame", "rate lowered", "server away", "lost on the way", "size changed")
-"""Why a frame isn't sent, or was sent and never acknowledged."""
+REASONS = ("newer frame", "rate lowered", "server away", "lost on the way", "size changed", "stopped")
+"""Why a frame isn't sent, or was sent and never acknowledged; ``stopped`` are those at hand when it ended."""
 
 
 @dataclass
 class Account:
-    """What happened to every frame of a run, and how long things took lately."""
+    """What happened to every frame of a run, and how long things took lately.
+
+    Attributes:
+        sent: frames; one that is sent again, since the server may not have had it, counts once.
+        keys: messages, among them those that were sent again; so do ``bytes_sent``.
+    """
 
     captured: int = 0
     sent: int = 0
@@ -106,22 +112,27 @@ class Account:
 
 
 class Throttle:
-    """Which frames to skip after the server asked for a lower rate; comes back slowly once it no longer asks."""
+    """Which frames to skip after the server asked for a lower rate; comes back slowly once it no longer asks.
 
-    def __init__(self) -> None:
+    Args:
+        clock: seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._interval_s = 0.0
-        self._last = 0.0
+        self._last = -math.inf
         self._eased = 0.0
 
     def lower(self, frame_rate: float) -> None:
         """Leave a quarter more time between frames than now, up to a second."""
-        now = time.monotonic()
+        now = self._clock()
         self._interval_s = min(1.0, max(self._interval_s, 1 / max(frame_rate, 1.0)) * _LOWER)
         self._eased = now
 
     def admits(self) -> bool:
         """Whether the frame at hand is due."""
-        now = time.monotonic()
+        now = self._clock()
         if self._interval_s and now - self._eased > _EASE_EVERY_S:
             self._interval_s, self._eased = self._interval_s * _EASE, now
         if now - self._last < self._interval_s * 0.95:
@@ -175,7 +186,9 @@ def run(
             if pb.CHANGE_LOWER_RATE in changes and not lossless:
                 throttle.lower(account.recent()[0])
             if sink.take_lost():
-                sink.send(pb.PublishRequest(frame=packer.again()))
+                message = packer.again()
+                sink.send(pb.PublishRequest(frame=message))
+                _note_bytes(account, message)
                 key = False
                 continue
             if newest.over:
@@ -185,6 +198,7 @@ def run(
                 continue
             sequence, frame = taken
             if size not in (None, frame.luma.shape):
+                account.dropped["size changed"] += 1
                 height, width = frame.luma.shape
                 if not sink.resize(width, height):
                     raise SourceError(
@@ -192,7 +206,6 @@ def run(
                         f"{sequence}; one stream has one size"
                     )
                 size = frame.luma.shape
-                account.dropped["size changed"] += 1
                 continue
             size = frame.luma.shape
             if not throttle.admits():
@@ -209,6 +222,7 @@ def run(
         newest.close()
         # A thread that is still inside of OpenCV when the interpreter ends may abort the process; see ``capturing``.
         capture.join(_CAPTURE_END_S)
+        account.dropped["stopped"] += newest.take(0) is not None
     if problems and not stop.is_set():
         raise problems[0]
 
@@ -226,6 +240,7 @@ def _capture(
             account.captured += 1
             account.colour = account.colour or frame.colour
             if stop.is_set() or not newest.put(account.captured, frame):
+                account.dropped["stopped"] += 1
                 return
     except Exception as error:  # noqa: BLE001 - a thread's exception has no other listener; ``run`` raises it
         problems.append(error)
@@ -235,10 +250,14 @@ def _capture(
 
 def _note(account: Account, message: pb.Frame, stages: StageTimes) -> None:
     account.sent += 1
-    account.keys += message.kind == pb.FRAME_KIND_KEY
-    account.bytes_sent += len(message.payload)
+    _note_bytes(account, message)
     account.stages.append(stages)
     account.sent_times.append((time.monotonic(), len(message.payload)))
+
+
+def _note_bytes(account: Account, message: pb.Frame) -> None:
+    account.keys += message.kind == pb.FRAME_KIND_KEY
+    account.bytes_sent += len(message.payload)
 
 
 def _wxh(shape: tuple[int, ...] | None) -> str:
