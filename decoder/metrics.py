@@ -2,9 +2,18 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, GCCollector, Histogram, PlatformCollector, ProcessCollector
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -27,13 +36,26 @@ class Metrics:
     Args:
         cameras: their counts are read at each scrape. A camera that is forgotten is no longer told of.
         recorded: how each camera's recording fares.
+        until: when the service's certificate expires, if it has one.
     """
 
-    def __init__(self, cameras: Cameras, recorded: "Callable[[], Mapping[str, Recorded]]") -> None:
+    def __init__(
+        self,
+        cameras: Cameras,
+        recorded: "Callable[[], Mapping[str, Recorded]]",
+        until: Callable[[], datetime] | None = None,
+    ) -> None:
         self.registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
         self.registry.register(_Frames(cameras, recorded))
+        if until is not None:
+            expires = Gauge(
+                "veilcam_certificate_expires_seconds",
+                "When the service's certificate expires, since 1970.",
+                registry=self.registry,
+            )
+            expires.set_function(lambda: until().timestamp())
         each = ["reconstructor"]
         self._batch = Histogram(
             "veilcam_batch_frames", "Frames of a batch.", each, buckets=_BATCHES, registry=self.registry

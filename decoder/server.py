@@ -14,6 +14,7 @@ from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from decoder.access.audit import Audit
 from decoder.access.connections import Listener, page_protocol
 from decoder.access.door import Door
 from decoder.access.exposure import check_exposure
@@ -74,6 +75,7 @@ class Server:
         self.settings = settings
         self._policy = _policy(settings)
         self._door = Door(People(settings.users)) if settings.users is not None else None
+        self._audit = Audit()
         self.cameras = Cameras(self._policy)
         self.port = 0
         self.http_port = 0
@@ -85,16 +87,19 @@ class Server:
         self._hook = Hook(settings.on_change.get_secret_value()) if settings.on_change is not None else None
         if self._hook is not None:
             self.cameras.turned.append(self._hook.tell)
-        self.metrics = Metrics(self.cameras, self._recorder.told if self._recorder else dict)
+        until = self._certificates.until if self._certificates is not None else None
+        self.metrics = Metrics(self.cameras, self._recorder.told if self._recorder else dict, until)
         self._worker = Worker(self.cameras, catalogue, self._policy, self.metrics)
         self._health = health.aio.HealthServicer()
         self._grpc = self._grpc_server()
         self._ready = False
         more = probes(self.metrics.registry, lambda: self._ready)
-        more += recorded(Playback(self._store, catalogue), self._worker, self._policy) if self._store else []
+        more += (
+            recorded(Playback(self._store, catalogue), self._worker, self._policy, self._audit) if self._store else []
+        )
         proxy = str(settings.trusted_proxy) if settings.trusted_proxy is not None else None
         people = self._door, self._secure, proxy is not None
-        app = web_app(self.cameras, catalogue, self._policy, more, settings.host, *people)
+        app = web_app(self.cameras, catalogue, self._policy, more, settings.host, self._audit, *people)
         config = uvicorn.Config(
             app,
             http=page_protocol(settings.request_seconds),
@@ -145,8 +150,12 @@ class Server:
         self._tasks.append(asyncio.create_task(self._worker.run(), name="worker"))
         self._tasks.append(asyncio.create_task(self.cameras.keep_looking(), name="states"))
         self._tasks.append(asyncio.create_task(self._web.serve([listener]), name="web"))
+        self._tasks.append(asyncio.create_task(self._audit.keep_telling(), name="audit"))
+        if self._certificates is not None:
+            self._tasks.append(asyncio.create_task(self._certificates.keep_looking(), name="certificates"))
         if self.settings.save:
-            self._tasks.append(asyncio.create_task(save_pictures(self.cameras, self.settings.save), name="save"))
+            saving = save_pictures(self.cameras, self.settings.save, self._audit)
+            self._tasks.append(asyncio.create_task(saving, name="save"))
         for service in ("", "veilcam.v1.Cameras", "veilcam.v1.Viewers"):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
         self._ready = True
@@ -179,6 +188,7 @@ class Server:
         for task in self._tasks:
             task.cancel()
         await asyncio.wait(self._tasks, timeout=left())
+        self._audit.close()
         # Beside each other: an engine that hangs doesn't take the time that what was recorded needs to reach the disk.
         parts = [part for part in (self._worker, self._recorder, self._hook) if part is not None]
         closing = [asyncio.create_task(asyncio.to_thread(part.close)) for part in parts]
@@ -239,7 +249,7 @@ class Server:
             ),
             server,
         )
-        add_ViewersServicer_to_server(ViewersService(self.cameras, self._policy), server)
+        add_ViewersServicer_to_server(ViewersService(self.cameras, self._policy, self._audit), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = [service.full_name for service in pb.DESCRIPTOR.services_by_name.values()]
         names += [health.SERVICE_NAME, reflection.SERVICE_NAME]

@@ -221,10 +221,10 @@ class CamerasService(CamerasServicer):
 class ViewersService(ViewersServicer):
     """Gives pictures to programs."""
 
-    def __init__(self, cameras: Cameras, policy: Policy) -> None:
+    def __init__(self, cameras: Cameras, policy: Policy, audit: Audit) -> None:
         self._cameras = cameras
         self._policy = policy
-        self._audit = Audit("Watch")
+        self._audit = audit
 
     async def Watch(  # type: ignore[override]  # noqa: N802 - gRPC's name; what it gives is written, not yielded
         self, request: pb.WatchRequest, context: "aio.ServicerContext[pb.WatchRequest, pb.Picture]"
@@ -235,7 +235,9 @@ class ViewersService(ViewersServicer):
             with camera.relays[rendition].watch() as pictures:
                 async for picture in pictures:
                     _check_holds()
-                    self._audit.gave(WHO.get(), address, camera.name, picture.rendition, picture.capture_time_ns)
+                    self._audit.gave(
+                        "Watch", WHO.get(), address, camera.name, picture.rendition, picture.capture_time_ns
+                    )
                     await write_message(context, await _message(picture, request.encoding))
             self._check_allowed(rendition)
             self._asked(request)  # it is let go for what would now refuse it, or for a while

@@ -5,7 +5,9 @@ long, fewer frames are sent than the way carries: those that are sent then arriv
 """
 
 import logging
+import math
 import time
+from collections.abc import Callable
 
 log = logging.getLogger("veilcam.encode")
 
@@ -24,14 +26,15 @@ class Throttle:
 
     Args:
         name: where they are sent, for people.
+        clock: seconds.
     """
 
-    def __init__(self, name: str = "") -> None:
-        self._name = name
+    def __init__(self, name: str = "", clock: Callable[[], float] = time.monotonic) -> None:
+        self._name, self._clock = name, clock
         self._interval_s = 0.0
-        self._last = 0.0
+        self._last = -math.inf
         self._eased = 0.0
-        self._seen: tuple[float, int] = (time.monotonic(), 0)
+        self._seen: tuple[float, int] = (clock(), 0)
         self._waited, self._waited_since = 0, 0.0
         self._told = False
         self._whole_since = 0.0
@@ -40,7 +43,7 @@ class Throttle:
         """The server can't keep up: leave a quarter more time between frames than now, up to a second."""
         wanted = max(self._interval_s, 1 / max(frame_rate, 1.0)) * _LOWER
         self._interval_s = max(self._interval_s, min(_LONGEST_ASKED_S, wanted))
-        self._eased = time.monotonic()
+        self._eased = self._clock()
 
     def sent(self, waited: bool, frame_rate: float) -> None:
         """A frame was sent: half as many from now on, if the way is full.
@@ -49,7 +52,7 @@ class Throttle:
             waited: whether it had to wait for room on the way.
             frame_rate: frames a second that were sent lately.
         """
-        now = time.monotonic()
+        now = self._clock()
         if not waited:
             self._waited = 0
             if self._told and not self._interval_s and now - self._whole_since > _HELD_S:
@@ -74,7 +77,7 @@ class Throttle:
 
     def admits(self, sequence: int) -> bool:
         """Whether the frame at hand, of this number among those captured, is due."""
-        now = time.monotonic()
+        now = self._clock()
         if self._interval_s and now - self._eased > _EASE_EVERY_S:
             self._ease(now, sequence)
         if now - self._last < self._interval_s * 0.95:

@@ -72,15 +72,20 @@ class NewestFrame:
 
 
 REASONS = (
-    *("newer frame", "rate lowered", "server away", "lost on the way", "size changed"),
+    *("newer frame", "rate lowered", "server away", "lost on the way", "size changed", "stopped"),
     *("spool full", "spool old", "spool damaged", "spool unwritable"),
 )
-"""Why a frame isn't sent, or was sent and never acknowledged."""
+"""Why a frame isn't sent, or was sent and never acknowledged; ``stopped`` are those at hand when it ended."""
 
 
 @dataclass
 class Account:
-    """What happened to every frame of a run, and how long things took lately."""
+    """What happened to every frame of a run, and how long things took lately.
+
+    Attributes:
+        sent: frames; one that is sent again, since the server may not have had it, counts once.
+        keys: messages, among them those that were sent again; so do ``bytes_sent``.
+    """
 
     captured: int = 0
     sent: int = 0
@@ -156,7 +161,9 @@ def run(
             if pb.CHANGE_LOWER_RATE in changes and not lossless:
                 throttle.lower(account.recent()[0])
             if sink.take_lost():
-                sink.send(pb.PublishRequest(frame=packer.again()))
+                message = packer.again()
+                sink.send(pb.PublishRequest(frame=message))
+                _note_bytes(account, message)
                 key = False
                 continue
             if newest.over:
@@ -166,6 +173,7 @@ def run(
                 continue
             sequence, frame = taken
             if size not in (None, frame.luma.shape):
+                account.dropped["size changed"] += 1
                 height, width = frame.luma.shape
                 if not sink.resize(width, height):
                     raise SourceError(
@@ -173,7 +181,6 @@ def run(
                         f"{sequence}; one stream has one size"
                     )
                 size = frame.luma.shape
-                account.dropped["size changed"] += 1
                 continue
             size = frame.luma.shape
             if not throttle.admits(sequence):
@@ -193,6 +200,7 @@ def run(
         newest.close()
         # A thread that is still inside of OpenCV when the interpreter ends may abort the process; see ``capturing``.
         capture.join(_CAPTURE_END_S)
+        account.dropped["stopped"] += newest.take(0) is not None
     if problems and not stop.is_set():
         raise problems[0]
 
@@ -212,6 +220,7 @@ def _capture(
             account.captured += 1
             account.colour = account.colour or frame.colour
             if stop.is_set() or not newest.put(account.captured, frame):
+                account.dropped["stopped"] += 1
                 return
     except Exception as error:  # noqa: BLE001 - a thread's exception has no other listener; ``run`` raises it
         problems.append(error)
@@ -221,10 +230,14 @@ def _capture(
 
 def _note(account: Account, message: pb.Frame, stages: StageTimes) -> None:
     account.sent += 1
-    account.keys += message.kind == pb.FRAME_KIND_KEY
-    account.bytes_sent += len(message.payload)
+    _note_bytes(account, message)
     account.stages.append(stages)
     account.sent_times.append((time.monotonic(), len(message.payload)))
+
+
+def _note_bytes(account: Account, message: pb.Frame) -> None:
+    account.keys += message.kind == pb.FRAME_KIND_KEY
+    account.bytes_sent += len(message.payload)
 
 
 def _wxh(shape: tuple[int, ...] | None) -> str:

@@ -257,7 +257,8 @@ class ServerSink:
                 if not over and state is not grpc.ChannelConnectivity.TRANSIENT_FAILURE:
                     continue
                 if told := None if self._stop.is_set() else why_not(self.name, self._tls):
-                    raise SinkError(f"{self.name}: {told}", grpc.StatusCode.UNAUTHENTICATED)
+                    status = None if told.passes else grpc.StatusCode.UNAUTHENTICATED
+                    raise SinkError(f"{self.name}: {told.why}", status)
                 if over:
                     raise SinkError(f"{self.name}: no decoder service answers (start one with veilcam-decode)")
         finally:

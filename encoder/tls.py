@@ -13,6 +13,10 @@ from typing import cast
 import grpc
 
 _PROBE_S = 5.0
+_NO_CHECK_TIME = ssl.VerifyFlags(0x200000)
+"""OpenSSL's ``X509_V_FLAG_NO_CHECK_TIME``, which Python has no name for."""
+_EARLY = "not yet valid"
+"""What OpenSSL says of a certificate whose time is to come, by the clock here. It passes by itself."""
 _ALERT_S = 1.0
 """With TLS 1.3 a server refuses a client's certificate after the handshake; so long that is waited for."""
 
@@ -21,6 +25,7 @@ class TlsError(Exception):
     """A file that is missing or isn't what it should be; the message begins with the option."""
 
 
+_SPEAKS_TLS = "the server speaks TLS: give --ca, --certificate and --key"
 _ASKS = "the server asks for a certificate of this camera: give --certificate and --key"
 
 
@@ -40,22 +45,26 @@ class Tls:
     def check(self) -> str | None:
         """Look at the files. Returns the name in the camera's certificate, if there is one.
 
+        One that isn't valid yet is taken for sound: the clock of a camera without a battery is late until it is set.
+
         Raises:
             TlsError: what is wrong with which.
         """
+        self._read()
+        return _name_in(self.certificate, self.key) if self.certificate and self.key else None
+
+    def _read(self) -> tuple[bytes | None, bytes | None, bytes | None]:
+        """What the files hold: authority, key and certificate. Each is read once: it may be replaced meanwhile."""
         if (self.certificate is None) != (self.key is None):
             raise TlsError("--certificate and --key go together: give both")
-        for path, option in ((self.ca, "ca"), (self.certificate, "certificate"), (self.key, "key")):
-            if path is not None:
-                _read(path, option)
-        if self.ca is not None:
+        certificate = _read(self.certificate, "certificate") if self.certificate else None
+        ca, key = (_read(path, option) if path else None for path, option in ((self.ca, "ca"), (self.key, "key")))
+        if ca is not None:
             try:
-                ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(self.ca)
-            except ssl.SSLError:
+                _trust(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), ca)
+            except (ssl.SSLError, ValueError):
                 raise TlsError(f"--ca {self.ca}: no certificate in PEM") from None
-        if self.certificate is None or self.key is None:
-            return None
-        return _name_in(self.certificate, self.key)
+        return ca, key, certificate
 
     def credentials(self) -> grpc.ChannelCredentials:
         """For a channel, from what the files hold now.
@@ -63,12 +72,25 @@ class Tls:
         Raises:
             TlsError: they are gone, or aren't what they should be any more.
         """
-        self.check()
-        named = ((self.ca, "ca"), (self.key, "key"), (self.certificate, "certificate"))
-        return grpc.ssl_channel_credentials(*(_read(path, option) if path else None for path, option in named))
+        read = self._read()
+        if self.certificate and self.key:
+            _name_in(self.certificate, self.key)
+        return grpc.ssl_channel_credentials(*read)
 
 
-def why_not(address: str, tls: Tls | None) -> str | None:
+@dataclass(frozen=True)
+class Finding:
+    """Why no connection comes about.
+
+    Attributes:
+        passes: it may pass by itself.
+    """
+
+    why: str
+    passes: bool = False
+
+
+def why_not(address: str, tls: Tls | None) -> Finding | None:
     """Why no connection to HOST:PORT comes about, as far as TLS is the reason."""
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
@@ -79,22 +101,21 @@ def why_not(address: str, tls: Tls | None) -> str | None:
             context.wrap_socket(plain, server_hostname=host) as connection,
         ):
             if tls is None:
-                return "the server speaks TLS: give --ca, --certificate and --key"
+                return Finding(_SPEAKS_TLS)
             connection.settimeout(_ALERT_S)
             try:
                 taken = connection.recv(1) != b""
             except ConnectionResetError:
                 taken = False
-            if not taken and tls.certificate is not None:
-                return f"the server doesn't take --certificate {tls.certificate} (of another authority, or expired?)"
             if not taken:
-                return _ASKS
+                return _of_the_end(tls)
     except ssl.SSLCertVerificationError as error:
         return _of_the_server(error, host, tls)
     except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
         pass  # cut, as a server that is ending cuts it
     except ssl.SSLError as error:
-        return _of_the_connection(error, tls)
+        told = _of_the_connection(error, tls)
+        return Finding(told) if told else None
     except (OSError, ValueError):
         pass
     return None
@@ -110,14 +131,22 @@ def _probe_context(tls: Tls | None) -> ssl.SSLContext:
     return context
 
 
-def _of_the_server(error: ssl.SSLCertVerificationError, host: str, tls: Tls | None) -> str:
+def _of_the_end(tls: Tls) -> Finding:
+    """Of a server that ends the connection after the handshake and says nothing: many refuse a certificate so."""
+    refuses = f"doesn't take --certificate {tls.certificate} (of another authority, or expired?)"
+    asks = "asks for a certificate of this camera: give --certificate and --key"
+    what = "the server ends each connection at once: it is shutting down, or it"
+    return Finding(f"{what} {refuses if tls.certificate is not None else asks}", passes=True)
+
+
+def _of_the_server(error: ssl.SSLCertVerificationError, host: str, tls: Tls | None) -> Finding:
     told = error.verify_message
-    if "expired" in told or "not yet valid" in told:
-        return f"the server's {told} (is this camera's clock right?)"
+    if _EARLY in told or "expired" in told:
+        return Finding(f"the server's {told} (is this camera's clock right?)", passes=_EARLY in told)
     if "mismatch" in told or "match" in told:
-        return f"the server's certificate isn't for {host} (veilcam-decode keys renew DIR --host {host})"
+        return Finding(f"the server's certificate isn't for {host} (veilcam-decode keys renew DIR --host {host})")
     whom = f"of --ca {tls.ca}" if tls is not None and tls.ca is not None else "that this machine knows; give --ca"
-    return f"the server's certificate isn't from the authority {whom} ({told})"
+    return Finding(f"the server's certificate isn't from the authority {whom} ({told})")
 
 
 def _of_the_connection(error: ssl.SSLError, tls: Tls | None) -> str | None:
@@ -127,14 +156,14 @@ def _of_the_connection(error: ssl.SSLError, tls: Tls | None) -> str | None:
     if "certificate required" in reason or (tls is not None and tls.certificate is None and "alert" in reason):
         return _ASKS
     if tls is None:
-        return "the server speaks TLS: give --ca, --certificate and --key"
+        return _SPEAKS_TLS
     if "alert" in reason:
         return f"the server doesn't take --certificate {tls.certificate} ({reason.rpartition('alert ')[2]})"
     return f"no TLS with the server ({reason})"
 
 
 def _name_in(certificate: Path, key: Path) -> str | None:
-    """The name in a certificate that is sound, has this key, and that a server may take today.
+    """The name in a certificate that is sound, has this key, and that a server may take today, or later.
 
     Python shows what is in a certificate only when someone shows it in a handshake: so here is one, in memory, with a
     server that trusts just this certificate.
@@ -150,6 +179,25 @@ def _name_in(certificate: Path, key: Path) -> str | None:
     except ssl.SSLError as error:
         problem = f"not the unencrypted key, in PEM, of --certificate {certificate} ({error.reason or 'unreadable'})"
         raise TlsError(f"--key {key}: {problem}") from None
+    except OSError as error:  # it was there a moment ago: it is being replaced
+        raise TlsError(f"--certificate {certificate}, --key {key}: can't be read ({error.strerror})") from None
+    try:
+        return _shown(camera, server)
+    except ssl.SSLError as error:
+        told = getattr(error, "verify_message", "") or error.reason
+        if _EARLY not in told:
+            hint = "; the server's keeper can make it anew: veilcam-decode keys renew DIR" if "expired" in told else ""
+            raise TlsError(f"--certificate {certificate}: {told}{hint}") from None
+    server.verify_flags |= _NO_CHECK_TIME
+    return _shown(camera, server)
+
+
+def _shown(camera: ssl.SSLContext, server: ssl.SSLContext) -> str | None:
+    """The common name that a server is shown.
+
+    Raises:
+        ssl.SSLError: it doesn't take it.
+    """
     up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
     shows, looks = camera.wrap_bio(down, up), server.wrap_bio(up, down, server_side=True)
     for end in (shows, looks, shows, looks):
@@ -157,12 +205,13 @@ def _name_in(certificate: Path, key: Path) -> str | None:
             end.do_handshake()
         except ssl.SSLWantReadError:
             continue
-        except ssl.SSLError as error:
-            told = getattr(error, "verify_message", "") or error.reason
-            hint = "; the server's keeper can make it anew: veilcam-decode keys renew DIR" if "expired" in told else ""
-            raise TlsError(f"--certificate {certificate}: {told}{hint}") from None
     subject = cast("Iterable[Iterable[tuple[str, str]]]", (looks.getpeercert() or {}).get("subject", ()))
     return next((value for part in subject for kind, value in part if kind == "commonName"), None)
+
+
+def _trust(context: ssl.SSLContext, pem: bytes) -> None:
+    """Raises ``ssl.SSLError`` or ``ValueError`` if there is no certificate in it."""
+    context.load_verify_locations(cadata=pem.decode("ascii", errors="ignore"))  # beside PEM, what is said of it
 
 
 def _read(path: Path, option: str) -> bytes:

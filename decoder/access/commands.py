@@ -146,12 +146,14 @@ def add_user(
         check_names("--camera", *(each for each in camera or [] if each != "*"))
         if not camera and role != "admin":
             raise AccessError(f"--camera: a {role} sees those cameras that are given; name one, or '*' for all")
-        people = _people(path, new=True)
-        person = people.get(name)
-        if person is None:
-            person = Person(name, Role(role), password=None if no_password else hash_password(_password()))
-        people[name] = replace(person, role=Role(role), cameras=frozenset(camera or []))
-        _write(path, people)
+        added = None
+        if name not in _people(path, new=True):
+            added = Person(name, Role(role), password=None if no_password else hash_password(_password()))
+        with _changed(path, new=True) as people:
+            person = people.get(name) or added
+            if person is None:
+                raise AccessError(f"{path}: {name} was removed meanwhile; nothing was changed")
+            people[name] = replace(person, role=Role(role), cameras=frozenset(camera or []))
         log.info("%s: %s is %s of %s", path, name, role, ", ".join(camera or ["*"]))
 
 
@@ -164,9 +166,10 @@ def change_password(name: Name, file: File = None, config: Config = None) -> Non
         from decoder.access.people import hash_password
 
         path = _file(file, config)
-        people = _people(path)
-        people[name] = replace(_known(people, name, path), password=hash_password(_password()))
-        _write(path, people)
+        _known(_people(path), name, path)
+        password = hash_password(_password())
+        with _changed(path) as people:
+            people[name] = replace(_known(people, name, path), password=password)
 
 
 @users_app.command("token")
@@ -187,13 +190,13 @@ def make_token(
 
         check_names("--label", label)
         path = _file(file, config)
-        people = _people(path)
-        person, token = _known(people, name, path), new_token()
-        kept = {each: digest for each, digest in person.tokens.items() if each != label}
-        if revoke and label not in person.tokens:
-            raise AccessError(f"--label {label}: {name} has no such token")
-        people[name] = replace(person, tokens=kept if revoke else kept | {label: hash_token(token)})
-        _write(path, people)
+        token = new_token()
+        with _changed(path) as people:
+            person = _known(people, name, path)
+            kept = {each: digest for each, digest in person.tokens.items() if each != label}
+            if revoke and label not in person.tokens:
+                raise AccessError(f"--label {label}: {name} has no such token")
+            people[name] = replace(person, tokens=kept if revoke else kept | {label: hash_token(token)})
         if not revoke:
             typer.echo(token)
 
@@ -203,9 +206,8 @@ def remove_user(name: Name, file: File = None, config: Config = None) -> None:
     """Remove someone. A running service lets them go at once."""
     with _told():
         path = _file(file, config)
-        people = _people(path)
-        del people[_known(people, name, path).name]
-        _write(path, people)
+        with _changed(path) as people:
+            del people[_known(people, name, path).name]
 
 
 @users_app.command("list")
@@ -236,10 +238,20 @@ def _people(path: Path, new: bool = False) -> "dict[str, Person]":
     return {} if new and not path.exists() else read_people(path)
 
 
-def _write(path: Path, people: "dict[str, Person]") -> None:
+@contextlib.contextmanager
+def _changed(path: Path, new: bool = False) -> "Iterator[dict[str, Person]]":
+    """Those in the file, to be changed and then written, while no other of these commands does the same."""
     from decoder.access.people import write_people
+    from decoder.private import changed_by_one
 
-    write_people(path, people)
+    with contextlib.ExitStack() as alone:
+        try:
+            alone.enter_context(changed_by_one(path.parent))
+        except OSError as error:
+            raise AccessError(f"{path}: can't be written ({path.parent}: {error.strerror})") from None
+        people = _people(path, new)
+        yield people
+        write_people(path, people)
 
 
 def _known(people: "dict[str, Person]", name: str, path: Path) -> "Person":

@@ -12,11 +12,11 @@ from grpc import aio
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Match, Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from decoder.access.addresses import address_of, network_of
 from decoder.access.door import Door
-from decoder.access.roles import NOBODY, WHO, Who
+from decoder.access.roles import EVERYONE, NOBODY, WHO, Who
 from decoder.access.tls import names_in
 
 log = logging.getLogger("veilcam.decode")
@@ -30,30 +30,32 @@ class WebGuard:
 
     Args:
         app: what is guarded.
-        door: who someone is.
+        door: who someone is; without one, everyone is let in.
         routes: all there are; a request's endpoint is the path of the one that it matches.
         cookie: name of the session's.
     """
 
-    def __init__(self, app: ASGIApp, door: Door, routes: Sequence[BaseRoute], cookie: str) -> None:
+    def __init__(self, app: ASGIApp, door: Door | None, routes: Sequence[BaseRoute], cookie: str) -> None:
         self._app, self._door, self._routes, self._cookie = app, door, routes, cookie
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return  # there is no other way in
-        who, endpoint = self._who(Request(scope)), self._endpoint(scope)
+        who, endpoint = EVERYONE, None
+        if self._door is not None:
+            who, endpoint = self._who(self._door, Request(scope)), self._endpoint(scope)
         if who.may(endpoint) or (endpoint is None and who is not NOBODY):  # what isn't there, the app says
             WHO.set(who)
             await self._app(scope, receive, send)
             return
         await self._refused(who, endpoint)(scope, receive, send)
 
-    def _who(self, request: Request) -> Who:
+    def _who(self, door: Door, request: Request) -> Who:
         told = request.headers.get("authorization")
         if told is not None:
-            return self._door.by_token(told[len(_BEARER) :]) if told.lower().startswith(_BEARER) else NOBODY
+            return door.by_token(told[len(_BEARER) :]) if told.lower().startswith(_BEARER) else NOBODY
         cookie = request.cookies.get(self._cookie)
-        return self._door.by_session(cookie) if cookie else NOBODY
+        return door.by_session(cookie) if cookie else NOBODY
 
     def _endpoint(self, scope: Scope) -> str | None:
         for route in self._routes:
@@ -69,6 +71,29 @@ class WebGuard:
             return RedirectResponse("/login", 303, headers)
         headers["WWW-Authenticate"] = "Bearer"
         return Response("sign in at /login, or send a token\n", 401, headers, "text/plain")
+
+
+class SafeHeaders:
+    """Says with every answer what a browser must not do with it.
+
+    Args:
+        app: what answers.
+        strict: seconds for which a browser is to come back over TLS alone; 0 says nothing of it.
+    """
+
+    def __init__(self, app: ASGIApp, strict: int) -> None:
+        self._app = app
+        said = {"Cross-Origin-Resource-Policy": "same-origin", "X-Content-Type-Options": "nosniff"}
+        said |= {"Strict-Transport-Security": f"max-age={strict}"} if strict else {}
+        self._said = [(name.lower().encode(), value.encode()) for name, value in said.items()]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def saying(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *self._said]
+            await send(message)
+
+        await self._app(scope, receive, saying)
 
 
 class GrpcGuard(aio.ServerInterceptor):
@@ -132,7 +157,9 @@ class GrpcGuard(aio.ServerInterceptor):
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, problem)
         self._open[peer] += 1
         try:
-            if self._door is not None:
+            if self._door is None:
+                WHO.set(EVERYONE)
+            else:
                 await self._let_in(self._door, endpoint, context)
             yield
         finally:

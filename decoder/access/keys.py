@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from decoder.access import AccessError
+from decoder.private import replace_file
 from protos.rules import CAMERA_NAME, CAMERA_NAME_TOLD
 
 AUTHORITY_DAYS = 3650
@@ -276,11 +277,11 @@ def _write(path: Path, certificate: x509.Certificate, key: Key) -> Made:
 
 
 def _replace(path: Path, certificate: x509.Certificate) -> Made:
-    """In one step: whoever reads it meanwhile gets the old one or the new one."""
-    fresh = path.with_suffix(".new")
-    fresh.unlink(missing_ok=True)
-    _create(fresh, certificate.public_bytes(serialization.Encoding.PEM))
-    fresh.replace(path)
+    """In one step, with the owner and mode that it had: a running service that could read it still can."""
+    try:
+        replace_file(path, certificate.public_bytes(serialization.Encoding.PEM))
+    except OSError as error:
+        raise KeysError(f"{path}: can't be written ({error.strerror})") from None
     return Made(path, certificate.not_valid_after_utc)
 
 

@@ -10,6 +10,7 @@ from starlette.routing import Route
 from decoder.access.door import SESSION_S, Door, TooManyTriesError
 
 _LONGEST_FORM = 4096
+_MOST_FIELDS = 10
 _HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; "
@@ -65,7 +66,10 @@ def login(door: Door, secure: bool) -> list[Route]:
                     return _form(413, "That is too long.")
         except ClientDisconnect:
             return _form(400, "Half of that is missing.")  # told to nobody
-        told = parse_qs(body.decode(errors="replace"), keep_blank_values=True, max_num_fields=10)
+        try:
+            told = parse_qs(body.decode(errors="replace"), keep_blank_values=True, max_num_fields=_MOST_FIELDS)
+        except ValueError:
+            return _form(400, "That isn't this form.")
         who, password = (told.get(field, [""])[0] for field in ("name", "password"))
         address = request.client.host if request.client is not None else "unknown"
         try:
@@ -103,4 +107,7 @@ def _form(status: int, problem: str) -> Response:
 def _foreign(request: Request) -> bool:
     """Whether a browser says that another site's page sends this."""
     origin = request.headers.get("origin")
-    return origin is not None and urlsplit(origin).netloc != request.headers.get("host")
+    try:
+        return origin is not None and urlsplit(origin).netloc != request.headers.get("host")
+    except ValueError:  # as of "http://[x": no browser says that of a page of ours
+        return True

@@ -28,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from decoder.access import AccessError
 from decoder.access.roles import Role
+from decoder.private import replace_file
 from protos.rules import CAMERA_NAME, CAMERA_NAME_TOLD
 
 log = logging.getLogger("veilcam.decode")
@@ -82,6 +83,7 @@ class People:
         self._lock = threading.Lock()
         self._seen = self._stamp()
         self._take(read_people(file))
+        self._tell_owner()
 
     def get(self, name: str) -> Person | None:
         self._look()
@@ -107,6 +109,16 @@ class People:
                 log.error("users stay as they were: %s", error)
             else:
                 log.info("users taken up: %s", ", ".join(self._people) or "none")
+                self._tell_owner()
+
+    def _tell_owner(self) -> None:
+        """Only root can read a file of someone else's that nobody else may read: whoever owns it lets people in."""
+        try:
+            owner = self._file.stat().st_uid
+        except OSError:  # replaced or removed this moment: told of when it is looked at next
+            return
+        if owner not in (0, os.geteuid()):
+            log.warning("%s: belongs to user %d, who can let anyone in (chown root %s)", self._file, owner, self._file)
 
     def _stamp(self) -> tuple[int, int, int, int] | None:
         try:
@@ -141,10 +153,10 @@ def read_people(file: Path) -> dict[str, Person]:
 
 
 def write_people(file: Path, people: Mapping[str, Person]) -> None:
-    """In one step, for its owner alone.
+    """In one step, for its owner alone, who stays the same: a service that could read it still can.
 
     Raises:
-        AccessError: it can't be written.
+        AccessError: it can't be written, or not for its owner.
     """
     lines = ["# Written by veilcam-decode users. A running service takes changes up; comments don't last."]
     for person in people.values():
@@ -156,13 +168,8 @@ def write_people(file: Path, people: Mapping[str, Person]) -> None:
                 f'[users."{person.name}".tokens]',
                 *(f'"{label}" = "{it}"' for label, it in person.tokens.items()),
             ]
-    fresh = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
     try:
-        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as opened:
-            opened.write("\n".join(lines) + "\n")
-            opened.flush()
-            os.fsync(opened.fileno())
-        fresh.replace(file)
+        replace_file(file, ("\n".join(lines) + "\n").encode())
     except OSError as error:
         raise AccessError(f"{file}: can't be written ({error.strerror})") from None
 

@@ -90,5 +90,5 @@ class Who:
 NOBODY = Who("nobody", Role.NOBODY)
 EVERYONE = Who("anyone", Role.ADMIN, None)
 """Who asks a server without users: on loopback, or since --insecure was said."""
-WHO: ContextVar[Who] = ContextVar("who", default=EVERYONE)
-"""Who asks for what is being answered. Set at the door; without users there is none."""
+WHO: ContextVar[Who] = ContextVar("who", default=NOBODY)
+"""Who asks for what is being answered. The guards say it; what they haven't seen, such as another thread, is nobody."""

@@ -1,5 +1,6 @@
 """Certificates in use: read, checked, and taken up anew when their files change, without a restart."""
 
+import asyncio
 import logging
 import ssl
 import threading
@@ -18,7 +19,9 @@ from decoder.settings import Settings
 log = logging.getLogger("veilcam.decode")
 
 _SOON = timedelta(days=30)
-"""Before a certificate expires, whoever reads the log is told."""
+"""Before a certificate expires, whoever reads the log is told, once a day."""
+_TOLD_EVERY = timedelta(days=1)
+_LOOK_EVERY_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class _Pair:
     key: bytes
     client_ca: bytes | None
     page: ssl.SSLContext
+    until: datetime
 
 
 class Certificates:
@@ -48,8 +52,19 @@ class Certificates:
         assert settings.key is not None
         self._certificate, self._key, self._client_ca = settings.certificate, settings.key, settings.client_ca
         self._lock = threading.Lock()
+        self._told = datetime.min.replace(tzinfo=UTC)
         self._seen = self._stamps()
         self._now = self._read()
+
+    def until(self) -> datetime:
+        """When the certificate expires that new connections get."""
+        return self.look().until
+
+    async def keep_looking(self) -> None:
+        """Look also when nobody connects, until cancelled: that it expires is told in time."""
+        while True:
+            await asyncio.sleep(_LOOK_EVERY_S)
+            await asyncio.to_thread(self.look)
 
     def for_grpc(self) -> grpc.ServerCredentials:
         """Of a port where cameras and programs show certificates of their own, if there is a ``client_ca``."""
@@ -86,6 +101,8 @@ class Certificates:
                     self._now = self._read()
                 except AccessError as error:
                     log.error("certificates stay as they were: %s", error)
+            if self._now.until - datetime.now(UTC) < _SOON and datetime.now(UTC) - self._told >= _TOLD_EVERY:
+                self._tell(self._now.until)
             return self._now
 
     def _read(self) -> _Pair:
@@ -99,16 +116,25 @@ class Certificates:
         if until < datetime.now(UTC):
             hint = "veilcam-decode keys renew DIR, if keys init made it"
             raise AccessError(f"--certificate {self._certificate}: expired {until:%Y-%m-%d}; {hint}")
-        pair = _Pair(certificate, key, client_ca, _page_context(self._certificate, self._key, self._client_ca))
-        soon = until - datetime.now(UTC) < _SOON
-        log.log(
-            logging.WARNING if soon else logging.INFO,
-            "certificate %s: valid until %s%s",
-            *(self._certificate, f"{until:%Y-%m-%d}", "; renew it soon" if soon else ""),
-        )
-        if self._key.stat().st_mode & 0o007:
+        context = _page_context(self._certificate, self._key, self._client_ca)
+        try:
+            loose = bool(self._key.stat().st_mode & 0o007)
+        except OSError as error:
+            raise AccessError(f"--key {self._key}: can't be read ({error.strerror})") from None
+        self._tell(until)
+        if loose:
             log.warning("--key %s: every user of this machine can read it (chmod 600 %s)", self._key, self._key)
-        return pair
+        return _Pair(certificate, key, client_ca, context, until)
+
+    def _tell(self, until: datetime) -> None:
+        self._told = now = datetime.now(UTC)
+        day = f"{until:%Y-%m-%d}"
+        if until < now:
+            log.error("certificate %s: expired %s; nobody can connect any more, renew it", self._certificate, day)
+        elif until - now < _SOON:
+            log.warning("certificate %s: valid until %s; renew it soon", self._certificate, day)
+        else:
+            log.info("certificate %s: valid until %s", self._certificate, day)
 
     def _stamps(self) -> list[tuple[int, int, int] | None]:
         found: list[tuple[int, int, int] | None] = []

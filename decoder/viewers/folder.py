@@ -15,14 +15,14 @@ from decoder.private import open_new
 log = logging.getLogger("veilcam.decode")
 
 
-async def save_pictures(cameras: Cameras, folder: Path) -> None:
+async def save_pictures(cameras: Cameras, folder: Path, audit: Audit) -> None:
     """Save what every camera shows, until cancelled. A picture that can't be written ends the saving, loudly.
 
     One thread writes: a disk that hangs holds up nothing but this.
     """
     seen: dict[Relay, int] = {}
     saved = missed = 0
-    pool, audit, who = ThreadPoolExecutor(1, thread_name_prefix="save"), Audit("--save"), os_user()
+    pool, who = ThreadPoolExecutor(1, thread_name_prefix="save"), os_user()
     try:
         while True:
             changed = cameras.changed()
@@ -40,7 +40,7 @@ async def save_pictures(cameras: Cameras, folder: Path) -> None:
                     continue  # while others were written, it was decided that this is no longer given
                 missed += relay.serial - seen[relay] - 1
                 seen[relay] = relay.serial
-                audit.gave(who, HERE, camera.name, relay.latest.rendition, relay.latest.capture_time_ns)
+                audit.gave("--save", who, HERE, camera.name, relay.latest.rendition, relay.latest.capture_time_ns)
                 await asyncio.get_running_loop().run_in_executor(pool, _write, relay.latest, folder / camera.name)
                 saved += 1
             await changed.wait()

@@ -29,7 +29,7 @@ _MOST_WAITING = 8
 _T = TypeVar("_T")
 
 
-def recorded(playback: Playback, worker: Worker, policy: Policy) -> list[Route]:
+def recorded(playback: Playback, worker: Worker, policy: Policy, audit: Audit) -> list[Route]:
     """Routes.
 
     Recordings are read in a thread of their own, one request after the other: however slow the disk is, and however
@@ -38,9 +38,9 @@ def recorded(playback: Playback, worker: Worker, policy: Policy) -> list[Route]:
 
     Args:
         policy: which renditions are given.
+        audit: is told who is given plain pictures.
     """
     disk, line = ThreadPoolExecutor(1, thread_name_prefix="playback"), _Line()
-    audit = Audit("recording")
 
     async def read(work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(disk, work)
@@ -101,7 +101,7 @@ def recorded(playback: Playback, worker: Worker, policy: Policy) -> list[Route]:
         if rendition not in WHO.get().renditions(policy):  # they may be given fewer since the engine began
             return text(403, f"rendition: {rendition} pictures are no longer given")
         address = request.client.host if request.client is not None else "unknown"
-        audit.gave(WHO.get(), address, name, rendition, moment.capture_time_ns)
+        audit.gave("recording", WHO.get(), address, name, rendition, moment.capture_time_ns)
         return moment, pixels
 
     return [Route("/recordings/{name}.json", spans), Route("/recordings/{name}.jpg", still)]

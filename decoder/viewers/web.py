@@ -19,7 +19,7 @@ from starlette.routing import Route
 from decoder.access.audit import Audit
 from decoder.access.door import Door
 from decoder.access.exposure import is_loopback
-from decoder.access.guards import WebGuard
+from decoder.access.guards import SafeHeaders, WebGuard
 from decoder.access.login import cookie_name, login
 from decoder.access.roles import WHO
 from decoder.admission import Policy
@@ -35,7 +35,9 @@ _LONGEST_WAIT_S = 10.0
 _LOOK_EVERY_S = 0.5
 """Whether whoever asked for pictures is still there."""
 NEVER_STORED = {"Cache-Control": "no-store"}
-_NEVER_FRAMED = {"Content-Security-Policy": "frame-ancestors 'none'", "X-Content-Type-Options": "nosniff"}
+_NEVER_FRAMED = {"Content-Security-Policy": "frame-ancestors 'none'"}
+_STRICT_S = 30 * 24 * 3600
+"""For which a browser remembers that this host speaks TLS. It remembers it of the host, whatever the port."""
 _LENGTHS = struct.Struct("<II")
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]", "[")
 """As a browser names it. Starlettes that don't know IPv6 see its bracket alone, with which no foreign name begins."""
@@ -47,6 +49,7 @@ def web_app(
     policy: Policy,
     more: Sequence[Route],
     host: str,
+    audit: Audit,
     door: Door | None = None,
     secure: bool = False,
     proxied: bool = False,
@@ -60,12 +63,12 @@ def web_app(
         policy: which renditions are given.
         more: what else stands at this address.
         host: that it is bound to.
+        audit: is told who is given plain pictures.
         door: who someone is who asks; without one, everyone is let in.
         secure: TLS is spoken.
         proxied: a reverse proxy stands before it, which people reach by another name. There is a door then, whose
             cookie no foreign page gets by pointing a name here.
     """
-    stills, streamed, polled = Audit("still"), Audit("MJPEG"), Audit("page")
 
     def found(request: Request) -> tuple[Camera, Relay] | Response:
         if refusal := not_given(request.path_params["name"]):
@@ -96,7 +99,7 @@ def web_app(
             seen = {str(name): int(serial) for name, serial in seen.items()}
         except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
             return text(400, 'seen: expected JSON as in {"NAME": 7}')
-        return await _newer(request, cameras, policy, seen, request.query_params.getlist("camera"), polled)
+        return await _newer(request, cameras, policy, seen, request.query_params.getlist("camera"), audit)
 
     async def still(request: Request) -> Response:
         match = found(request)
@@ -109,7 +112,7 @@ def web_app(
             return text(404, f"camera {camera.name!r} has shown no such picture yet")
         if not WHO.get().holds():
             return text(401, "sign in again")
-        give(stills, request, picture)
+        give(audit, "still", request, picture)
         headers = NEVER_STORED | {"X-Sequence": str(picture.sequence)}
         return Response(await picture.jpeg(), media_type="image/jpeg", headers=headers)
 
@@ -118,7 +121,7 @@ def web_app(
         if isinstance(match, Response):
             return match
         media_type = f"multipart/x-mixed-replace; boundary={_BOUNDARY}"
-        return StreamingResponse(_parts(match[1], request, streamed), media_type=media_type, headers=NEVER_STORED)
+        return StreamingResponse(_parts(match[1], request, audit), media_type=media_type, headers=NEVER_STORED)
 
     routes = [
         Route("/", page),
@@ -130,13 +133,11 @@ def web_app(
         *more,
         *(login(door, secure) if door is not None else []),
     ]
-    middleware = (
-        [Middleware(TrustedHostMiddleware, allowed_hosts=[*_LOOPBACK, host])]
-        if is_loopback(host) and not proxied
-        else []
-    )
-    if door is not None:
-        middleware.append(Middleware(WebGuard, door=door, routes=routes, cookie=cookie_name(secure)))
+    # What else a developer's own machine serves on other ports may speak no TLS.
+    middleware = [Middleware(SafeHeaders, strict=_STRICT_S if secure and not is_loopback(host) else 0)]
+    if is_loopback(host) and not proxied:
+        middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=[*_LOOPBACK, host]))
+    middleware.append(Middleware(WebGuard, door=door, routes=routes, cookie=cookie_name(secure)))
     return Starlette(
         routes=routes,
         middleware=middleware,
@@ -151,10 +152,10 @@ def not_given(camera: str) -> Response | None:
     return text(403, f"{camera[:80]!r} isn't among the cameras that {WHO.get().name} is given")
 
 
-def give(audit: Audit, request: Request, picture: Picture) -> None:
+def give(audit: Audit, way: str, request: Request, picture: Picture) -> None:
     """A picture is about to leave."""
     address = request.client.host if request.client is not None else "unknown"
-    audit.gave(WHO.get(), address, picture.camera, picture.rendition, picture.capture_time_ns)
+    audit.gave(way, WHO.get(), address, picture.camera, picture.rendition, picture.capture_time_ns)
 
 
 def asked_rendition(request: Request, policy: Policy, there: tuple[str, ...]) -> str | Response:
@@ -233,7 +234,7 @@ async def _newer(
         return text(401, "sign in again")
     parts: list[bytes] = []
     for name, serial, picture in fresh:
-        give(audit, request, picture)
+        give(audit, "page", request, picture)
         head = {"name": name, "serial": serial, "time_ms": round(picture.capture_time_ns / 1e6, 3)}
         told, data = json.dumps(head).encode(), await picture.jpeg()
         parts += [_LENGTHS.pack(len(told), len(data)), told, data]
@@ -256,7 +257,7 @@ async def _parts(relay: Relay, request: Request, audit: Audit) -> AsyncIterator[
         async for picture in pictures:
             if not WHO.get().holds():
                 return
-            give(audit, request, picture)
+            give(audit, "MJPEG", request, picture)
             data = await picture.jpeg()
             head = f"Content-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n".encode()
             yield head + data + b"\r\n" + boundary

@@ -5,6 +5,7 @@ the source ends, and ``close`` is called once nobody takes any more. One that is
 which ``watched.py`` ends and begins again when it gives nothing.
 """
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -72,11 +73,14 @@ SOURCES = {
 """Scheme → where its class stands. Imported when it is chosen."""
 
 
+_OWN = re.compile(r"/+(dev/(stdin$|fd/)|proc/(self|thread-self)/(task/\d+/)?fd/)")
+
+
 def scheme_of(spec: str) -> str:
     """The scheme of a source as a user writes it: a device number or node, a URL, a folder, a file, ``pattern``.
 
     Raises:
-        SourceError: a path that can't be looked at.
+        SourceError: a path that can't be looked at, or one that another process can't open.
     """
     if spec.isascii() and spec.isdigit():
         return "device"
@@ -84,6 +88,9 @@ def scheme_of(spec: str) -> str:
         return spec.split("://", 1)[0].lower()
     if re.match(r"pattern([:#]|$)", spec):
         return "pattern"
+    if _OWN.match(os.path.normpath(spec)):
+        problem = "only this process could open it, and another reads the source"
+        raise SourceError(f"{spec}: {problem}; give a named pipe: mkfifo camera, and write into that")
     try:
         path = Path(spec)
         if spec.startswith("/dev/video") or path.is_char_device():

@@ -2,7 +2,7 @@
 
 A thread that hangs there can't be ended, keeps its camera and its memory, and may abort the whole program when that
 ends. The process is told its source on standard input, a line of JSON, and ends when that is closed: no reader outlives
-its encoder, however that ended. On standard output it writes
+its encoder, however that ended. Exit code 1 if it broke down, with a traceback. On standard output it writes
 
     head   u8 what │ u32 height or length │ u32 width │ i64 captured, ns since 1970 │ f64 milliseconds │ u8 colour
     body   for a frame H·W bytes of luma, else that many bytes of UTF-8
@@ -13,6 +13,7 @@ import os
 import struct
 import sys
 import threading
+import traceback
 from typing import BinaryIO
 
 from encoder.sources import Source, SourceAwayError, SourceError, open_source
@@ -26,9 +27,10 @@ def main() -> None:
     """Read the source that standard input names, until one side ends."""
     out = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints isn't a message
-    spec = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_encoder, daemon=True).start()
+    code = 0
     try:
+        spec = json.loads(sys.stdin.readline())
+        threading.Thread(target=_end_with_encoder, daemon=True).start()
         source = open_source(spec)
         _say(out, OPENED, json.dumps([source.name, source.frame_rate]))
         _frames(out, source)
@@ -36,8 +38,10 @@ def main() -> None:
         pass
     except SourceError as error:
         _say(out, AWAY if isinstance(error, SourceAwayError) else UNUSABLE, str(error))
-    finally:
-        os._exit(0)  # closing a source whose driver hangs would hang as well; the system frees it
+    except Exception:  # noqa: BLE001 - nothing else would tell of it: the process ends here
+        traceback.print_exc()
+        code = 1
+    os._exit(code)  # closing a source whose driver hangs would hang as well; the system frees it
 
 
 def _frames(out: BinaryIO, source: Source) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
@@ -35,8 +36,13 @@ class UrlSource:
         self.frame_rate = self._capture.frame_rate
 
     def frames(self) -> Iterator[Frame]:
-        yield from live_frames(self._capture)
-        raise SourceAwayError(f"{self.name}: the stream ended or sent nothing for {_READ_TIMEOUT_MS // 1000} s")
+        last = time.monotonic()
+        for frame in live_frames(self._capture):
+            yield frame
+            last = time.monotonic()
+        if time.monotonic() - last < _READ_TIMEOUT_MS / 1000:
+            raise SourceAwayError(f"{self.name}: the stream ended")
+        raise SourceAwayError(f"{self.name}: the stream sent nothing for {_READ_TIMEOUT_MS / 1000:g} s")
 
     def close(self) -> None:
         self._capture.close()

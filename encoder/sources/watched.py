@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -148,6 +149,9 @@ class _Reader:
 
     Args:
         ended: asked while it is waited for; if so, there is nothing to wait for any more.
+
+    Raises:
+        SourceAwayError: this machine has nothing left to start it with.
     """
 
     def __init__(self, spec: str, name: str, ended: Callable[[], bool]) -> None:
@@ -155,14 +159,17 @@ class _Reader:
         self._lock = threading.Lock()
         self._closed = False
         # A session of its own: Ctrl-C is for the encoder, which ends its readers.
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "encoder.sources.reader"],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (_ROOT, os.environ.get("PYTHONPATH"))))},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            start_new_session=True,
-        )
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "encoder.sources.reader"],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (_ROOT, os.environ.get("PYTHONPATH"))))},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                bufsize=0,
+                start_new_session=True,
+            )
+        except OSError as error:  # no memory, no descriptors: of that there may be again
+            raise SourceAwayError(f"{name}: no process to read it can be started ({error.strerror})") from None
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._in, self._out = self._process.stdin, self._process.stdout
@@ -209,6 +216,17 @@ class _Reader:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_END_S)
 
+    def _how_it_ended(self) -> str:
+        """How the process ended, whose output has ended."""
+        try:
+            code = self._process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            return "it still hangs"
+        if code >= 0:
+            return f"exit code {code}"
+        names = {each.value: each.name for each in signal.Signals}
+        return names.get(-code, f"signal {-code}")
+
     def _fill(self, into: memoryview, deadline: float, too_late: SourceAwayError) -> bool:
         """Fill a buffer; False if ``ended`` before that."""
         while into:
@@ -220,7 +238,9 @@ class _Reader:
                 if self._poll.poll(_POLL_S * 1000):
                     count = self._out.readinto(into)  # type: ignore[attr-defined]
                     if not count:
-                        raise SourceAwayError(f"{self._name}: the process that reads it broke down")
+                        raise SourceAwayError(
+                            f"{self._name}: the process that reads it broke down ({self._how_it_ended()})"
+                        )
                     into = into[count:]
             if into and time.monotonic() > deadline:
                 raise too_late

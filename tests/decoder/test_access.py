@@ -1,15 +1,21 @@
 """Every endpoint × every role: allowed or refused, and with which status; and what else stands at the door."""
 
+import asyncio
+import errno
 import http.client
 import json
 import logging
+import os
 import re
+import shutil
 import ssl
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlencode
@@ -20,14 +26,18 @@ import pytest
 from google.protobuf import descriptor_pool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from decoder.access import AccessError
 from decoder.access.audit import Audit
 from decoder.access.door import SESSION_S, TRIES_BY_ADDRESS, TRIES_BY_NAME
 from decoder.access.keys import Authority, init
-from decoder.access.people import Person, hash_password, hash_token, read_people, write_people
-from decoder.access.roles import TABLE, Role, Who
+from decoder.access.people import People, Person, hash_password, hash_token, read_people, write_people
+from decoder.access.roles import ANYONE, TABLE, WHO, Role, Who
+from decoder.access.tls import Certificates
+from decoder.private import changed_by_one
 from decoder.settings import Settings
 from encoder.packing import Packer
 from encoder.sampling import Operator
@@ -379,18 +389,63 @@ def test_who_was_given_plain_pictures_is_in_the_audit_log_and_veiled_ones_are_no
     assert len(lines()) == 8
 
 
+TOM = Who("tom", Role.TRUSTED)
+
+
 def test_a_long_look_is_a_line_a_minute(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     caplog.set_level(logging.INFO, "veilcam.audit")
-    audit, now = Audit("still"), [1000.0]
+    audit, now = Audit(), [1000.0]
     monkeypatch.setattr("decoder.access.audit.time.monotonic", lambda: now[0])
-    for _ in range(121):
-        audit.gave(Who("tom", Role.TRUSTED), "::1", "porch", "plain", 1)
+    for second in range(150):
+        audit.gave("still", TOM, "::1", "porch", "plain", second * 10**9)
         now[0] += 1
-    assert [record.getMessage().partition(" by ")[2] for record in caplog.records] == [
-        "still",
-        "still, and 59 since the last line",
-        "still, and 59 since the last line",
+    audit.close()
+    captured = "captured 1970-01-01T00:0"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"plain picture of camera porch, {captured}0:00.000+00:00, given to tom (trusted) at ::1 by still",
+        *(
+            f"{count} more plain pictures of camera porch, {captured}{first}.000+00:00 to 1970-01-01T00:0{last}.000"
+            "+00:00, given to tom (trusted) at ::1 by still"
+            for count, first, last in ((59, "0:01", "0:59"), (60, "1:00", "1:59"), (30, "2:00", "2:29"))
+        ),
     ]
+
+
+def test_no_picture_stays_untold(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if there is no room for all who look, and however they are mixed."""
+    monkeypatch.setattr("decoder.access.audit._MOST", 2)
+    caplog.set_level(logging.INFO, "veilcam.audit")
+    audit = Audit()
+    for camera in ("porch", "yard", "gate", "porch", "porch", "yard", "yard", "yard", "gate"):
+        audit.gave("recording", TOM, "::1", camera, "plain", 1)
+    audit.close()
+    told = [getattr(record, "pictures") for record in caplog.records]  # noqa: B009 - no attribute that mypy knows
+    assert sum(told) == 9
+    audit.close()
+    assert len(caplog.records) == len(told), "each once"
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["quiet", "stopped"])
+def test_what_was_given_in_a_moment_is_told_when_it_is_quiet_and_at_the_end(
+    guarded: Guarded, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, stopped: bool
+) -> None:
+    caplog.set_level(logging.INFO, "veilcam.audit")
+    wait_until(lambda: guarded.ask(f"/recordings/porch.jpg{AT}", bearer(TOKENS["tom"])).status == 200)
+    for _ in range(4):
+        guarded.ask(f"/recordings/porch.jpg{AT}&rendition=plain", bearer(TOKENS["tom"]))
+    assert "3 more plain pictures" not in caplog.text
+    if stopped:
+        guarded.service.stop()
+    else:
+        monkeypatch.setattr("decoder.access.audit.EVERY_S", 0.0)
+        audit = guarded.service.server._audit
+        guarded.service.loop.call_soon_threadsafe(
+            lambda: asyncio.ensure_future(audit.keep_telling(), loop=guarded.service.loop)
+        )
+        wait_until(lambda: "3 more plain pictures" in caplog.text)
+    at = "2023-11-14T22:13:20.000+00:00"
+    who = "tom (trusted) at 127.0.0.1 by recording"
+    assert f"3 more plain pictures of camera porch, captured {at} to {at}, given to {who}" in caplog.messages
 
 
 def test_a_session_is_a_cookie_that_scripts_and_other_sites_never_get(guarded: Guarded) -> None:
@@ -407,6 +462,69 @@ def test_a_session_is_a_cookie_that_scripts_and_other_sites_never_get(guarded: G
     assert guarded.ask("/logout", session, {}).status == 303
     assert guarded.ask("/cameras.json", session).status == 401
     assert guarded.sign_in("vera", Origin="https://evil.example").status == 403
+
+
+@pytest.fixture
+def plain_door(start_service: StartService, tmp_path: Path) -> Guarded:
+    """On loopback without TLS, with users of whom none can sign in."""
+    write_people(tmp_path / "users.toml", PEOPLE)
+    service = start_service(Settings(port=0, http=0, users=tmp_path / "users.toml"))
+    return Guarded(service, Keys(tmp_path / "keys"), tmp_path / "users.toml", [], tls=False)
+
+
+@pytest.mark.parametrize("origin", ["http://[x", "http://[::1", "http://x]", "null", "http://a\u212a.example"])
+def test_an_origin_that_is_none_is_foreign(plain_door: Guarded, origin: str, caplog: pytest.LogCaptureFixture) -> None:
+    headers = {"Origin": origin.encode("utf-8").decode("latin-1")}
+    assert plain_door.ask("/login", headers, {"name": "x"}).status == 403
+    assert plain_door.ask("/logout", headers, {}).status == 403
+    assert "Traceback" not in caplog.text
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    origin=st.none()
+    | st.text(st.characters(min_codepoint=32, max_codepoint=255, exclude_characters="\x7f"), max_size=30).map(str.strip)
+    | st.text("[]:/@.x1%", max_size=12).map("http://".__add__),
+    body=st.binary(max_size=200) | st.lists(st.sampled_from([b"name=a", b"password=", b"&", b"=", b"%", b";"])).map(
+        b"&".join
+    ),
+)  # fmt: skip
+def test_whatever_is_sent_to_sign_in_with_is_answered(plain_door: Guarded, origin: str | None, body: bytes) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", plain_door.service.server.http_port, timeout=20)
+    headers = {"Origin": origin} if origin is not None else {}
+    connection.request("POST", "/login", body, headers | {"Content-Type": "application/x-www-form-urlencoded"})
+    status = connection.getresponse().status
+    connection.close()
+    assert status in ({400, 401, 429} if origin is None else {403})
+
+
+def test_a_form_with_too_many_fields_is_none(plain_door: Guarded) -> None:
+    answer = plain_door.ask("/login", None, {f"field{index}": "x" for index in range(11)})
+    assert answer.status == 400
+    assert b"isn't this form" in answer.body.replace(b"&#x27;", b"'")
+
+
+def test_what_the_guards_have_not_seen_is_nobodys(plain_door: Guarded) -> None:
+    """A thread that answers for someone has no context of theirs."""
+    with ThreadPoolExecutor(1) as pool:
+        who = pool.submit(WHO.get).result()
+    assert not any(who.may(endpoint) for endpoint, roles in TABLE.items() if roles != ANYONE)
+    assert not who.sees("porch")
+
+
+def test_no_other_site_may_embed_what_is_answered(
+    start_service: StartService, plain_door: Guarded, tmp_path: Path
+) -> None:
+    init(tmp_path / "keys")
+    keys = Keys(tmp_path / "keys")
+    open_door = Guarded(start_service(Settings(port=0, http=0)), keys, Path(), [], tls=False)
+    public = start_service(keys.settings(host="0.0.0.0", users=tmp_path / "users.toml"))
+    for each, strict in ((plain_door, None), (open_door, None), (Guarded(public, keys, Path(), []), "max-age=2592000")):
+        for path in ("/", "/login", "/cameras.json", "/cameras/porch.jpg", "/nothing", "/healthz"):
+            headers = each.ask(path).headers
+            assert headers["Cross-Origin-Resource-Policy"] == "same-origin", path
+            assert headers.get_all("X-Content-Type-Options") == ["nosniff"], path
+            assert headers["Strict-Transport-Security"] == strict, path
 
 
 @pytest.mark.parametrize(
@@ -625,6 +743,96 @@ def test_the_commands_write_what_the_service_reads(tmp_path: Path) -> None:
     assert users(file, "remove", "prometheus").returncode == 0
     assert list(read_people(file)) == ["anna"]
     assert read_people(file)["anna"].tokens == {}
+
+
+@pytest.fixture
+def as_service() -> Callable[[], AbstractContextManager[None]]:
+    """Be the user of a service, who isn't root."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a file to another user")
+
+    @contextmanager
+    def being() -> Iterator[None]:
+        os.seteuid(SERVICE)
+        try:
+            yield
+        finally:
+            os.seteuid(0)
+
+    return being
+
+
+SERVICE = 65534
+
+
+def test_what_root_changes_the_services_user_can_still_read(
+    as_service: Callable[[], AbstractContextManager[None]],
+) -> None:
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))  # pytest's own are root's alone
+    try:
+        os.chown(folder, SERVICE, SERVICE)
+        file = folder / "users.toml"
+        write_people(file, PEOPLE)
+        init(folder / "keys", cameras=["porch"])
+        for path in (file, folder / "keys", *(folder / "keys").rglob("*")):
+            os.chown(path, SERVICE, SERVICE)
+        (folder / "keys" / "server.pem").chmod(0o640)
+        with as_service():
+            people, certificates = People(file), Certificates(Keys(folder / "keys").settings())
+            before = certificates.look().certificate
+        assert users(file, "remove", "vera").returncode == 0
+        command = [sys.executable, "-m", "decoder", "keys", "renew", str(folder / "keys")]
+        assert subprocess.run(command, timeout=60).returncode == 0
+        for path, mode in ((file, 0o600), (folder / "keys" / "server.pem", 0o640)):
+            told = path.stat()
+            assert (told.st_uid, told.st_gid, told.st_mode & 0o777) == (SERVICE, SERVICE, mode)
+        with as_service():
+            assert people.get("vera") is None
+            assert people.get("tom") is not None
+            assert certificates.look().certificate != before
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_who_may_not_give_a_file_to_its_owner_is_told_and_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "users.toml"
+    write_people(file, PEOPLE)
+
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("decoder.private.os.fchown", refused)
+    owned, real = file.stat(), Path.stat
+    others = os.stat_result((*owned[:4], owned.st_uid + 1, *owned[5:]))
+    monkeypatch.setattr(Path, "stat", lambda path, **how: others if path == file else real(path, **how))
+    with pytest.raises(
+        AccessError, match=r"users\.toml: can't be written \(it belongs to user \d+, group \d+: do this as"
+    ):
+        write_people(file, {})
+    monkeypatch.undo()
+    assert set(read_people(file)) == set(PEOPLE)
+    assert list(tmp_path.iterdir()) == [file], "nothing is left behind"
+
+
+def waits_for_a_lock(pid: int) -> bool:
+    waiting = (line.split() for line in Path("/proc/locks").read_text().splitlines() if "->" in line)
+    return str(pid) in (words[5] for words in waiting)
+
+
+def test_commands_that_run_at_one_time_lose_nothing_of_each_other(tmp_path: Path) -> None:
+    """One waits while another has read the file and hasn't written it yet."""
+    file = tmp_path / "users.toml"
+    write_people(file, PEOPLE)
+    command = [sys.executable, "-m", "decoder", "users", "remove", "vera", "--users", str(file)]
+    with changed_by_one(tmp_path):
+        people = read_people(file)
+        removing = subprocess.Popen(command)
+        wait_until(lambda: waits_for_a_lock(removing.pid))
+        write_people(file, {name: each for name, each in people.items() if name != "tom"})
+    assert removing.wait(60) == 0
+    assert set(read_people(file)) == {"ada", "nvr"}
 
 
 @pytest.mark.parametrize(

@@ -1,30 +1,37 @@
 """TLS on both ports: who is let in by which certificate, whom a camera speaks for, and renewal while it runs."""
 
+import contextlib
+import logging
+import re
+import signal
 import socket
 import ssl
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
+from cryptography import x509
+from prometheus_client import generate_latest
 
 from decoder.access import AccessError
 from decoder.access.exposure import check_exposure
-from decoder.access.keys import Authority, init
+from decoder.access.keys import SERVER_DAYS, Authority, init
 from decoder.settings import Settings
 from encoder.sampling import Operator
 from encoder.sinks import ServerSink, SinkError
-from encoder.tls import Tls
+from encoder.tls import Tls, TlsError
 from protos.v1 import veilcam_pb2 as pb
 from tests.conftest import Service, StartService, hello_of
-from tests.decoder.test_service import Camera
-from tests.encoder.test_cli import encode
+from tests.decoder.test_service import Camera, wait_until
+from tests.encoder.test_cli import ENCODE, encode
 
 DECODE = [sys.executable, "-m", "decoder"]
 
@@ -165,6 +172,54 @@ def test_renewed_certificates_are_taken_up_without_a_restart(
     camera.bye()
 
 
+def test_a_running_service_tells_once_a_day_that_its_certificate_expires(
+    keys: Keys, start_service: StartService, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("decoder.access.tls._LOOK_EVERY_S", 0.01)
+    clock = Clock(datetime.now(UTC))
+    monkeypatch.setattr("decoder.access.tls.datetime", clock)
+    caplog.set_level(logging.INFO, "veilcam.decode")
+    service = start_service(keys.settings())
+    looks: list[int] = []
+    certificates = service.server._certificates
+    assert certificates is not None
+    stamps = certificates._stamps
+
+    def counted() -> object:
+        looks.append(0)
+        return stamps()
+
+    monkeypatch.setattr(certificates, "_stamps", counted)
+
+    def told(day: int, words: str) -> int:
+        """Lines with these words, once it has been looked at on that day, several times."""
+        clock.time, before = clock.start + timedelta(days=day), len(looks)
+        wait_until(lambda: len(looks) > before + 5)
+        return sum(words in line for line in caplog.messages)
+
+    assert told(1, "renew it") == 0
+    assert told(SERVER_DAYS - 29, "renew it soon") == 1
+    assert told(SERVER_DAYS - 29, "renew it soon") == 1, "once a day"
+    assert told(SERVER_DAYS - 20, "renew it soon") == 2
+    assert told(SERVER_DAYS + 1, "nobody can connect any more") == 1
+    told_at = generate_latest(service.server.metrics.registry).decode()
+    (expires,) = re.findall(r"^veilcam_certificate_expires_seconds (\S+)$", told_at, re.MULTILINE)
+    until = x509.load_pem_x509_certificate((keys.folder / "server.pem").read_bytes()).not_valid_after_utc
+    assert float(expires) == until.timestamp()
+
+
+class Clock:
+    """Stands for ``datetime`` and shows the time that it is set to."""
+
+    min = datetime.min
+
+    def __init__(self, start: datetime) -> None:
+        self.start = self.time = start
+
+    def now(self, _: tzinfo) -> datetime:
+        return self.time
+
+
 def ssl_shown(port: int, keys: Keys) -> str:
     context = ssl.create_default_context(cafile=keys.folder / "ca.pem")
     context.load_cert_chain(keys.folder / "cameras/porch.pem", keys.folder / "cameras/porch.key")
@@ -261,12 +316,13 @@ def test_what_a_camera_can_not_connect_with_is_told(
     porch = "cameras/porch"
     plain, old, absent = start_service(), keys.expired("old"), "/nowhere/cam.pem"
     ca = ["--ca", str(keys.folder / "ca.pem")]
+    passes = ["--give-up-seconds", "1"]  # it may: gRPC's server says nothing to whom it doesn't take
     cases = [
         (service, [], 1, "the server speaks TLS: give --ca"),
         (plain, shows(keys, porch), 1, "the server speaks no TLS there"),
         (service, shows(keys, porch, other), 1, "isn't from the authority of --ca"),
-        (service, shows(other, porch, keys), 1, "the server doesn't take --certificate"),
-        (service, ca, 1, "the server asks for a certificate of this camera"),
+        (service, [*shows(other, porch, keys), *passes], 1, "is shutting down, or it doesn't take --certificate"),
+        (service, [*ca, *passes], 1, "is shutting down, or it asks for a certificate of this camera"),
         (service, shows(keys, porch)[2:], 1, "give --ca"),
         (service, shows(keys, old), 2, "old.pem: certificate has expired"),
         (service, ["--certificate", absent, "--key", absent], 2, f"--certificate {absent}: can't be read"),
@@ -306,3 +362,71 @@ def test_a_server_by_another_name_is_not_trusted(start_service: StartService, ke
     done = encode("pattern:64x48", "--server", f"127.0.0.2:{service.server.port}", *shows(keys, "cameras/porch"))
     assert done.returncode == 1
     assert "the server's certificate isn't for 127.0.0.2" in done.stderr
+
+
+def test_a_camera_whose_clock_is_late_waits_for_the_time(service: Service, keys: Keys) -> None:
+    """To it neither its own certificate nor the server's is valid yet; then its clock is set."""
+    authority = Authority.open(keys.folder)
+    authority.renew(now=datetime.now(UTC) + timedelta(days=1000))
+    arguments = [*ENCODE, "pattern:64x48@30", "--server", service.address, *shows(keys, "cameras/porch")]
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) as camera:
+        try:
+            assert camera.stderr is not None
+            told = camera.stderr.readline()
+            while "WARNING" not in told:
+                told = camera.stderr.readline()
+                assert told, camera.wait()
+            authority.renew()
+            wait_until(lambda: service.server.cameras.get("porch") is not None)
+            camera.send_signal(signal.SIGINT)
+            assert camera.wait(30) == 0
+        finally:
+            camera.kill()
+    assert "not yet valid (is this camera's clock right?)" in told
+
+
+@pytest.mark.parametrize("certificate", [True, False])
+def test_a_server_that_ends_after_the_handshake_may_come_back(keys: Keys, certificate: bool) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(keys.folder / "server.pem", keys.folder / "server.key")
+    context.set_alpn_protocols(["h2"])
+    porch = (keys.folder / "cameras/porch.pem", keys.folder / "cameras/porch.key") if certificate else ()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=end_each, args=(listening, context), daemon=True).start()
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        with pytest.raises(SinkError, match="is shutting down, or it") as error:
+            ServerSink(address, pb.Hello(camera="porch"), tls=Tls(keys.folder / "ca.pem", *porch))
+    assert error.value.status is None, "nothing that only people can mend"
+
+
+def end_each(listening: socket.socket, context: ssl.SSLContext) -> None:
+    while True:
+        try:
+            connection, _ = listening.accept()
+        except OSError:
+            return
+        with contextlib.suppress(OSError), context.wrap_socket(connection, server_side=True) as shaken:
+            shaken.unwrap()
+
+
+@pytest.mark.parametrize("gone", ["ca.pem", "cameras/porch.pem", "cameras/porch.key"])
+def test_files_that_are_being_replaced_while_they_are_looked_at(
+    keys: Keys, monkeypatch: pytest.MonkeyPatch, gone: str
+) -> None:
+    """They are read anew at each try, for years: sooner or later one goes between two looks at it."""
+    ca, *porch = (keys.folder / name for name in ("ca.pem", "cameras/porch.pem", "cameras/porch.key"))
+    tls = Tls(ca, *porch)
+    read = Path.read_bytes
+
+    def reading(path: Path) -> bytes:
+        data = read(path)
+        if path == keys.folder / gone:
+            path.unlink()
+        return data
+
+    monkeypatch.setattr(Path, "read_bytes", reading)
+    if gone == "ca.pem":
+        assert isinstance(tls.credentials(), grpc.ChannelCredentials)
+    else:
+        with pytest.raises(TlsError, match=r"can't be read \(No such file"):
+            tls.credentials()

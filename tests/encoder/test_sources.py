@@ -94,6 +94,9 @@ def test_rtsp(rtsp_url: str) -> None:
     assert not np.array_equal(frames[0].luma, frames[-1].luma)
 
 
+OWN = ("/dev/stdin", "/dev/fd/0", "//dev/../dev/fd/63", "/proc/self/fd/0", "/proc/thread-self/fd/0")
+
+
 @pytest.mark.parametrize(
     ("spec", "problem"),
     [
@@ -106,6 +109,7 @@ def test_rtsp(rtsp_url: str) -> None:
         ("pattern:1x1", "sides of 16 to"),
         ("pattern:64x64@0", "a rate above 0"),
         ("pattern:wide", "expected pattern"),
+        *((spec, f"{spec}: only this process could open it.*; give a named pipe: mkfifo") for spec in OWN),
     ],
 )
 def test_a_source_that_cannot_be_opened_says_why(spec: str, problem: str) -> None:

@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -9,12 +10,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
-from encoder.sources import SourceError, source_class
+from encoder.backoff import Backoff
+from encoder.sources import SourceError, open_source, source_class
 from encoder.sources.watched import WatchedSource
 from tests.conftest import Service
 from tests.encoder.test_cli import ENCODE
@@ -31,10 +34,17 @@ class Camera:
     """A network camera: MJPEG by HTTP. Each connection takes the next step of its script, the last one for ever.
 
     A step is how many frames it gives, and then whether it hangs or ends; (0, HANG) accepts and never answers.
+
+    Args:
+        size: of its first connection's frames.
+        then: of those of all others.
     """
 
-    def __init__(self, *script: tuple[int, str], size: tuple[int, int] = (48, 64)) -> None:
-        self.script, self.size = list(script), size
+    def __init__(
+        self, *script: tuple[int, str], size: tuple[int, int] = (48, 64), then: tuple[int, int] = (48, 64)
+    ) -> None:
+        self.script, self.size, self.then = list(script), size, then
+        self.hangs = threading.Event()
         self.connections = 0
         self.over = threading.Event()
         self._server = socket.create_server(("127.0.0.1", 0))
@@ -53,9 +63,13 @@ class Camera:
                 return
             self.connections += 1
             step = self.script.pop(0) if len(self.script) > 1 else self.script[0]
-            threading.Thread(target=self._serve, args=(connection, *step), daemon=True).start()
+            threading.Thread(
+                target=self._serve,
+                args=(connection, self.then if self.connections > 1 else self.size, *step),
+                daemon=True,
+            ).start()
 
-    def _serve(self, connection: socket.socket, frames: int, then: str) -> None:
+    def _serve(self, connection: socket.socket, size: tuple[int, int], frames: int, then: str) -> None:
         with connection:
             try:
                 if frames:
@@ -64,12 +78,13 @@ class Camera:
                         b"HTTP/1.0 200 OK\r\nContent-Type: multipart/x-mixed-replace; boundary=frame\r\n\r\n"
                     )
                 for index in range(frames):
-                    picture = jpeg(index % 200, self.size)
+                    picture = jpeg(index % 200, size)
                     head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n"
                     connection.sendall(head.encode() + picture + b"\r\n")
                     if self.over.wait(0.03):
                         return
                 if then == HANG:
+                    self.hangs.set()
                     self.over.wait()
             except OSError:
                 return
@@ -82,8 +97,8 @@ StartCamera = Callable[..., Camera]
 def start_camera() -> Iterator[StartCamera]:
     cameras: list[Camera] = []
 
-    def start(*script: tuple[int, str], size: tuple[int, int] = (48, 64)) -> Camera:
-        cameras.append(Camera(*script, size=size))
+    def start(*script: tuple[int, str], then: tuple[int, int] = (48, 64)) -> Camera:
+        cameras.append(Camera(*script, then=then))
         return cameras[-1]
 
     yield start
@@ -120,7 +135,7 @@ def test_a_camera_that_hangs_or_ends_is_opened_again(
     why = "no frame for 1 s" if then == HANG else "the stream ended"
     told = [(r.levelname, r.getMessage()) for r in caplog.records]
     assert [level for level, _ in told] == ["WARNING", "INFO"]
-    assert why in told[0][1]
+    assert f"{why}; opening it again" in told[0][1]
     assert "gives frames again after" in told[1][1]
     assert source.outages == 1
     assert source.seconds_away > 0
@@ -181,17 +196,96 @@ def test_what_is_watched(tmp_path: Path) -> None:
 
 
 def test_a_stop_ends_a_source_that_hangs(start_camera: StartCamera) -> None:
-    camera, stop = start_camera((5, HANG)), threading.Event()
+    camera, stop = start_camera((30, HANG)), threading.Event()
     source = WatchedSource(camera.url, silence_s=60.0, stop=stop)
     taken: list[object] = []
-    taking = threading.Thread(target=lambda: taken.extend(source.frames()))
+    taking = threading.Thread(target=lambda: taken.extend(source.frames()), daemon=True)
     taking.start()
-    wait_for(lambda: camera.connections, "a connection")
-    time.sleep(1)
+    wait_for(lambda: camera.hangs.is_set() and len(taken) > 20, "its frames")
     stop.set()
     taking.join(5)
     assert not taking.is_alive()
     source.close()
+    assert (camera.connections, source.outages) == (1, 0), "it hung, and was not opened again"
+
+
+@pytest.mark.parametrize("held_s", [0.0, 1000.0])
+def test_after_a_source_has_held_tries_begin_quickly_again(
+    start_camera: StartCamera, monkeypatch: pytest.MonkeyPatch, held_s: float
+) -> None:
+    monkeypatch.setattr("encoder.sources.watched.HELD_S", held_s)
+    waits: list[float] = []
+
+    def wait(backoff: Backoff) -> float:
+        waits.append(backoff._next)
+        backoff._next *= 2
+        return 0.0
+
+    monkeypatch.setattr(Backoff, "wait", wait)
+    camera = start_camera((30, END), (30, END), (30, END), (10_000, HANG))
+    source = WatchedSource(camera.url)
+    for _ in source.frames():
+        if len(waits) == 3:
+            break
+    source.close()
+    assert waits == ([0.5, 0.5, 0.5] if held_s == 0 else [0.5, 1.0, 2.0])
+
+
+def test_no_process_for_a_moment_is_an_outage_like_others(
+    start_camera: StartCamera, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of descriptors and memory there may be again."""
+    camera, begin = start_camera((30, END), (10_000, HANG)), subprocess.Popen
+    problems = [None, OSError(errno.EMFILE, "Too many open files"), OSError(errno.ENOMEM, "Cannot allocate memory")]
+
+    def scarce(*arguments: Any, **more: Any) -> "subprocess.Popen[bytes]":
+        if problems and (problem := problems.pop(0)):
+            raise problem
+        return begin(*arguments, **more)
+
+    monkeypatch.setattr("encoder.sources.watched.subprocess.Popen", scarce)
+    source = WatchedSource(camera.url)
+    frames = source.frames()
+    assert len([next(frames) for _ in range(40)]) == 40
+    source.close()
+    assert source.outages == 1
+    for why in ("Too many open files", "Cannot allocate memory"):
+        assert f"no process to read it can be started ({why})" in caplog.text
+
+
+def test_a_reader_that_breaks_says_where_and_how() -> None:
+    command = [sys.executable, "-m", "encoder.sources.reader"]
+    for given in (b"null\n", b"no JSON\n", b""):
+        done = subprocess.run(command, input=given, capture_output=True, timeout=60)
+        assert (done.returncode, done.stdout) == (1, b"")
+        assert b"Traceback" in done.stderr
+
+
+@pytest.mark.parametrize(("how", "told"), [("os._exit(3)", "exit code 3"), ("os.kill(os.getpid(), 11)", "SIGSEGV")])
+def test_how_a_reader_ended_is_told(
+    how: str, told: str, start_camera: StartCamera, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    camera, begin = start_camera((10_000, HANG)), subprocess.Popen
+    broken = [sys.executable, "-c", f"import os, sys; sys.stdin.readline(); {how}"]
+    commands = [broken]
+
+    def breaking(command: list[str], **more: Any) -> "subprocess.Popen[bytes]":
+        return begin(commands.pop() if commands else command, **more)
+
+    monkeypatch.setattr("encoder.sources.watched.subprocess.Popen", breaking)
+    source = WatchedSource(camera.url)
+    next(source.frames())
+    source.close()
+    assert f"the process that reads it broke down ({told})" in caplog.text
+
+
+def test_a_camera_that_ends_and_one_that_sends_nothing_are_told_apart(
+    start_camera: StartCamera, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("encoder.sources.url._READ_TIMEOUT_MS", 1000)
+    for then, told in ((END, "the stream ended$"), (HANG, "the stream sent nothing for 1 s$")):
+        with pytest.raises(SourceError, match=told):
+            list(open_source(start_camera((20, then)).url).frames())
 
 
 def test_a_camera_that_hangs_is_on_the_server_again(service: Service, start_camera: StartCamera) -> None:
@@ -225,12 +319,11 @@ def test_no_reader_outlives_an_encoder_that_is_killed(service: Service, start_ca
 
 
 def test_a_camera_that_comes_back_with_another_size(service: Service, start_camera: StartCamera) -> None:
-    camera = start_camera((30, END), (10_000, HANG))
+    camera = start_camera((30, END), (10_000, HANG), then=(96, 128))
     arguments = [*ENCODE, camera.url, "--server", service.address, "--silence-seconds", "1"]
     with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) as encoder:
         try:
             wait_for(lambda: received(service), "frames")
-            camera.size = (96, 128)
             wait_for(lambda: width(service) == 128, "the other size")
             encoder.send_signal(signal.SIGTERM)
             _, told = encoder.communicate(timeout=30)
