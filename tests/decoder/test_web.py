@@ -333,9 +333,14 @@ def test_a_disk_that_fails_later_does_not_stop_the_pictures(
 
 
 def test_a_disk_that_hangs_does_not_keep_the_service_from_stopping(
-    start_service: StartService, operator: Operator, photographs: list[NDArray[np.uint8]], tmp_path: Path
+    start_service: StartService,
+    operator: Operator,
+    photographs: list[NDArray[np.uint8]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A pipe in the place of the picture keeps whoever writes it until somebody reads."""
+    monkeypatch.setattr("decoder.viewers.folder.open_new", lambda path: path.open("wb"))  # not in its place
     service = start_service(Settings(port=0, http=0, save=tmp_path))
     pipe = tmp_path / "porch" / "1-00000001.png.partial"
     pipe.parent.mkdir()
@@ -357,8 +362,10 @@ def test_a_picture_that_is_no_longer_allowed_when_its_turn_to_be_saved_comes_is_
     operator: Operator,
     photographs: list[NDArray[np.uint8]],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It waits for the picture before it, in whose place is a pipe that nobody reads yet."""
+    monkeypatch.setattr("decoder.viewers.folder.open_new", lambda path: path.open("wb"))
     settings = Settings(port=0, http=0, save=tmp_path, allow_plain=True)
     plain = Catalogue([each for each in catalogue.reconstructors if each.rendition == "plain"])
     service = start_service(settings, plain)
