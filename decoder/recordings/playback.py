@@ -1,5 +1,6 @@
 """Recordings back into pictures: a range of time in order, or any moment."""
 
+import logging
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
@@ -16,6 +17,8 @@ from decoder.catalogue import Catalogue, fit_rows
 from decoder.recordings.store import Store
 from protos.segment import SUFFIX, Entry, Segment, SegmentError, key_before, last_entry, with_base
 from protos.v1 import veilcam_pb2 as pb
+
+log = logging.getLogger("veilcam.decode")
 
 _T = TypeVar("_T")
 
@@ -57,10 +60,16 @@ class Recording:
         paths = sorted(path.glob(f"*{SUFFIX}")) if path.is_dir() else [path]
         if not paths:
             raise RecordingError(f"{path}: no segments (*{SUFFIX}) there")
-        try:
-            self.segments = [Segment(each) for each in paths]
-        except SegmentError as error:
-            raise RecordingError(str(error)) from None
+        self.segments: list[Segment] = []
+        for each in paths:
+            try:
+                self.segments.append(Segment(each))
+            except SegmentError as error:
+                if each is path:
+                    raise RecordingError(str(error)) from None
+                log.warning("left out: %s", error)  # as of a service that was killed when it had just begun it
+        if not self.segments:
+            raise RecordingError(f"{path}: none of its segments can be read")
         for segment in self.segments:
             operator_id = segment.hello.operator_id
             if not any(catalogue.choose(operator_id, rendition, 1) for rendition in renditions):

@@ -135,11 +135,11 @@ def test_what_no_camera_says_is_not_kept_nor_told_at_length(
 
 def test_one_address_has_so_many_calls_and_then_room_again(start_service: StartService, operator: Operator) -> None:
     service = start(start_service, max_peer_streams=2)
-    cameras = [Camera(channel_of(service)) for _ in range(3)]
-    for number in (0, 1):
-        cameras[number].say(hello=hello_of(operator, SMALL, f"camera{number}"))
-        cameras[number].answer()
-    code, told = cameras[2].refusal()
+    cameras = [Camera(channel_of(service)) for _ in range(2)]
+    for number, camera in enumerate(cameras):
+        camera.say(hello=hello_of(operator, SMALL, f"camera{number}"))
+        camera.answer()
+    code, told = Camera(channel_of(service)).refusal()  # opened by now, and not before both of the others
     assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert told == "peer: 2 calls of '127.0.0.1' are open, this server allows 2"
     with pytest.raises(grpc.RpcError, match="RESOURCE_EXHAUSTED"):

@@ -704,6 +704,19 @@ def test_a_replay_of_a_single_frame_takes_its_time(recorded: Path) -> None:
     assert process.returncode == 0
 
 
+def test_a_segment_that_a_kill_left_empty_is_left_out(
+    recorded: Path, tmp_path: Path, catalogue: Catalogue, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The service had made its file, and nothing was in it yet."""
+    folder = shutil.copytree(recorded, tmp_path / "camera")
+    empty = folder / "99999999999999999999.vcseg"
+    empty.touch()
+    assert Recording(folder, catalogue, "veiled").times() == Recording(recorded, catalogue, "veiled").times()
+    assert f"left out: {empty}: 0 bytes are too few" in caplog.text
+    with pytest.raises(RecordingError, match="0 bytes are too few"):
+        Recording(empty, catalogue, "veiled")
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [

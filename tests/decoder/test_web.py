@@ -23,7 +23,6 @@ from decoder.cameras import Camera as Known
 from decoder.catalogue import SHIPPED, Catalogue, load_catalogue
 from decoder.server import ServerError
 from decoder.settings import Settings
-from decoder.viewers import folder
 from encoder.packing import Packer
 from encoder.sampling import Operator
 from tests.conftest import Service, StartService, frame_of, hello_of
@@ -341,7 +340,7 @@ def test_a_disk_that_hangs_does_not_keep_the_service_from_stopping(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A pipe in the place of the picture keeps whoever writes it until somebody reads."""
-    monkeypatch.setattr(folder, "open_new", lambda path: path.open("wb"))
+    monkeypatch.setattr("decoder.viewers.folder.open_new", lambda path: path.open("wb"))  # not in its place
     service = start_service(Settings(port=0, http=0, save=tmp_path))
     pipe = tmp_path / "porch" / "1-00000001.png.partial"
     pipe.parent.mkdir()
@@ -366,7 +365,7 @@ def test_a_picture_that_is_no_longer_allowed_when_its_turn_to_be_saved_comes_is_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It waits for the picture before it, in whose place is a pipe that nobody reads yet."""
-    monkeypatch.setattr(folder, "open_new", lambda path: path.open("wb"))
+    monkeypatch.setattr("decoder.viewers.folder.open_new", lambda path: path.open("wb"))
     settings = Settings(port=0, http=0, save=tmp_path, allow_plain=True)
     plain = Catalogue([each for each in catalogue.reconstructors if each.rendition == "plain"])
     service = start_service(settings, plain)

@@ -36,8 +36,11 @@ HELLO = pb.Hello(camera="camera", operator_id="0" * 16, width=64, height=48, epo
 
 
 def recorded(folder: Path) -> list[pb.Frame]:
-    """Every frame of a recording as it is played: segments by their names, each from its start."""
-    paths = sorted((folder / "camera").glob("*.vcseg"))
+    """Every frame of a recording as it is played: segments by their names, each from its start.
+
+    But for those that nothing was written to, as when the service was killed in that moment.
+    """
+    paths = sorted(path for path in (folder / "camera").glob("*.vcseg") if path.stat().st_size)
     return [frame for path in paths for frame, _ in Segment(path).frames()]
 
 

@@ -255,10 +255,17 @@ def test_no_process_for_a_moment_is_an_outage_like_others(
 
 def test_a_reader_that_breaks_says_where_and_how() -> None:
     command = [sys.executable, "-m", "encoder.sources.reader"]
+    pipe = subprocess.PIPE
     for given in (b"null\n", b"no JSON\n", b""):
-        done = subprocess.run(command, input=given, capture_output=True, timeout=60)
-        assert (done.returncode, done.stdout) == (1, b"")
-        assert b"Traceback" in done.stderr
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as reader:
+            assert reader.stdin is not None
+            reader.stdin.write(given)
+            reader.stdin.flush() if given else reader.stdin.close()  # closed, it ends by itself
+            assert reader.wait(60) == 1
+            assert reader.stdout is not None
+            assert reader.stdout.read() == b""
+            assert reader.stderr is not None
+            assert b"Traceback" in reader.stderr.read()
 
 
 @pytest.mark.parametrize(("how", "told"), [("os._exit(3)", "exit code 3"), ("os.kill(os.getpid(), 11)", "SIGSEGV")])
