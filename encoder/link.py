@@ -165,9 +165,10 @@ class ServerLink:
         """
         with self._news:
             self._stop.set()
-            sink, self._sink, self._connected = self._sink or self._connected, None, None
+            sink, since = self._sink or self._connected, self.away_since
+            self._sink = self._connected = None
         if sink is None:
-            raise SinkError(f"{self.name}: the server is away" + (f" since {self.away_since}" if self._outage else ""))
+            raise SinkError(f"{self.name}: the server is away" + (f" since {since}" if since else ""))
         try:
             sink.close()
         finally:
@@ -288,7 +289,7 @@ class ServerLink:
             self.outages += 1
             self._outage, self._lost_before = Outage(), Counter(self._dropped)
         unreachable = error.status is None or error.status is grpc.StatusCode.UNAVAILABLE
-        reason = "away" if unreachable else str(error.status)
+        reason = str(error) if error.tls else "away" if unreachable else str(error.status)
         if self._outage.is_news(reason):
             log.warning("%s; trying again until it takes this camera", error)
 

@@ -41,12 +41,13 @@ class SinkError(Exception):
 
     Args:
         problem: the message.
-        status: what the server ended the stream with, UNAUTHENTICATED also if TLS doesn't come about; None if neither.
+        status: what the server ended the stream with, UNAUTHENTICATED also if TLS can't come about; None if neither.
+        tls: TLS didn't come about, for now or at all.
     """
 
-    def __init__(self, problem: str, status: grpc.StatusCode | None = None) -> None:
+    def __init__(self, problem: str, status: grpc.StatusCode | None = None, tls: bool = False) -> None:
         super().__init__(problem)
-        self.status = status
+        self.status, self.tls = status, tls
 
 
 @dataclass(frozen=True)
@@ -258,7 +259,7 @@ class ServerSink:
                     continue
                 if told := None if self._stop.is_set() else why_not(self.name, self._tls):
                     status = None if told.passes else grpc.StatusCode.UNAUTHENTICATED
-                    raise SinkError(f"{self.name}: {told.why}", status)
+                    raise SinkError(f"{self.name}: {told.why}", status, tls=True)
                 if over:
                     raise SinkError(f"{self.name}: no decoder service answers (start one with veilcam-decode)")
         finally:
@@ -362,7 +363,7 @@ def open_channel(address: str, tls: Tls | None) -> grpc.Channel:
     try:
         return grpc.secure_channel(address, tls.credentials(), _OPTIONS)
     except TlsError as error:
-        raise SinkError(f"{address}: {error}", grpc.StatusCode.UNAUTHENTICATED) from None
+        raise SinkError(f"{address}: {error}", grpc.StatusCode.UNAUTHENTICATED, tls=True) from None
 
 
 def _explained(error: grpc.RpcError) -> str:

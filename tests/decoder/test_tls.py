@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import re
+import shutil
 import signal
 import socket
 import ssl
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
@@ -25,6 +27,7 @@ from decoder.access import AccessError
 from decoder.access.exposure import check_exposure
 from decoder.access.keys import SERVER_DAYS, Authority, init
 from decoder.settings import Settings
+from encoder.link import ServerLink
 from encoder.sampling import Operator
 from encoder.sinks import ServerSink, SinkError
 from encoder.tls import Tls, TlsError
@@ -430,3 +433,22 @@ def test_files_that_are_being_replaced_while_they_are_looked_at(
     else:
         with pytest.raises(TlsError, match=r"can't be read \(No such file"):
             tls.credentials()
+
+
+def test_a_certificate_that_expires_while_the_server_is_away_is_told(
+    service: Service, keys: Keys, operator: Operator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That the server is away was told before; this is why the camera isn't back when the server is."""
+    porch = keys.folder / "cameras" / "porch"
+    tls = Tls(keys.folder / "ca.pem", porch.with_suffix(".pem"), porch.with_suffix(".key"))
+    link = ServerLink(service.address, hello_of(operator, np.zeros((32, 32), np.uint8), "porch"), Counter(), tls=tls)
+    wait_until(lambda: link.wait_until_ready(0.1))
+    old = keys.folder / keys.expired("old")
+    service.stop()
+    for suffix in (".pem", ".key"):
+        shutil.copy(old.with_suffix(suffix), porch.with_suffix(suffix))
+    wait_until(lambda: link.wait_until_ready(0.1) or "certificate has expired" in caplog.text)
+    assert "went away" in caplog.text
+    assert not link.wait_until_ready(0)
+    with pytest.raises(SinkError, match="is away since"):
+        link.close()
