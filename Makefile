@@ -12,7 +12,7 @@ demo: $(DEMO)/ready
 
 test: $(TEST)/ready
 	$(MAKE) check
-	$(TEST)/bin/python -m pytest
+	$(TEST)/bin/python -m pytest -n 2 --dist loadfile
 
 # Lint, types, generated code, and the wheel in an empty environment.
 check: $(TEST)/ready

@@ -162,12 +162,9 @@ class Scripted:
         pass
 
 
-def filmed(count: int, endless: threading.Event | None = None) -> Iterator[Frame]:
+def filmed(count: int) -> Iterator[Frame]:
     for index in range(count):
         yield frame_of(GREY, 1 + index)
-    if endless is not None:
-        endless.wait(20)
-        yield frame_of(GREY, 1000)
 
 
 def accounted(account: Account) -> bool:
@@ -185,7 +182,17 @@ def test_frames_that_a_server_is_not_there_for_when_the_source_ends_are_counted(
 def test_frames_at_hand_at_the_stop_are_counted(operator: Operator) -> None:
     """One is held, and one was captured while that is so."""
     account, sink, stop = Account(), Scripted(1), threading.Event()
-    running = threading.Thread(target=run, args=(filmed(3, stop), Packer(operator, 0.1), sink, account, stop))
+
+    def filmed_once_the_first_is_sent() -> Iterator[Frame]:
+        yield frame_of(GREY, 1)
+        while not sink.sent:
+            time.sleep(0.005)
+        yield from filmed(2)
+        stop.wait(20)
+        yield frame_of(GREY, 1000)
+
+    frames = filmed_once_the_first_is_sent()
+    running = threading.Thread(target=run, args=(frames, Packer(operator, 0.1), sink, account, stop))
     running.start()
     while account.captured < 3:
         time.sleep(0.005)
