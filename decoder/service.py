@@ -105,6 +105,9 @@ class CamerasService(CamerasServicer):
         except Refusal as refusal:
             log.warning("backlog of camera %s at %s refused: %s", name, context.peer(), refusal)
             await _abort(context, refusal)
+        except Exception:  # the camera is told to come again later, the log has it all
+            log.exception("backlog of camera %s: it can't be taken", name)
+            await _abort(context, Refusal(grpc.StatusCode.INTERNAL, "frame", "the server failed, see its log"))
 
     async def _late(self, requests: AsyncIterator[pb.PublishRequest], stream: Stream) -> pb.BacklogResponse:
         """Record a backlog, frame by frame: what is live goes first, on disk as well."""
@@ -130,7 +133,8 @@ class CamerasService(CamerasServicer):
             await asyncio.sleep(pace.wait_after(len(request.frame.payload), camera.lately))
         await _written(partial(self._recorder.flush_late, track))
         recorded = track.told.late - before
-        return pb.BacklogResponse(recorded=recorded, repeated=frames - recorded)
+        # Another backlog of the camera may have been recorded beside this one.
+        return pb.BacklogResponse(recorded=min(recorded, frames), repeated=max(0, frames - recorded))
 
     def _publishing(self, name: str) -> Camera:
         camera = self._cameras.get(name)

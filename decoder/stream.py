@@ -130,7 +130,11 @@ class Stream:
 
     def keep(self, sequences: list[int]) -> None:
         """Frames are recorded and flushed to disk, or received where nothing is recorded."""
-        self._kept += ranges(sequences)
+        for first, last in ranges(sequences):
+            if self._kept and self._kept[-1][1] == first - 1:
+                self._kept[-1] = self._kept[-1][0], last
+            else:
+                self._kept.append((first, last))
         self.news.set()
 
     def end_recording(self) -> None:

@@ -21,8 +21,6 @@ REFUSED_WAIT_S = 60.0
 """Before a backlog, or a part of one, is offered again that was refused for what doesn't pass by itself."""
 
 _POLL_S = 0.1
-_OF_THE_PART = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.RESOURCE_EXHAUSTED}
-"""Refusals that other parts may not meet."""
 _LASTING = {grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED}
 """Refusals that every part meets, until people remove the reason."""
 _PASSING = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.FAILED_PRECONDITION}
@@ -132,7 +130,8 @@ class Backlog:
             self._told.add(status)
             log.warning("backlog: %s (%s); it waits in %s", problem, status.name, self._spool.folder)
         self._hang_up()
-        self._spool.put_back(part, REFUSED_WAIT_S if status in _OF_THE_PART else 0.0)
+        of_the_part = status not in _PASSING | _LASTING  # others may not meet it
+        self._spool.put_back(part, REFUSED_WAIT_S if of_the_part else 0.0)
         self._not_before = time.monotonic() + (REFUSED_WAIT_S if status in _LASTING else self._backoff.wait())
 
     def _hang_up(self) -> None:

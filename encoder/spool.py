@@ -6,6 +6,7 @@ it is taken, oldest first, and sent as a backlog.
 """
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -27,6 +28,8 @@ LEAST_BYTES = 1 << 20
 _PART_S, _LATE_PART_S, _PART_BYTES = 4.0, 60.0, 4 << 20
 """A part ends after so long, longer while nothing is sent, or with so many bytes, at the next key frame."""
 _TEND_EVERY_S = 1.0
+_CLOCK_SET = 1_700_000_000
+"""Seconds since 1970; a file from before was written while the clock of a camera without a battery wasn't set yet."""
 _FLUSH_S = 10.0
 """What the server hasn't taken for so long is brought onto the disk itself; until then a loss of power takes it."""
 
@@ -42,7 +45,7 @@ class Part:
     Attributes:
         epoch: the run that it is of.
         pending: sequences of its frames that the server isn't known to have, in order.
-        newest_ns: when its last frame was captured.
+        written: when its last frame was, by the monotonic clock; before that began, for what an earlier run has left.
         not_before: when it may be sent again, by the monotonic clock.
     """
 
@@ -50,7 +53,7 @@ class Part:
     epoch: int
     pending: dict[int, None] = field(default_factory=dict)
     last: int = 0
-    newest_ns: int = 0
+    written: float = field(default_factory=time.monotonic)
     size: int = 0
     hello: pb.Hello | None = None
     began: float = field(default_factory=time.monotonic)
@@ -147,8 +150,9 @@ class Spool:
                 has = any(each.first <= sequence <= each.last for each in kept)
                 if self._on_way.pop(sequence) is None and not has:
                     self._dropped["lost on the way"] += 1
+            oldest = min((each.first for each in kept), default=0)
             for part in list(self._parts):
-                if part.epoch == self.epoch and part.pending and next(iter(part.pending)) <= newest:
+                if part.epoch == self.epoch and part.last >= oldest and part.pending:
                     for each in kept:
                         for sequence in [one for one in part.pending if each.first <= one <= each.last]:
                             del part.pending[sequence]
@@ -201,11 +205,10 @@ class Spool:
             return
         self._tended = time.monotonic()
         with self._lock:
-            too_old = time.time_ns() - int(self._hours * 3600e9)
-            for part in list(self._parts):
-                if part is not self._writing and not part.sending and part.newest_ns < too_old:
-                    self._drop(part, "spool old")
             now = time.monotonic()
+            for part in list(self._parts):
+                if part is not self._writing and not part.sending and now - part.written > self._hours * 3600:
+                    self._drop(part, "spool old")
             due = [part for part in self._parts if part.unflushed and part.pending and now - part.flushed > _FLUSH_S]
             for part in due:
                 part.unflushed, part.flushed = False, now
@@ -243,12 +246,12 @@ class Spool:
             self._tell_broken(error)
             self._end()
             oldest = next((part for part in self._parts if not part.sending), None)
-            if oldest is not None:  # newer frames may have its room
+            if oldest is not None and error.errno in (errno.ENOSPC, errno.EDQUOT):  # newer frames may have its room
                 self._drop(oldest, "spool full")
             return False
         part = self._writing
         part.pending[frame.sequence] = None
-        part.last, part.newest_ns = frame.sequence, frame.capture_time_ns
+        part.last, part.written = frame.sequence, time.monotonic()
         self._total += self._writer.size_on_disk - part.size
         part.size, part.unflushed = self._writer.size_on_disk, True
         if self._broken:
@@ -310,9 +313,13 @@ class Spool:
         if not entries or not segment.hello.epoch:
             _delete(path)
             return None
-        size = path.stat().st_size + (index_of(path).stat().st_size if index_of(path).exists() else 0)
+        told = path.stat()
+        size = told.st_size + (index_of(path).stat().st_size if index_of(path).exists() else 0)
         pending = dict.fromkeys(entry.sequence for entry in entries)
-        return Part(path, segment.hello.epoch, pending, entries[-1].sequence, entries[-1].capture_time_ns, size)
+        # Both by a clock that may have been set meanwhile: how old it is isn't known if one of them is absurd.
+        age = time.time() - told.st_mtime if told.st_mtime > _CLOCK_SET else 0.0
+        written = time.monotonic() - max(0.0, age)
+        return Part(path, segment.hello.epoch, pending, entries[-1].sequence, written=written, size=size)
 
     def _next_epoch(self) -> int:
         """Milliseconds since 1970, or more if a run before had more: a clock can go back."""

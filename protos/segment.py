@@ -76,9 +76,13 @@ class SegmentWriter:
         self.path = path
         self.frames = 0
         self._file: BinaryIO = os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb", buffering=0)
-        self._index: BinaryIO = os.fdopen(
-            os.open(index_of(path), os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb", buffering=0
-        )
+        try:
+            index = os.open(index_of(path), os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
+        except OSError:
+            self._file.close()
+            path.unlink()
+            raise
+        self._index: BinaryIO = os.fdopen(index, "wb", buffering=0)
         told = hello.SerializeToString()
         try:
             self.size = self._put(self._file, _HEAD.pack(_MAGIC, VERSION, len(told), zlib.crc32(told)) + told)

@@ -30,7 +30,8 @@ class Listener(socket.socket):
 
     def __init__(self, listening: socket.socket, most: int, most_of_one: int, exempt: str | None = None) -> None:
         super().__init__(fileno=listening.detach())
-        self._most, self._most_of_one, self._exempt = most, most_of_one, exempt
+        self._most, self._most_of_one = most, most_of_one
+        self._exempt = network_of(exempt) if exempt is not None else None
         self._open: Counter[str] = Counter()
         self._told = -_TELL_EVERY_S
 

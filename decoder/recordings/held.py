@@ -102,6 +102,17 @@ class Held:
             run = self._runs(camera)[epoch]
             run.last = max(run.last, sequence)
 
+    def lose(self, camera: str, epoch: int, span: Span) -> None:
+        """What a segment has may not be on the disk: its frames are to be recorded anew."""
+        if epoch:
+            run = self._runs(camera)[epoch]
+            run.spans = [each for each in run.spans if each is not span]
+
+    def deleted(self, camera: str, path: Path) -> None:
+        """A segment isn't there any more."""
+        for run in self._cameras.get(camera, {}).values():
+            run.spans = [each for each in run.spans if each.path != path]
+
     def forget(self, camera: str) -> None:
         """Look at its segments anew, when it is next asked for."""
         self._cameras.pop(camera, None)

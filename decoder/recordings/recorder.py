@@ -354,6 +354,12 @@ class Recorder:
             except OSError as error:
                 problem = error.strerror or str(error)
                 log.error("recording %s: %s", each.writer.path, problem)
+                # A second try that succeeds would prove nothing: the system tells of an error once, and drops the data.
+                if each.span is not None:
+                    self._held.lose(camera, each.hello.epoch, each.span)
+                each.writer.close()
+                each.writer = each.span = None
+                each.ask_key()
                 return problem
         if unkept:
             track.kept(unkept)
@@ -371,7 +377,8 @@ class Recorder:
     def _tidy(self, full: bool = False) -> None:
         writing = {track.writer.path for track in self._open if track.writer is not None}
         try:
-            self._store.tidy(writing, full)
+            for kept in self._store.tidy(writing, full):
+                self._held.deleted(kept.camera, kept.path)
         except OSError as error:
             log.error("recordings in %s can't be tidied: %s", self._store.folder, error.strerror or error)
 

@@ -71,13 +71,17 @@ class Store:
             path = folder / f"{start_ns:020d}{SUFFIX}"
         return path
 
-    def tidy(self, writing: set[Path], full: bool = False) -> None:
+    def tidy(self, writing: set[Path], full: bool = False) -> list[Kept]:
         """Delete the oldest segments that are beyond what is kept, and say so.
 
         Args:
             writing: segments that are still being written.
             full: the disk is full, whatever is to be left free: make some room.
+
+        Returns:
+            Those that were deleted.
         """
+        deleted: list[Kept] = []
         room = self.retention.free_megabytes << 20
         if full:
             room = max(room, min(_ROOM, shutil.disk_usage(self.folder).total // 10))
@@ -94,9 +98,11 @@ class Store:
             elif free < room:
                 reason = f"only {free >> 20} MiB of the disk are free"
             else:
-                return
+                break
             self.delete(kept, reason)
             total -= kept.size
+            deleted.append(kept)
+        return deleted
 
     def delete(self, kept: Kept, reason: str) -> None:
         """Delete one segment with its index."""

@@ -334,3 +334,32 @@ def test_frames_that_a_slow_disk_dropped_come_late_and_lie_where_they_belong(
     assert [frame.sequence for frame in recorded(tmp_path)] == list(range(1, 17))
     assert told == sorted(told)
     assert len(told) < 16
+
+
+def test_what_the_disk_refused_is_recorded_anew_before_it_is_called_kept(
+    operator: Operator, drawn: list[NDArray[np.uint8]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system tells once that data didn't reach the disk; nothing later proves that it did."""
+    synced: list[int] = []
+    refuses = [OSError(5, "Input/output error")]
+
+    def fsync(descriptor: int) -> None:
+        if refuses:
+            raise refuses.pop()
+        synced.append(descriptor)
+
+    monkeypatch.setattr("protos.segment.os.fsync", fsync)
+    hello, kept = said(operator, drawn[0]), list[int]()
+    recorder = Recorder(Store(tmp_path, Retention(free_megabytes=0)))
+    recorder.begin(hello, lambda: None, kept.extend)
+    frame = Packer(operator, 0.1).pack(frame_of(drawn[0]), 1)[0]
+    recorder.offer(hello.camera, frame, 1)
+    ended = threading.Event()
+    recorder.end(hello.camera, lambda _: ended.set())
+    assert ended.wait(20)
+    assert not kept
+    recorder.begin(hello, lambda: None, kept.extend)
+    late(recorder, hello, [frame])
+    assert len(synced) == 1
+    assert len(recorded(tmp_path)) == 2, "what was refused may be there all the same"
+    recorder.close()

@@ -278,7 +278,8 @@ def test_retention_deletes_the_oldest_and_says_why(
         paths[number].write_bytes(b"\0" * ((1 << 20) - 10))
         index_of(paths[number]).write_bytes(b"")
     writing = {paths[2], paths[4]} if left == [2, 4] else set()
-    store.tidy(writing)
+    deleted = store.tidy(writing)
+    assert sorted(kept.path for kept in deleted) == sorted(path for path in paths.values() if not path.exists())
     assert [number for number, path in paths.items() if path.exists()] == left
     assert [number for number, path in paths.items() if index_of(path).exists()] == left
     assert reason in caplog.text

@@ -1,6 +1,7 @@
 """The spool: what a kill of either side leaves, its bounds, damage, and a full disk. Every frame is accounted for."""
 
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -20,13 +21,14 @@ from hypothesis import strategies as st
 
 from decoder.settings import Settings
 from encoder import backlog as backlog_module
+from encoder import spool as spool_module
 from encoder.packing import Packer
 from encoder.pipeline import REASONS, Account, run
 from encoder.sampling import Operator
 from encoder.sources import Frame
 from encoder.spool import LEAST_BYTES, Spool, SpoolError
 from encoder.spooled import SpooledLink
-from protos.segment import Segment, SegmentError, index_of
+from protos.segment import Segment, SegmentError, SegmentWriter, index_of
 from protos.v1 import veilcam_pb2 as pb
 from tests.conftest import StartService, frame_of, hello_of
 from tests.encoder.test_cli import ENCODE, encode
@@ -207,16 +209,56 @@ def test_a_group_larger_than_the_spool_is_dropped_and_the_next_key_frame_begins_
     spool.close()
 
 
-def test_what_is_too_old_is_dropped(tmp_path: Path) -> None:
+OTHER = pb.Hello(camera="camera", width=1, epoch=1)
+"""It begins another part."""
+
+
+def test_what_is_too_old_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dropped: Counter[str] = Counter()
     spool = Spool(tmp_path, "camera", LEAST_BYTES, 1.0, dropped)
-    (old,) = frames(1)
-    old.capture_time_ns -= 3600 * 10**9
-    spool.append(HELLO, old, sent=False)
-    spool.append(pb.Hello(camera="camera", width=1, epoch=1), frames(1, first=2)[0], sent=False)
+    spool.append(HELLO, frames(1)[0], sent=False)
+    later = time.monotonic() + 3601
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    spool.append(OTHER, frames(1, first=2)[0], sent=False)
     spool.tend()
     assert (spool.waiting, dropped) == (1, Counter({"spool old": 1}))
     spool.close()
+
+
+def test_a_clock_that_is_set_makes_nothing_old(tmp_path: Path) -> None:
+    """Not what a camera without a battery saw in 1970, in this run or in the one before."""
+    dropped: Counter[str] = Counter()
+    for runs in (1, 2):
+        spool = Spool(tmp_path, "camera", LEAST_BYTES, 1.0, dropped)
+        hello = pb.Hello(camera="camera", epoch=spool.epoch)
+        (frame,) = frames(1)
+        frame.capture_time_ns = 5_000_000_000
+        spool.append(hello, frame, sent=False)
+        spool.append(pb.Hello(camera="camera", epoch=spool.epoch, width=1), frames(1, first=2)[0], sent=False)
+        spool.tend()
+        assert spool.waiting == 2 * runs
+        spool.close()
+        for path in (tmp_path / "camera").glob("*.vcseg"):
+            os.utime(path, (5, 5))
+    assert not +dropped
+
+
+def test_an_error_that_more_room_would_not_mend_drops_nothing_older(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dropped: Counter[str] = Counter()
+    spool = Spool(tmp_path, "camera", LEAST_BYTES, 1.0, dropped)
+    spool.append(HELLO, frames(1)[0], sent=False)
+    with monkeypatch.context() as broken:
+        broken.setattr(spool_module, "SegmentWriter", unwritable)
+        for number in range(2, 12):
+            spool.append(OTHER, frames(1, first=number)[0], sent=False)
+    assert (spool.waiting, dropped) == (1, Counter({"spool unwritable": 10}))
+    spool.close()
+
+
+def unwritable(path: Path, hello: pb.Hello) -> SegmentWriter:
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
 
 def test_what_is_kept_is_deleted_and_what_is_passed_over_or_lost_is_late(tmp_path: Path) -> None:
