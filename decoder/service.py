@@ -33,6 +33,9 @@ log = logging.getLogger("veilcam.decode")
 FIRST_MESSAGE_S = 10.0
 """A camera that connects and doesn't say who it is within so long is let go."""
 
+_LOOK_S = 0.5
+"""How often a backlog looks whether its camera is still there."""
+
 UNREAD_S = 20.0
 """A viewer that reads nothing for so long is let go: it would keep an engine at work for nobody."""
 
@@ -119,14 +122,13 @@ class CamerasService(CamerasServicer):
         camera, pace = self._publishing(name), Pace(name, self._policy)
         track = self._recorder.begin_late(stream.hello)
         frames, before = 0, track.told.late
-        while (request := await self._within_silence(requests)) is not None:
+        while (request := await self._while_publishing(requests, name)) is not None:
             if not request.HasField("frame"):
                 raise invalid("message", "expected a frame after the hello")
             measurement = await stream.receive(request.frame)
             if measurement is None:
                 problem = f"{request.frame.base_sequence} isn't the frame before, expected that or a key frame"
                 raise invalid("frame.base_sequence", problem)
-            self._publishing(name)
             offer = partial(self._recorder.offer_late, track, request.frame, measurement.levels, time.time_ns())
             await _written(offer)
             frames += 1
@@ -135,6 +137,19 @@ class CamerasService(CamerasServicer):
         recorded = track.told.late - before
         # Another backlog of the camera may have been recorded beside this one.
         return pb.BacklogResponse(recorded=min(recorded, frames), repeated=max(0, frames - recorded))
+
+    async def _while_publishing(
+        self, requests: AsyncIterator[pb.PublishRequest], name: str
+    ) -> pb.PublishRequest | None:
+        """The next message of a backlog; refused once its camera is gone, as when the server ends."""
+        coming = asyncio.ensure_future(self._within_silence(requests))
+        try:
+            while not coming.done():
+                self._publishing(name)
+                await asyncio.wait([coming], timeout=_LOOK_S)
+            return coming.result()
+        finally:
+            coming.cancel()
 
     def _publishing(self, name: str) -> Camera:
         camera = self._cameras.get(name)

@@ -17,7 +17,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from protos.segment import SUFFIX, Segment, SegmentError, SegmentWriter, index_of, indexed
+from protos.segment import SUFFIX, Segment, SegmentError, SegmentVersionError, SegmentWriter, index_of, indexed
 from protos.v1 import veilcam_pb2 as pb
 
 log = logging.getLogger("veilcam.encode")
@@ -28,6 +28,8 @@ LEAST_BYTES = 1 << 20
 _PART_S, _LATE_PART_S, _PART_BYTES = 4.0, 60.0, 4 << 20
 """A part ends after so long, longer while nothing is sent, or with so many bytes, at the next key frame."""
 _TEND_EVERY_S = 1.0
+_MOST_ON_WAY = 10_000
+"""Frames sent of which the server may yet tell that it keeps them; older ones are late, if they are here."""
 _CLOCK_SET = 1_700_000_000
 """Seconds since 1970; a file from before was written while the clock of a camera without a battery wasn't set yet."""
 _FLUSH_S = 10.0
@@ -138,6 +140,8 @@ class Spool:
             stored = self._write(hello, frame) if key or self._writing is not None else False
             if sent:
                 self._on_way[frame.sequence] = self._writing if stored else None
+                if len(self._on_way) > _MOST_ON_WAY and self._on_way.pop(next(iter(self._on_way))) is None:
+                    self._dropped["lost on the way"] += 1
             elif not stored:
                 self._dropped["spool unwritable" if self._broken else "spool full"] += 1
             self._bound()
@@ -301,9 +305,15 @@ class Spool:
 
     def _found(self, path: Path) -> Part | None:
         """A part that a run before has left; none if there is nothing in it."""
+        if not os.access(path, os.R_OK):
+            log.warning("spool: %s can't be read by this user, and stays where it is", path)
+            return None
         try:
             segment = Segment(path)
             entries = segment.entries()
+        except SegmentVersionError as error:
+            log.warning("spool: %s; it stays where it is", error)
+            return None
         except SegmentError as error:
             lost = indexed(path)
             log.warning("spool: %s; %d frames are lost", error, lost)

@@ -48,6 +48,10 @@ class SegmentError(ValueError):
     """A file that is no segment; the message names it and what was expected."""
 
 
+class SegmentVersionError(SegmentError):
+    """A segment of a version that this program doesn't read; another may."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """Where a frame of a segment is.
@@ -248,7 +252,7 @@ def _read_head(path: Path, file: BinaryIO) -> tuple[pb.Hello, int]:
     if magic != _MAGIC:
         raise SegmentError(f"{path}: begins with {magic!r}, a segment with {_MAGIC!r}")
     if version != VERSION:
-        raise SegmentError(f"{path}: version {version}, this program reads {VERSION}")
+        raise SegmentVersionError(f"{path}: version {version}, this program reads {VERSION}")
     told = file.read(length) if length <= _MAX_HELLO else b""
     if len(told) != length or zlib.crc32(told) != crc:
         raise SegmentError(f"{path}: its head is damaged")

@@ -257,6 +257,39 @@ def test_an_error_that_more_room_would_not_mend_drops_nothing_older(
     spool.close()
 
 
+def test_a_part_of_another_version_stays_for_a_program_that_reads_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spool = Spool(tmp_path, "camera", LEAST_BYTES, 1.0, Counter())
+    spool.append(HELLO, frames(1)[0], sent=False)
+    spool.close()
+    (part,) = (tmp_path / "camera").glob("*.vcseg")
+    content = bytearray(part.read_bytes())
+    content[5] += 1  # the version, after the magic
+    part.write_bytes(content)
+    dropped: Counter[str] = Counter()
+    spool = Spool(tmp_path, "camera", LEAST_BYTES, 1.0, dropped)
+    assert (spool.waiting, part.read_bytes(), +dropped) == (0, bytes(content), Counter())
+    assert "this program reads 1; it stays where it is" in caplog.text
+    spool.close()
+
+
+def test_what_a_server_never_keeps_becomes_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It acknowledges frames, and its disk is full: nothing more is remembered of what is on the way than a while's."""
+    monkeypatch.setattr(spool_module, "_MOST_ON_WAY", 5)
+    spool = Spool(tmp_path, "camera", LEAST_BYTES, 1.0, Counter())
+    spool.append(HELLO, frames(1)[0], sent=True)
+    spool.append(OTHER, frames(1, first=2)[0], sent=True)
+    assert spool.take() is None, "the server may yet keep it"
+    for frame in frames(4, first=3):
+        spool.append(OTHER, frame, sent=True)
+    part = spool.take()
+    assert part is not None
+    assert list(part.pending) == [1]
+    spool.put_back(part)
+    spool.close()
+
+
 def unwritable(path: Path, hello: pb.Hello) -> SegmentWriter:
     raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
