@@ -221,8 +221,8 @@ def _misreported(fault: Fault, lines: list[dict[str, str]], summary: str) -> Ite
     left_out = Counter(
         {reason: int(count) for count, reason in re.findall(r"(\d+) (rate lowered|newer frame)", summary)}
     )
-    if fault.narrow and left_out["rate lowered"] <= left_out["newer frame"]:
-        yield f"the camera dropped more frames than it left out: {summary}"
+    if fault.narrow and left_out["rate lowered"] * 2 < left_out["newer frame"]:
+        yield f"the camera dropped more than twice as many frames as it left out: {summary}"
 
 
 class _Filming:
