@@ -359,6 +359,7 @@ class Recorder:
                     self._held.lose(camera, each.hello.epoch, each.span)
                 each.writer.close()
                 each.writer = each.span = None
+                each.unkept = []
                 each.ask_key()
                 return problem
         if unkept:

@@ -363,3 +363,28 @@ def test_what_the_disk_refused_is_recorded_anew_before_it_is_called_kept(
     assert len(synced) == 1
     assert len(recorded(tmp_path)) == 2, "what was refused may be there all the same"
     recorder.close()
+
+
+def test_what_the_disk_refused_while_a_backlog_was_flushed_is_not_called_kept(
+    operator: Operator, drawn: list[NDArray[np.uint8]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The backlog repeats a frame of the live segment, and so flushes that too."""
+    refuses = [OSError(5, "Input/output error")]
+
+    def fsync(descriptor: int) -> None:
+        if refuses:
+            raise refuses.pop()
+
+    monkeypatch.setattr("protos.segment.os.fsync", fsync)
+    hello, kept = said(operator, drawn[0]), list[int]()
+    recorder = Recorder(Store(tmp_path, Retention(free_megabytes=0)))
+    recorder.begin(hello, lambda: None, kept.extend)
+    frame = Packer(operator, 0.1).pack(frame_of(drawn[0]), 1)[0]
+    recorder.offer(hello.camera, frame, 1)
+    late(recorder, hello, [frame])
+    assert not refuses
+    ended = threading.Event()
+    recorder.end(hello.camera, lambda _: ended.set())
+    assert ended.wait(20)
+    recorder.close()
+    assert not kept
