@@ -321,8 +321,7 @@ def kills(
     dropped = ", ".join(f"{number} {reason}" for reason, number in result["dropped"].items()) or "none"
     console.print(
         f"{headline(machine)}\n"
-        f"killed: the camera {result['kills']['camera']} times, the server {result['kills']['server']} times"
-        f"{'' if result['spool'] else '; this camera has no spool'}\n"
+        f"killed: the camera {result['kills']['camera']} times, the server {result['kills']['server']} times\n"
         f"recorded {result['recorded']}, still spooled {result['spooled']}, dropped by the camera: {dropped}\n"
         f"lost {result['lost']}, duplicated {result['duplicated']}, out of order {result['out_of_order']}\n"
         + (f"first picture after a server's start: median {told['median']} s, worst {told['worst']} s" if told else ""),

@@ -8,7 +8,6 @@ numbers: a camera that counts a frame as lost on the way that was recorded after
 """
 
 import contextlib
-import inspect
 import json
 import random
 import re
@@ -28,7 +27,6 @@ from typing import Any
 
 from benchmarks.processes import Service, end, free_port, serving
 from benchmarks.viewer import PATIENCE_S, Viewer, viewing
-from encoder.cli import encode
 from protos.segment import SUFFIX, Segment
 
 CAMERA = "camera"
@@ -106,22 +104,20 @@ def measure(times: int, seed: int, told: Callable[[str], None]) -> dict[str, Any
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         recordings, spool = folder / "recordings", folder / "spool"
-        spools = "spool" in inspect.signature(encode).parameters
         with ExitStack() as stack:
             server = _Server(recordings)
             stack.callback(server.end)
-            camera = _Camera(server.address, ["--spool", str(spool)] if spools else [])
+            camera = _Camera(server.address, ["--spool", str(spool)])
             stack.callback(camera.end)
             viewer = stack.enter_context(viewing(server.address, CAMERA))
             kills, took = _kill(times, draw, server, camera, viewer, told)
             time.sleep(_CALM_S)
             camera.end()
             server.end()
-        account = _account(camera.runs, Frames.of(recordings), Frames.of(spool) if spools else Frames([]))
+        account = _account(camera.runs, Frames.of(recordings), Frames.of(spool))
     wrong = ("lost", "duplicated", "out_of_order")
     return {
         "kills": kills,
-        "spool": spools,
         "runs": len(camera.runs),
         **account,
         "first_picture_s": {"median": round(median(took), 1), "worst": round(max(took), 1)} if took else None,

@@ -16,7 +16,7 @@ from grpc import aio
 from decoder.access.addresses import address_of
 from decoder.access.audit import Audit
 from decoder.access.roles import WHO
-from decoder.access.tls import names_in
+from decoder.access.tls import names_shown
 from decoder.admission import Policy, Refusal, check_hello, check_size, invalid
 from decoder.cameras import Camera, Cameras
 from decoder.catalogue import Catalogue
@@ -67,10 +67,7 @@ class CamerasService(CamerasServicer):
         peer = context.peer()
         stream = camera = None
         try:
-            first = await _first(request_iterator)
-            if self._certified and first is not None and first.HasField("hello"):
-                _check_name(first.hello.camera, context)
-            stream = self._admit(first)
+            stream = await self._admitted(request_iterator, context)
             camera = self._cameras.connect(stream)
             hello = stream.hello
             if self._recorder is not None:
@@ -99,10 +96,7 @@ class CamerasService(CamerasServicer):
     ) -> pb.BacklogResponse:
         name = "(unknown)"
         try:
-            first = await _first(request_iterator)
-            if self._certified and first is not None and first.HasField("hello"):
-                _check_name(first.hello.camera, context)
-            stream = self._admit(first)
+            stream = await self._admitted(request_iterator, context)
             name = stream.hello.camera
             return await self._late(request_iterator, stream)
         except Refusal as refusal:
@@ -158,9 +152,15 @@ class CamerasService(CamerasServicer):
             raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, "hello.camera", problem)
         return camera
 
-    def _admit(self, first: pb.PublishRequest | None) -> Stream:
+    async def _admitted(
+        self, requests: AsyncIterator[pb.PublishRequest], context: "aio.ServicerContext[Any, Any]"
+    ) -> Stream:
+        """The stream that a camera's first message begins; refused for whatever is wrong with that."""
+        first = await _first(requests)
         if first is None or not first.HasField("hello"):
             raise invalid("message", "expected a hello first")
+        if self._certified:
+            _check_name(first.hello.camera, context)
         check_hello(first.hello)
         renditions = self._worker.admit(first.hello)
         block = self._catalogue.block(first.hello.operator_id)
@@ -341,8 +341,7 @@ async def _written(offer: Callable[[Done], object]) -> None:
 
 def _check_name(camera: str, context: "aio.ServicerContext[Any, Any]") -> None:
     """Refuse a camera that speaks for another."""
-    shown = list(context.auth_context().get("x509_pem_cert", []))
-    names = names_in(shown[0]) if shown else []
+    names = names_shown(context)
     if camera not in names:
         whom = ", ".join(map(repr, names)) or "nobody"
         problem = f"{camera[:80]!r}, its certificate is for {whom} and no camera speaks for another"

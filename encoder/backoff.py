@@ -45,7 +45,7 @@ class Outage:
     @property
     def seconds(self) -> float:
         """How long it has lasted."""
-        return time.monotonic() - self._began
+        return self.until(time.monotonic())
 
     def until(self, moment: float) -> float:
         """Seconds that it had lasted at a moment of the monotonic clock."""

@@ -3,11 +3,18 @@
 from ipaddress import IPv6Address, ip_address, ip_network
 from urllib.parse import unquote
 
+from starlette.requests import Request
+
 
 def address_of(peer: str) -> str:
     """The address in what gRPC calls a peer, as in ``ipv4:192.0.2.1:40000`` or ``ipv6:%5B::1%5D:40000``."""
     _, _, rest = peer.partition(":")
     return unquote(rest).rpartition(":")[0].strip("[]") or peer
+
+
+def caller_of(request: Request) -> str:
+    """The address that a request of the page comes from."""
+    return request.client.host if request.client is not None else "unknown"
 
 
 def network_of(address: str) -> str:

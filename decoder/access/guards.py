@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from decoder.access.addresses import address_of, network_of
 from decoder.access.door import Door
 from decoder.access.roles import EVERYONE, NOBODY, WHO, Who
-from decoder.access.tls import names_in
+from decoder.access.tls import names_shown
 
 log = logging.getLogger("veilcam.decode")
 
@@ -53,7 +53,7 @@ class WebGuard:
     def _who(self, door: Door, request: Request) -> Who:
         told = request.headers.get("authorization")
         if told is not None:
-            return door.by_token(told[len(_BEARER) :]) if told.lower().startswith(_BEARER) else NOBODY
+            return _by_token(door, told)
         cookie = request.cookies.get(self._cookie)
         return door.by_session(cookie) if cookie else NOBODY
 
@@ -147,7 +147,7 @@ class GrpcGuard(aio.ServerInterceptor):
 
     @asynccontextmanager
     async def _inside(self, endpoint: str, context: "aio.ServicerContext[Any, Any]") -> AsyncIterator[None]:
-        names = _names(context)
+        names = names_shown(context)
         peer = names[0] if names else network_of(address_of(context.peer()))
         if self._open[peer] >= self._most:
             problem = f"peer: {self._open[peer]} calls of {peer!r} are open, this server allows {self._most}"
@@ -182,12 +182,10 @@ class GrpcGuard(aio.ServerInterceptor):
     def _who(self, door: Door, context: "aio.ServicerContext[Any, Any]") -> Who:
         for key, told in context.invocation_metadata() or ():
             if key == "authorization":
-                text = told if isinstance(told, str) else ""
-                return door.by_token(text[len(_BEARER) :]) if text.lower().startswith(_BEARER) else NOBODY
-        return door.by_certificate(_names(context))
+                return _by_token(door, told) if isinstance(told, str) else NOBODY
+        return door.by_certificate(names_shown(context))
 
 
-def _names(context: "aio.ServicerContext[Any, Any]") -> Sequence[str]:
-    """In the certificate that was shown, if one was."""
-    shown = list(context.auth_context().get("x509_pem_cert", []))
-    return names_in(shown[0]) if shown else []
+def _by_token(door: Door, told: str) -> Who:
+    """Whose token an authorization holds."""
+    return door.by_token(told[len(_BEARER) :]) if told.lower().startswith(_BEARER) else NOBODY

@@ -7,6 +7,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from decoder.access.addresses import caller_of
 from decoder.access.door import SESSION_S, Door, TooManyTriesError
 
 _LONGEST_FORM = 4096
@@ -71,9 +72,8 @@ def login(door: Door, secure: bool) -> list[Route]:
         except ValueError:
             return _form(400, "That isn't this form.")
         who, password = (told.get(field, [""])[0] for field in ("name", "password"))
-        address = request.client.host if request.client is not None else "unknown"
         try:
-            cookie = await door.sign_in(who, password, address)
+            cookie = await door.sign_in(who, password, caller_of(request))
         except TooManyTriesError as error:
             answer = _form(429, f"Too many wrong passwords. Try again in {error.seconds / 60:.0f} minutes.")
             answer.headers["Retry-After"] = str(int(error.seconds) + 1)

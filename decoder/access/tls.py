@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import grpc
 from cryptography import x509
 from cryptography.x509.oid import NameOID
+from grpc import aio
 
 from decoder.access import AccessError
 from decoder.settings import Settings
@@ -145,6 +147,12 @@ class Certificates:
                 told = None
             found.append((told.st_mtime_ns, told.st_size, told.st_ino) if told is not None else None)
         return found
+
+
+def names_shown(context: "aio.ServicerContext[Any, Any]") -> Sequence[str]:
+    """Whom the certificate names that a caller of gRPC has shown; empty if none was."""
+    shown = list(context.auth_context().get("x509_pem_cert", []))
+    return names_in(shown[0]) if shown else []
 
 
 def names_in(certificate: bytes) -> Sequence[str]:

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from decoder.access.addresses import caller_of
 from decoder.access.audit import Audit
 from decoder.access.roles import WHO
 from decoder.admission import Policy, Refusal
@@ -100,8 +101,7 @@ def recorded(playback: Playback, worker: Worker, policy: Policy, audit: Audit) -
             return text(401, "sign in again")
         if rendition not in WHO.get().renditions(policy):  # they may be given fewer since the engine began
             return text(403, f"rendition: {rendition} pictures are no longer given")
-        address = request.client.host if request.client is not None else "unknown"
-        audit.gave("recording", WHO.get(), address, name, rendition, moment.capture_time_ns)
+        audit.gave("recording", WHO.get(), caller_of(request), name, rendition, moment.capture_time_ns)
         return moment, pixels
 
     return [Route("/recordings/{name}.json", spans), Route("/recordings/{name}.jpg", still)]

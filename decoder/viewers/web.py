@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from decoder.access.addresses import caller_of
 from decoder.access.audit import Audit
 from decoder.access.door import Door
 from decoder.access.exposure import is_loopback
@@ -154,8 +155,7 @@ def not_given(camera: str) -> Response | None:
 
 def give(audit: Audit, way: str, request: Request, picture: Picture) -> None:
     """A picture is about to leave."""
-    address = request.client.host if request.client is not None else "unknown"
-    audit.gave(way, WHO.get(), address, picture.camera, picture.rendition, picture.capture_time_ns)
+    audit.gave(way, WHO.get(), caller_of(request), picture.camera, picture.rendition, picture.capture_time_ns)
 
 
 def asked_rendition(request: Request, policy: Policy, there: tuple[str, ...]) -> str | Response:

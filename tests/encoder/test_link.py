@@ -1,7 +1,6 @@
 import itertools
 import logging
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +15,7 @@ import grpc
 import numpy as np
 import pytest
 
+from benchmarks.processes import free_port
 from decoder.settings import Settings
 from encoder import link as link_module
 from encoder import sinks
@@ -33,11 +33,6 @@ from tests.conftest import Service, StartService, frame_of, hello_of
 from tests.encoder.test_cli import ENCODE, encode, wait_until_shown
 
 GREY = np.full((32, 32), 90, np.uint8)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def wait_for(condition: Callable[[], object], what: str, seconds: float = 30) -> None:

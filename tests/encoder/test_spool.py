@@ -19,6 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.processes import free_port
 from decoder.settings import Settings
 from encoder import backlog as backlog_module
 from encoder import spool as spool_module
@@ -32,7 +33,7 @@ from protos.segment import Segment, SegmentError, SegmentWriter, index_of
 from protos.v1 import veilcam_pb2 as pb
 from tests.conftest import StartService, frame_of, hello_of
 from tests.encoder.test_cli import ENCODE, encode
-from tests.encoder.test_link import endless, free_port, lines, wait_for
+from tests.encoder.test_link import endless, lines, wait_for
 
 HELLO = pb.Hello(camera="camera", operator_id="0" * 16, width=64, height=48, epoch=1)
 
