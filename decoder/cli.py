@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -35,7 +36,6 @@ _LOOK_EVERY_S = 2.0
 _ROUND_S = 1.0
 """What is replayed again and again, be it a single frame, takes so long at least."""
 _PLAIN_ALLOWED = "--allow-plain: %s may ask for plain pictures, which classifiers can read"
-_TIMES = ["%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y-%m-%d", "%Y-%m-%dT%H:%M:%S.%f", "%Y-%m-%d %H:%M:%S.%f"]
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _RENDITION = {False: "veiled", True: "plain"}
 
@@ -49,6 +49,12 @@ def main() -> None:
     app()
 
 
+def _tell_version(asked: bool) -> None:
+    if asked:
+        print(f"veilcam {version('veilcam')}")
+        raise typer.Exit
+
+
 Reconstructors = Annotated[
     list[str] | None,
     typer.Option(metavar="PATH", help="reconstructor file, or a folder of them; may be repeated [the shipped ones]"),
@@ -57,8 +63,22 @@ EngineName = Annotated[
     str | None, typer.Option(help="runtime, as onnxruntime-int8; auto takes the fastest that agrees [auto]")
 ]
 Threads = Annotated[int | None, typer.Option(help="threads of the engine [all cores]")]
-Begin = Annotated[datetime | None, typer.Option("--from", help="capture time, UTC", formats=_TIMES)]
-End = Annotated[datetime | None, typer.Option("--to", help="capture time, UTC; left out", formats=_TIMES)]
+def _time(text: str) -> datetime:
+    """A date, or a date and a time, as ISO 8601 has it: UTC, unless it names an offset."""
+    try:
+        read = datetime.fromisoformat(text)
+        return read.astimezone(UTC) if read.tzinfo else read.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        raise typer.BadParameter(f"{text!r}: expected a time as 2026-11-25T08:00:00, UTC") from None
+
+
+Begin = Annotated[
+    datetime | None,
+    typer.Option("--from", metavar="TIME", parser=_time, help="capture time, as 2026-11-25T08:00:00, UTC"),
+]
+End = Annotated[
+    datetime | None, typer.Option("--to", metavar="TIME", parser=_time, help="capture time, UTC; left out")
+]
 AllowPlain = Annotated[
     bool | None,
     typer.Option(
@@ -142,6 +162,9 @@ def decode(
         typer.Option(metavar="URL|COMMAND", help="told when a camera's state changes: POST of JSON, or run [none]"),
     ] = None,
     log_json: Annotated[bool | None, typer.Option("--log-json", help="log lines as JSON")] = None,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="tell the version and end")
+    ] = False,
 ) -> None:
     """Serve cameras and viewers until Ctrl-C; a second Ctrl-C ends at once.
 
@@ -172,6 +195,8 @@ def decode(
             Certificates(settings)
         if check_config and settings.users is not None:
             People(settings.users)
+        for name in ("save", "record") if check_config else ():
+            _check_folder(name, getattr(settings, name))
         # A check doesn't look for the fastest engine: that takes as long as a start, and the start does it anyway.
         unmeasured = check_config and settings.engine == "auto"
         catalogue = _catalogue(settings.model_copy(update={"engine": REFERENCE}) if unmeasured else settings)
@@ -254,6 +279,18 @@ def _stamp(config: Path | None) -> tuple[int, int] | None:
     return (told.st_mtime_ns, told.st_size) if told is not None else None
 
 
+def _check_folder(name: str, folder: Path | None) -> None:
+    """Refuse, as the start would, a folder that can't be written."""
+    from decoder.private import check_folder
+    from decoder.settings import SettingsError
+
+    try:
+        if folder is not None:
+            check_folder(folder)
+    except OSError as error:
+        raise SettingsError(f"--{name} {folder}: can't be written ({error.strerror})") from None
+
+
 def _catalogue(settings: "Settings", renditions: Collection[str] = tuple(_RENDITION.values())) -> "Catalogue":
     from decoder.catalogue import SHIPPED, load_catalogue
 
@@ -330,7 +367,7 @@ def export(
     if written.next_ns is not None:
         again = ["veilcam-decode", "export", str(recording), str(free_part(written.path))]
         again += ["--from", utc(written.next_ns)]
-        again += ["--to", end.isoformat()] if end is not None else []
+        again += ["--to", end.replace(tzinfo=None).isoformat()] if end is not None else []
         again += ["--plain"] if plain else []
         again += [word for each in reconstructor or [] for word in ("--reconstructor", str(each))]
         again += ["--engine", engine] if engine is not None else []
@@ -425,7 +462,7 @@ def _give_up(error: Exception) -> NoReturn:
 
 
 def _ns(time: datetime | None, otherwise: int) -> int:
-    return otherwise if time is None else (time.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1) * 1000
+    return otherwise if time is None else (time - _EPOCH) // timedelta(microseconds=1) * 1000
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 import tempfile
 import time
@@ -134,7 +135,8 @@ class Server:
                 (host, http_port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
             )
         except OSError as error:
-            raise ServerError(f"{host}:{http_port} (--http): can't listen there ({error.strerror})") from None
+            why = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
+            raise ServerError(f"{host}:{http_port} (--http): can't listen there ({why})") from None
         proxy = self.settings.trusted_proxy
         most = self.settings.max_http, self.settings.max_peer_streams
         listener = Listener(listening, *most, exempt=str(proxy) if proxy is not None else None)

@@ -1,15 +1,18 @@
 """What a decoder service is told: one TOML file, the environment and the command line, checked as a whole."""
 
+import difflib
 import os
 import re
 import shlex
+import shutil
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, IPvAnyAddress, SecretStr, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, IPvAnyAddress, SecretStr
+from pydantic import ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 PREFIX = "VEILCAM_"
@@ -23,6 +26,17 @@ AT_ONCE = (
     *("max_frame_rate", "max_byte_rate", "silent_seconds"),
 )
 """Settings that a running service takes up; the others wait for its next start."""
+
+
+_EXPECTED = {
+    **dict.fromkeys(("path_type", "path_parsing"), "a path"),
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    "tuple_type": "a list of paths",
+    "ip_any_address": "an IPv4 or IPv6 address",
+}
+"""What is expected, in our words, by pydantic's type of error."""
 
 
 class SettingsError(Exception):
@@ -43,16 +57,20 @@ Place = Annotated[Path, BeforeValidator(_said)]
 def _hook(value: Any) -> Any:
     """Refuse what can't be called, without telling what it was: it may hold a secret."""
     text = _said(value)
+    command = ""
     try:
         if isinstance(text, str) and re.match("[A-Za-z][A-Za-z0-9+.-]*://", text):
             parts = urlsplit(text)
             sound = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
         else:
-            sound = isinstance(text, str) and bool(shlex.split(text))
+            command = next(iter(shlex.split(text)), "") if isinstance(text, str) else ""
+            sound = bool(command)
     except ValueError:
         sound = False
     if not sound:
         raise PydanticCustomError("hook", "an http:// or https:// URL, or a command as a shell would split it")
+    if command and shutil.which(command) is None:
+        raise PydanticCustomError("hook", "a command that can be run here, and {command} isn't", {"command": command})
     return text
 
 
@@ -114,6 +132,13 @@ class Settings(BaseModel):
     """What is told of each change of a camera's state: an http(s) URL, or a command."""
     log_json: bool = False
 
+    @field_validator("http")
+    @classmethod
+    def _another_port(cls, http: int, others: ValidationInfo) -> int:
+        if http and http == others.data.get("port"):
+            raise PydanticCustomError("port", "a port of its own, and that is the gRPC port")
+        return http
+
 
 def read_settings(file: Path | None, given: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Settings:
     """Settings from a file, overridden by ``VEILCAM_NAME`` in the environment, overridden by the command line.
@@ -160,7 +185,10 @@ def _problem(error: Any, told: Mapping[str, tuple[str, Any]]) -> str:
     name, *within = (str(part) for part in error["loc"])
     where, _ = told[name]
     if error["type"] == "extra_forbidden":
-        return f"{where}: no such setting (there are {', '.join(Settings.model_fields)})"
-    expected = "a path" if error["type"].startswith("path") else str(error["msg"]).removeprefix("Input should be ")
-    told_input = "what is given" if name == "on_change" and error["input"] else repr(str(error["input"])[:80])
+        near = difflib.get_close_matches(name, Settings.model_fields, n=1)
+        meant = f"is {near[0]} meant?" if near else f"there are {', '.join(Settings.model_fields)}"
+        return f"{where}: no such setting ({meant})"
+    expected = _EXPECTED.get(error["type"]) or str(error["msg"]).removeprefix("Input should be ")
+    given = error["input"]
+    told_input = "what is given" if name == "on_change" and given else repr(given)[:80]
     return f"{'.'.join([where, *within])}: {told_input}, expected {expected}"
