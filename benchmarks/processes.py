@@ -19,6 +19,8 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
+AS_FAST_AS_IT_CAN = ("--max-frame-rate", "0", "--max-byte-rate", "0")
+"""Options of a service whose limits a benchmark's cameras aren't to be measured by."""
 _START_S, _END_S = 120.0, 30.0
 _TICKS = os.sysconf("SC_CLK_TCK")
 
