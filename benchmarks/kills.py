@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -25,6 +25,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.machine import headline
 from benchmarks.processes import Service, end, free_port, serving
 from benchmarks.viewer import PATIENCE_S, Viewer, viewing
 from protos.segment import SUFFIX, Segment
@@ -117,12 +118,26 @@ def measure(times: int, seed: int, told: Callable[[str], None]) -> dict[str, Any
         account = _account(camera.runs, Frames.of(recordings), Frames.of(spool))
     wrong = ("lost", "duplicated", "out_of_order")
     return {
+        "source": SOURCE,
+        "seed": seed,
         "kills": kills,
         "runs": len(camera.runs),
         **account,
         "first_picture_s": {"median": round(median(took), 1), "worst": round(max(took), 1)} if took else None,
         "problems": [f"{name.replace('_', ' ')}: {account[name]} frames" for name in wrong if account[name]],
     }
+
+
+def printed(result: dict[str, Any]) -> Iterator[str]:
+    """How often who was killed, and what became of the frames."""
+    kills, took = result["kills"], result["first_picture_s"]
+    dropped = ", ".join(f"{number} {reason}" for reason, number in result["dropped"].items()) or "none"
+    yield headline(result["machine"])
+    yield f"killed: the camera {kills['camera']} times, the server {kills['server']} times"
+    yield f"recorded {result['recorded']}, still spooled {result['spooled']}, dropped by the camera: {dropped}"
+    yield f"lost {result['lost']}, duplicated {result['duplicated']}, out of order {result['out_of_order']}"
+    if took:
+        yield f"first picture after a server's start: median {took['median']} s, worst {took['worst']} s"
 
 
 def _kill(

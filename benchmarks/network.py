@@ -22,8 +22,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from rich.table import Table
+
 from benchmarks.processes import ProcessError, Service, end, serving, usage
 from benchmarks.proxy import Proxy
+from benchmarks.tables import table
 from benchmarks.viewer import LATELY, PATIENCE_S, viewing
 
 _SMALL, _LARGE = "pattern:64x48@10", "pattern:320x240@15 --ratio 0.25"
@@ -113,6 +116,7 @@ SHAPED_FAULTS = {
     "netem loss 5 %": _shaped("netem loss 5%"),
 }
 """What ``tc`` can do, where the kernel has it."""
+ALL = FAULTS | LONG_FAULTS | SHAPED_FAULTS
 
 
 def measure(faults: Mapping[str, Fault], told: Callable[[str], None]) -> dict[str, Any]:
@@ -153,6 +157,18 @@ def measure(faults: Mapping[str, Fault], told: Callable[[str], None]) -> dict[st
     problems = [f"{row['fault']}: {problem}" for row in done for problem in row.pop("problems")]
     problems += [f"the server holds {more}" for more in _grown(*held)]
     return {"rows": done, "server": held, "problems": problems}
+
+
+def printed(result: dict[str, Any]) -> Iterator[Table]:
+    """A row for each fault."""
+    columns = ("fault", "flows again, s", "as before, s", "ms before", "ms after", "fps before", "fps after", "said")
+    rows = (
+        [row["fault"], row["flows_again_s"], row["as_before_s"]]
+        + [row[when][name] for name in ("latency_ms", "fps") for when in ("before", "after")]
+        + [len(row["said"])]
+        for row in result["rows"]
+    )
+    yield table("cameras on bad networks", columns, rows, result["machine"])
 
 
 def _one(

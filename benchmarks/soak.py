@@ -19,8 +19,10 @@ from typing import Any
 
 import cv2
 import numpy as np
+from rich.table import Table
 
 from benchmarks.processes import filming, serving, usage
+from benchmarks.tables import table
 from benchmarks.viewer import Viewer, viewing
 
 WIDTH, HEIGHT, RATE = 320, 240, 15
@@ -85,6 +87,8 @@ def measure(minutes: float, told: Callable[[str], None]) -> dict[str, Any]:
     start, end = (_medians(part) for part in _ends(samples))
     problems = [*_grown(start, end), *viewer.disorder()]
     return {
+        "size": [WIDTH, HEIGHT],
+        "frame_rate": RATE,
         "minutes": minutes,
         "bounds": BOUNDS,
         "small_disk": no_disk,
@@ -95,6 +99,18 @@ def measure(minutes: float, told: Callable[[str], None]) -> dict[str, Any]:
         "problems": problems,
         "samples": samples,
     }
+
+
+def printed(result: dict[str, Any]) -> Iterator[Table]:
+    """What there was at the start and at the end."""
+    end = result["end"]
+    rows = (
+        [name, figure, f"{before:g}", f"{end[name][figure]:g}" if figure in end.get(name, {}) else None]
+        for name, figures in result["start"].items()
+        for figure, before in figures.items()
+    )
+    title = f"{result['minutes']:g} minutes, {WIDTH}×{HEIGHT} at {RATE} frames/s"
+    yield table(title, ("what", "figure", "at the start", "at the end"), rows, result["machine"], words=2)
 
 
 def _samples(
