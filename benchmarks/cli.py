@@ -38,6 +38,8 @@ Reconstructors = Annotated[
 Engine = Annotated[str, typer.Option(help="runtime of the reconstructor")]
 Threads = Annotated[int, typer.Option(min=1, help="threads of the engine [all cores]")]
 _CORES = os.cpu_count() or 1
+_LINE = 500
+"""Characters of a result's file."""
 
 
 def main() -> None:
@@ -354,9 +356,21 @@ def _write(path: Path | None, result: dict[str, Any]) -> None:
     if path is None:
         return
     try:
-        path.write_text(json.dumps(result, indent=1) + "\n")
+        path.write_text(_folded(result) + "\n")
     except OSError as error:
         _unusable(f"--json {path}: can't be written ({error.strerror})")
+
+
+def _folded(value: Any, indent: str = "") -> str:
+    """JSON, with what is short on one line: a sample, a picture, a run."""
+    flat = json.dumps(value)
+    if len(flat) <= _LINE or not isinstance(value, dict | list):
+        return flat
+    inner = indent + " "
+    if isinstance(value, list):
+        return "[\n" + ",\n".join(inner + _folded(each, inner) for each in value) + f"\n{indent}]"
+    rows = (f"{inner}{json.dumps(name)}: {_folded(each, inner)}" for name, each in value.items())
+    return "{\n" + ",\n".join(rows) + f"\n{indent}}}"
 
 
 def _end(problems: list[str]) -> None:

@@ -117,13 +117,14 @@ def measure(times: int, seed: int, told: Callable[[str], None]) -> dict[str, Any
             server.end()
         account = _account(camera.runs, Frames.of(recordings), Frames.of(spool))
     wrong = ("lost", "duplicated", "out_of_order")
+    first = [round(each, 1) for each in took]
     return {
         "source": SOURCE,
         "seed": seed,
         "kills": kills,
         "runs": len(camera.runs),
         **account,
-        "first_picture_s": {"median": round(median(took), 1), "worst": round(max(took), 1)} if took else None,
+        "first_picture_s": {"median": median(first), "worst": max(first), "each": first} if first else None,
         "problems": [f"{name.replace('_', ' ')}: {account[name]} frames" for name in wrong if account[name]],
     }
 

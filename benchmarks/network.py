@@ -127,8 +127,8 @@ def measure(faults: Mapping[str, Fault], told: Callable[[str], None]) -> dict[st
         told: is told of each as it is over.
 
     Returns:
-        ``rows``, one a fault; ``server``, what it held when all were sound, before and after; ``problems``, one line
-        each, empty if all went as it should.
+        ``rows``, one a fault, where ``during`` is empty if nothing came meanwhile; ``server``, what it held when all
+        were sound, before and after; ``problems``, one line each, empty if all went as it should.
 
     Raises:
         ProcessError: the service or a camera didn't start.
@@ -182,9 +182,10 @@ def _one(
         _twice(started)
         before, lines_before = viewer.lately(), len(filming.lines)
         held = usage(filming.process.pid)
+        began_ns = time.time_ns()
         fault.begin(way)
         time.sleep(fault.seconds)
-        during = viewer.lately()
+        during = viewer.lately(began_ns)
         fault.end(way)
         ended, ended_ns = time.monotonic(), time.time_ns()
         problems: list[str] = []

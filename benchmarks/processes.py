@@ -94,16 +94,20 @@ class Service:
         """The most memory is counted from now on."""
         Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
 
-    def errors(self) -> dict[str, int]:
-        """What it logged as errors since this was asked last, and how often."""
-        told: Counter[str] = Counter()
+    def said(self) -> list[str]:
+        """Lines that it logged since this was asked last: time, level and message."""
+        lines = []
         while not self._lines.empty():
             # A runtime may write lines of its own between those that are JSON.
             with contextlib.suppress(json.JSONDecodeError):
                 line = json.loads(self._lines.get())
-                if line["levelname"] == "ERROR":
-                    told[line["message"].strip()] += 1
-        return dict(told)
+                lines.append(f"{line['asctime']} {line['levelname']} {line['message'].strip()}")
+        return lines
+
+    def errors(self) -> dict[str, int]:
+        """What it logged as errors since this was asked last, and how often."""
+        found = (line.split(" ERROR ", 1) for line in self.said() if re.match(r"\S+ \S+ ERROR ", line))
+        return dict(Counter(message for _, message in found))
 
     def _read(self) -> None:
         assert self.process.stderr is not None

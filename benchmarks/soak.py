@@ -51,7 +51,8 @@ def measure(minutes: float, told: Callable[[str], None]) -> dict[str, Any]:
 
     Returns:
         ``samples``; ``start`` and ``end``, medians of the first and the last; ``small_disk``, why there was none, or
-        nothing; ``problems``, one line for each thing that grew beyond its bound, and for what didn't work.
+        nothing; ``problems``, one line for each thing that grew beyond its bound, and for what didn't work; ``log``,
+        what the server said.
 
     Raises:
         ProcessError: the service or a camera didn't start.
@@ -83,7 +84,7 @@ def measure(minutes: float, told: Callable[[str], None]) -> dict[str, Any]:
         processes = {"server": service.process.pid} | {name: camera.pid for name, camera in cameras.items()}
         samples = list(_samples(seconds, processes, viewer, told))
         kept = service.counts()
-        errors = service.errors()
+        log = service.said()
     start, end = (_medians(part) for part in _ends(samples))
     problems = [*_grown(start, end), *viewer.disorder()]
     return {
@@ -94,10 +95,10 @@ def measure(minutes: float, told: Callable[[str], None]) -> dict[str, Any]:
         "small_disk": no_disk,
         "start": start,
         "end": end,
-        "errors": errors,
-        "counts": {name: value for name, value in kept.items() if "bucket" not in name},
+        "counts": {name: value for name, value in kept.items() if "_total" in name},
         "problems": problems,
         "samples": samples,
+        "log": log,
     }
 
 

@@ -19,7 +19,7 @@ def table(
     """
     made = Table(title=title, caption=headline(machine))
     for number, column in enumerate(columns):
-        made.add_column(column, justify="left" if number < words else "right")
+        made.add_column(column, justify="left" if number < words else "right", overflow="fold")
     for row in rows:
         made.add_row(*("–" if cell is None else str(cell) for cell in row))
     return made

@@ -52,9 +52,15 @@ class Viewer:
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
-    def lately(self) -> dict[str, float]:
-        """Of the last pictures: median latency and frames a second."""
-        last = list(self.seen)[-LATELY:]
+    def lately(self, since_ns: int = 0) -> dict[str, float]:
+        """Of the last pictures that were captured since a time: median latency and frames a second.
+
+        Returns:
+            Nothing if fewer than two came.
+        """
+        last = [each for each in list(self.seen)[-LATELY:] if each.captured_ns >= since_ns]
+        if len(last) < 2:
+            return {}
         seconds = (last[-1].seen_ns - last[0].seen_ns) / 1e9
         return {
             "latency_ms": round(median((each.seen_ns - each.captured_ns) / 1e6 for each in last), 1),
