@@ -108,7 +108,7 @@ def measure(times: int, seed: int, told: Callable[[str], None]) -> dict[str, Any
         with ExitStack() as stack:
             server = _Server(recordings)
             stack.callback(server.end)
-            camera = _Camera(server.address, ["--spool", str(spool)])
+            camera = _Camera(server.address, spool)
             stack.callback(camera.end)
             viewer = stack.enter_context(viewing(server.address, CAMERA))
             kills, took = _kill(times, draw, server, camera, viewer, told)
@@ -151,9 +151,10 @@ def _kill(
         time.sleep(draw.uniform(*_LIVES_S))
         who = draw.choice(sorted(kills))
         kills[who] += 1
-        (server if who == "server" else camera).kill()
+        victim = server if who == "server" else camera
+        victim.kill()
         began, began_ns = time.monotonic(), time.time_ns()
-        (server if who == "server" else camera).start()
+        victim.start()
         # Half of the time, the next kill comes while this one is still being got over.
         if draw.random() < 0.5 or number == times - 1:
             _wait_for_picture(viewer, began_ns)
@@ -165,7 +166,7 @@ def _kill(
 
 
 def _wait_for_picture(viewer: Viewer, after_ns: int) -> None:
-    viewer.wait(lambda seen: seen[-1].captured_ns > after_ns, "no picture came any more")
+    viewer.expect(lambda seen: seen[-1].captured_ns > after_ns, "no picture came any more")
 
 
 def _account(runs: Iterable[Run], recorded: Frames, spooled: Frames) -> dict[str, Any]:
@@ -218,9 +219,9 @@ class _Server:
 class _Camera:
     """A camera, run after run, and what each said."""
 
-    def __init__(self, address: str, options: list[str]) -> None:
+    def __init__(self, address: str, spool: Path) -> None:
         self._command = [sys.executable, "-m", "encoder", SOURCE, "--server", address, "--name", CAMERA, "--log-json"]
-        self._command += options
+        self._command += ["--spool", str(spool)]
         self.runs: list[Run] = []
         self.start()
 

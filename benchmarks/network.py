@@ -148,11 +148,15 @@ def measure(faults: Mapping[str, Fault], told: Callable[[str], None]) -> dict[st
 
         rows = [pool.submit(one, number, name) for number, name in enumerate(faults)]
         held = []
-        with contextlib.suppress(threading.BrokenBarrierError):  # the row says why
+        with contextlib.suppress(threading.BrokenBarrierError):  # one of them says why, below
             for barrier in (started, over):
                 barrier.wait()
                 held.append(service.usage())
                 barrier.wait()
+        failures = (row.exception() for row in rows)
+        for failure in failures:
+            if failure is not None and not isinstance(failure, threading.BrokenBarrierError):  # these only waited
+                raise failure
         done = [row.result() for row in rows]
     problems = [f"{row['fault']}: {problem}" for row in done for problem in row.pop("problems")]
     problems += [f"the server holds {more}" for more in _grown(*held)]
@@ -178,7 +182,7 @@ def _one(
         way = stack.enter_context(_way(service.address, camera, shaped=name in SHAPED_FAULTS))
         filming = stack.enter_context(_filming(camera, fault.source, way))
         viewer = stack.enter_context(viewing(service.address, camera))
-        viewer.wait(lambda came: len(came) >= 2 * LATELY, "it isn't seen from the start")
+        viewer.expect(lambda came: len(came) >= 2 * LATELY, "it isn't seen from the start")
         _twice(started)
         before, lines_before = viewer.lately(), len(filming.lines)
         held = usage(filming.process.pid)
@@ -188,12 +192,12 @@ def _one(
         during = viewer.lately(began_ns)
         fault.end(way)
         ended, ended_ns = time.monotonic(), time.time_ns()
-        problems: list[str] = []
-        back = viewer.wait(lambda came: came[-1].captured_ns > ended_ns, "frames don't flow again", problems)
+        flows = viewer.wait(lambda came: came[-1].captured_ns > ended_ns)
         flowed_s = time.monotonic() - ended
-        sound = back and viewer.wait(lambda _: _is_back(viewer.lately(), before), "", problems)
+        sound = flows and viewer.wait(lambda _: _is_back(viewer.lately(), before))
         after, sound_s = viewer.lately(), time.monotonic() - ended
-        if back and not sound:
+        problems = [] if flows else ["frames don't flow again"]
+        if flows and not sound:
             problems.append(f"latency and rate don't come back: {before} before, {after} after")
         problems += [f"the camera holds {more}" for more in _grown(held, usage(filming.process.pid))]
         _twice(over)
@@ -202,8 +206,8 @@ def _one(
         problems += _misreported(fault, lines, summary)
     return {
         "fault": name,
-        "flows_again_s": round(flowed_s, 1),
-        "as_before_s": round(sound_s, 1),
+        "flows_again_s": round(flowed_s, 1) if flows else None,
+        "as_before_s": round(sound_s, 1) if sound else None,
         "before": before,
         "during": during,
         "after": after,
@@ -301,12 +305,8 @@ def _way(server: str, camera: str, shaped: bool) -> Iterator[Way]:
         _run("ip", "netns", "delete", name)
 
 
-def why_not_shaped(discipline: str) -> str:
-    """Why ``tc`` can't do something on this machine; empty if it can.
-
-    Args:
-        discipline: ``netem`` or ``tbf``.
-    """
+def why_not_shaped(fault: str) -> str:
+    """Why ``tc`` can't do one of ``SHAPED_FAULTS`` on this machine; empty if it can."""
     if shutil.which("tc") is None or shutil.which("ip") is None:
         return "no tc (Debian's iproute2)"
     name = f"veilcam-{os.getpid()}-try"
@@ -315,10 +315,9 @@ def why_not_shaped(discipline: str) -> str:
     except ProcessError as error:
         return f"no network namespaces for this user ({error})"
     try:
-        fault = next(each for text, each in SHAPED_FAULTS.items() if text.startswith(discipline))
         _run("ip", "-n", name, "link", "add", _INSIDE, "type", "veth", "peer", "name", "other")
         with Proxy("127.0.0.1:1") as proxy:
-            fault.begin(Way(proxy, name))
+            SHAPED_FAULTS[fault].begin(Way(proxy, name))
     except ProcessError as error:
         return str(error)
     finally:

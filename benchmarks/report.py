@@ -330,7 +330,8 @@ def network_table(result: dict[str, Any]) -> list[str]:
         )
         dropped = re.search(r"dropped here: ([^;]*)", row["summary"])
         said = "<br>".join(line.replace("|", "\\|") for line in row["said"])
-        cells = [row["fault"], row["flows_again_s"], row["as_before_s"], latency, rate]
+        again = ("never" if row[name] is None else row[name] for name in ("flows_again_s", "as_before_s"))
+        cells = [row["fault"], *again, latency, rate]
         lines.append("| " + " | ".join(map(str, [*cells, dropped[1] if dropped else "–", said or "nothing"])) + " |")
     left_out = "; ".join(f"{name} ({why})" for name, why in result["left_out"].items())
     before, after = (f"{each['memory_mb']} MiB and {each['threads']} threads" for each in result["server"])

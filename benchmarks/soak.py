@@ -79,7 +79,7 @@ def measure(minutes: float, told: Callable[[str], None]) -> dict[str, Any]:
         viewer = stack.enter_context(viewing(service.address, "sound"))
         stack.enter_context(viewing(service.address, "slow", pause_s=1.0))
         stack.enter_context(viewing(service.address, "stuck"))
-        viewer.wait(lambda _: True, "it isn't shown")
+        viewer.expect(lambda _: True, "it isn't shown")
         time.sleep(min(_WARM_UP_S, seconds / 3))
         processes = {"server": service.process.pid} | {name: camera.pid for name, camera in cameras.items()}
         samples = list(_samples(seconds, processes, viewer, told))

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import kills, report, soak
+from benchmarks import kills, network, report, soak
 from benchmarks.kills import Frames, Run
+from benchmarks.processes import ProcessError
 from tests.benchmarks.test_benchmarks import CLI
 
 S = 1_000_000_000
@@ -44,6 +45,15 @@ def test_what_has_grown_is_told() -> None:
         "stuck: threads 15 at the end, 10 at the start",
         "gone: there is none any more at the end",
     ]
+
+
+def test_what_breaks_one_network_is_told_and_not_that_the_others_waited() -> None:
+    def no_tc(_: network.Way) -> None:
+        raise ProcessError("tc qdisc: no such thing")
+
+    faults = {"sound": network.Fault(lambda _: None, lambda _: None, 0), "broken": network.Fault(no_tc, no_tc, 0)}
+    with pytest.raises(ProcessError, match="no such thing"):
+        network.measure(faults, print)
 
 
 def test_kills_account_for_every_frame(tmp_path: Path) -> None:

@@ -58,6 +58,9 @@ def test_a_bad_network_is_told_with_what_the_camera_said(folder: Path) -> None:
         assert " newer frame" in line or " server away" in line or " stopped" in line
         assert all(said in line for said in row["said"])
     assert "frames flow again" in next(line for line in page.splitlines() if line.startswith("| half-open |"))
+    rows["half-open"]["flows_again_s"] = rows["half-open"]["as_before_s"] = None
+    (folder / "network.json").write_text(json.dumps(told))
+    assert "| half-open | never | never |" in report.document()
 
 
 def test_kills_and_fuzzing_are_told(folder: Path) -> None:
