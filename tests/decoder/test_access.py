@@ -44,8 +44,9 @@ from encoder.sampling import Operator
 from protos.v1 import veilcam_pb2 as pb
 from protos.v1.veilcam_pb2_grpc import CamerasStub, ViewersStub
 from tests.conftest import Service, StartService, frame_of, hello_of
-from tests.decoder.test_service import Camera, wait_until
+from tests.decoder.test_service import Camera
 from tests.decoder.test_tls import Keys, ready
+from tests.waiting import wait_for
 
 CAPTURED_MS = 1_700_000_000_000
 PASSWORD = "correct horse battery"
@@ -198,8 +199,8 @@ PAGE: list[tuple[str, str, tuple[int, int, int, int]]] = [
 def test_the_page_row_by_row(guarded: Guarded, route: str, path: str, expected: tuple[int, ...]) -> None:
     if path.startswith("/recordings"):
         admin = bearer(TOKENS["ada"])
-        wait_until(lambda: guarded.ask(f"/recordings/yard.jpg{AT}", admin).status == 200)
-        wait_until(lambda: guarded.ask(f"/recordings/porch.jpg{AT}", admin).status == 200)
+        wait_for(lambda: guarded.ask(f"/recordings/yard.jpg{AT}", admin).status == 200, "the yard's recording")
+        wait_for(lambda: guarded.ask(f"/recordings/porch.jpg{AT}", admin).status == 200, "the porch's recording")
     nobody, *roles = expected
     forged = [{}, bearer("vc_forged"), bearer(""), {"Authorization": "Basic dmVyYTp4"}]
     forged += [{"Cookie": "__Host-veilcam=forged"}, {"Cookie": f"__Host-veilcam={TOKENS['ada']}"}]
@@ -352,7 +353,10 @@ def test_plain_alone_goes_to_no_viewer_also_where_there_is_nothing_else(
     """A camera whose operator has only a plain reconstructor gives plain ones, to trusted people alone."""
     for camera in guarded.service.server.cameras.all():
         guarded.service.loop.call_soon_threadsafe(camera.offer, ("plain",))
-    wait_until(lambda: all(camera.renditions == ("plain",) for camera in guarded.service.server.cameras.all()))
+    wait_for(
+        lambda: all(camera.renditions == ("plain",) for camera in guarded.service.server.cameras.all()),
+        "the other renditions",
+    )
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(guarded.ask, "/pictures", bearer(TOKENS["vera"]))
         assert guarded.ask("/cameras/porch.jpg", bearer(TOKENS["vera"])).status == 403
@@ -368,7 +372,7 @@ def test_who_was_given_plain_pictures_is_in_the_audit_log_and_veiled_ones_are_no
     guarded: Guarded, operator: Operator, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "veilcam.audit")
-    wait_until(lambda: guarded.ask(f"/recordings/porch.jpg{AT}", bearer(TOKENS["tom"])).status == 200)
+    wait_for(lambda: guarded.ask(f"/recordings/porch.jpg{AT}", bearer(TOKENS["tom"])).status == 200, "the recording")
     for path in ("/cameras/porch.jpg", "/pictures", "/cameras/porch.jpg?rendition=veiled"):
         guarded.ask(path, bearer(TOKENS["tom"]))
     guarded.ask("/cameras/porch.jpg?rendition=plain", bearer(TOKENS["vera"]))
@@ -430,7 +434,7 @@ def test_what_was_given_in_a_moment_is_told_when_it_is_quiet_and_at_the_end(
     guarded: Guarded, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, stopped: bool
 ) -> None:
     caplog.set_level(logging.INFO, "veilcam.audit")
-    wait_until(lambda: guarded.ask(f"/recordings/porch.jpg{AT}", bearer(TOKENS["tom"])).status == 200)
+    wait_for(lambda: guarded.ask(f"/recordings/porch.jpg{AT}", bearer(TOKENS["tom"])).status == 200, "the recording")
     for _ in range(4):
         guarded.ask(f"/recordings/porch.jpg{AT}&rendition=plain", bearer(TOKENS["tom"]))
     assert "3 more plain pictures" not in caplog.text
@@ -442,7 +446,7 @@ def test_what_was_given_in_a_moment_is_told_when_it_is_quiet_and_at_the_end(
         guarded.service.loop.call_soon_threadsafe(
             lambda: asyncio.ensure_future(audit.keep_telling(), loop=guarded.service.loop)
         )
-        wait_until(lambda: "3 more plain pictures" in caplog.text)
+        wait_for(lambda: "3 more plain pictures" in caplog.text, "the line for the others")
     at = "2023-11-14T22:13:20.000+00:00"
     who = "tom (trusted) at 127.0.0.1 by recording"
     assert f"3 more plain pictures of camera porch, captured {at} to {at}, given to {who}" in caplog.messages
@@ -829,7 +833,7 @@ def test_commands_that_run_at_one_time_lose_nothing_of_each_other(tmp_path: Path
     with changed_by_one(tmp_path):
         people = read_people(file)
         removing = subprocess.Popen(command)
-        wait_until(lambda: waits_for_a_lock(removing.pid))
+        wait_for(lambda: waits_for_a_lock(removing.pid), "the second command, which waits for the first")
         write_people(file, {name: each for name, each in people.items() if name != "tom"})
     assert removing.wait(60) == 0
     assert set(read_people(file)) == {"ada", "nvr"}

@@ -24,8 +24,9 @@ from protos.segment import Segment, index_of
 from protos.v1 import veilcam_pb2 as pb
 from protos.v1.veilcam_pb2_grpc import CamerasStub
 from tests.conftest import Service, StartService, frame_of, hello_of
-from tests.decoder.test_service import Camera, wait_until
+from tests.decoder.test_service import Camera
 from tests.decoder.test_web import get
+from tests.waiting import wait_for
 
 
 def said(operator: Operator, picture: NDArray[np.uint8], epoch: int = 5) -> pb.Hello:
@@ -147,7 +148,7 @@ def test_a_frame_that_is_sent_again_is_neither_shown_nor_recorded_twice(
             camera.say(frame=frame)
             camera.settled(frame.sequence)
         camera.bye()
-        wait_until(lambda: service.server.cameras.all()[0].stream is None)
+        wait_for(lambda: service.server.cameras.all()[0].stream is None, "the end of its stream")
     known = service.server.cameras.all()[0]
     assert (known.tally.received, known.tally.fates["repeated"], known.tally.fates["shown"]) == (3, 1, 2)
     service.stop()

@@ -25,9 +25,10 @@ from encoder.sampling import Operator
 from protos.v1 import veilcam_pb2 as pb
 from protos.v1.veilcam_pb2_grpc import ViewersStub
 from tests.conftest import Service, StartService, frame_of, hello_of
-from tests.decoder.test_service import Camera, wait_until
+from tests.decoder.test_service import Camera
 from tests.decoder.test_tls import Keys, ready
 from tests.decoder.test_web import get
+from tests.waiting import wait_for
 
 SMALL = np.zeros((32, 32), np.uint8)
 
@@ -155,7 +156,7 @@ def test_one_address_has_so_many_calls_and_then_room_again(start_service: StartS
         except grpc.RpcError:
             return False
 
-    wait_until(again)
+    wait_for(again, "another call that is let in")
 
 
 def test_one_certificate_has_so_many_calls_and_others_have_theirs(
@@ -293,7 +294,7 @@ def test_more_connections_of_the_page_than_allowed_are_closed_as_they_come(
     assert "page: connections are refused: 2 are open from 127.0.0.1 (max_peer_streams)" in caplog.text
     assert not served("127.0.0.3"), "of all"
     opened.pop(0).close()
-    wait_until(lambda: served("127.0.0.3"))
+    wait_for(lambda: served("127.0.0.3"), "a connection that is served")
     assert not served("127.0.0.1")
 
 

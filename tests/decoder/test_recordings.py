@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -43,6 +43,7 @@ from tests.conftest import Service, StartService, frame_of, hello_of
 from tests.decoder.test_service import Camera, Held, watch
 from tests.decoder.test_settings import DECODE, Running
 from tests.decoder.test_web import get
+from tests.waiting import wait_for
 
 HELLO = pb.Hello(camera="porch", operator_id="0" * 16, width=64, height=48, frame_rate=10)
 
@@ -178,13 +179,6 @@ def test_what_a_killed_writer_had_written_is_there(tmp_path: Path) -> None:
         assert len(Segment(path).entries()) == len(kept)
 
 
-def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 def test_segments_end_at_a_key_frame_once_they_are_long_enough(tmp_path: Path) -> None:
     asked: list[None] = []
     recorder = Recorder(Store(tmp_path, Retention()), SegmentLimits(megabytes=0.001))
@@ -300,7 +294,7 @@ def test_a_service_records_what_it_shows(
             camera.say(frame=frame)
             camera.settled(number)
         camera.bye()
-        until(lambda: service.server.cameras.all()[0].stream is None)
+        wait_for(lambda: service.server.cameras.all()[0].stream is None, "the end of its stream")
     service.stop()
     segments = Store(tmp_path / "recordings", Retention()).segments("camera")
     assert len(segments) == 2
@@ -455,13 +449,13 @@ def test_a_disk_that_hangs_holds_up_recordings_alone(
                 assert answer.startswith(b"HTTP/1.1 503")
                 assert b"retry-after: 1" in answer
                 assert answer.endswith(b"recordings: as many as may wait for the disk are waiting; ask again\n")
-        until(lambda: not askers.answers() and len(askers.waiting) == 9)
+        wait_for(lambda: not askers.answers() and len(askers.waiting) == 9, "answers to all but those who may wait")
         camera.say(hello=hello_of(operator, photographs[0], "porch"))
         camera.say(frame=Packer(operator, 0.1).pack(frame_of(photographs[0], time.time_ns()), 1)[0])
         camera.settled(1)
         assert get(f"{service.page}/cameras/porch.jpg")[0] == 200
         askers.go(*askers.waiting[4:])
-        until(lambda: not askers.ask("/recordings/camera.jpg?at=1000", 1.0))
+        wait_for(lambda: not askers.ask("/recordings/camera.jpg?at=1000", 1.0), "room for one more who waits")
         assert len(askers.waiting) == 5
         let_go(stuck)
         assert get(f"{service.page}/recordings/camera.jpg?at=1000")[0] == 200
@@ -487,7 +481,7 @@ def test_a_service_whose_disk_hangs_ends_when_it_is_told_to(stuck: Path) -> None
         host, _, port = service.page.removeprefix("http://").partition(":")
         with socket.create_connection((host, int(port))) as asking:
             asking.sendall(b"GET /recordings/stuck.jpg?at=5 HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            until(is_read)
+            wait_for(is_read, "the service, which reads it")
             process.send_signal(signal.SIGTERM)
             service.until("stopped")
             try:
@@ -571,7 +565,7 @@ def test_a_rebuilt_engine_is_not_judged_by_what_was_on_its_way_to_the_one_before
         still = pool.submit(get, f"{service.page}/recordings/camera.jpg?at=1000")
         assert begun.wait(20)
         camera.say(frame=packer.pack(frame_of(photographs[0], 1), 1)[0])
-        until(lambda: porch.newest is not None and not porch.wanted())
+        wait_for(lambda: porch.newest is not None and not porch.wanted(), "the frame at the engine")
         opened.set()
         assert still.result(20)[0] == 503
         assert camera.settled(1).shown == 0
@@ -824,7 +818,7 @@ def pictures(film: Path) -> list[tuple[int, NDArray[np.uint8]]]:
 
 def midway(folder: Path) -> None:
     """Return while a film is being written into a folder."""
-    until(lambda: bool(list(folder.glob("*.partial"))), 30)
+    wait_for(lambda: list(folder.glob("*.partial")), "the beginning of a film")
     time.sleep(0.1)
 
 

@@ -6,7 +6,7 @@ import time
 import urllib.error
 import urllib.request
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +29,9 @@ from protos.payload import Payload, Plane, PlaneKind
 from protos.v1 import veilcam_pb2 as pb
 from protos.v1.veilcam_pb2_grpc import CamerasStub, ViewersStub
 from tests.conftest import Service, StartService, frame_of, hello_of
+from tests.waiting import wait_for
 
 TIMEOUT = 20
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + TIMEOUT
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def watched(channel: grpc.Channel, camera: str = "camera") -> Iterator[NDArray[np.uint8]]:
@@ -427,12 +421,15 @@ def test_nothing_is_kept_of_the_pictures_of_a_camera_that_is_forgotten(
         try:
             call.cancel()
             camera.bye()
-            wait_until(lambda: known is not None and known.stream is None and not known.watched)
+            wait_for(
+                lambda: known is not None and known.stream is None and not known.watched,
+                "the end of its stream and of its viewer",
+            )
             other = Camera(channel)
             other.say(hello=hello_of(operator, photographs[0], "other"))
             other.answer()
             known = None
-            wait_until(lambda: picture() is None)
+            wait_for(lambda: picture() is None, "the end of its last picture")
         finally:
             gc.enable()
 
@@ -477,7 +474,7 @@ def test_an_engine_that_raises_is_rebuilt_and_if_that_does_not_help_its_cameras_
         camera.say(hello=hello_of(operator, photographs[0]))
         camera.answer()
         watching = ViewersStub(channel).Watch(pb.WatchRequest(camera="camera"), timeout=TIMEOUT)
-        wait_until(lambda: bool((known := service.server.cameras.get("camera")) and known.watched))
+        wait_for(lambda: bool((known := service.server.cameras.get("camera")) and known.watched), "the viewer")
         with monkeypatch.context() as patch:
             patch.setattr("decoder.engines.onnx_runtime.OnnxRuntimeEngine._run", broken)
             camera.say(frame=messages[0])
@@ -605,7 +602,7 @@ def watch(channel: grpc.Channel, known: Known, *renditions: str) -> list[Any]:
         ViewersStub(channel).Watch(pb.WatchRequest(camera=known.name, rendition=numbers[each]), timeout=60)
         for each in renditions
     ]
-    wait_until(lambda: all(known.relays[each].viewers for each in renditions))
+    wait_for(lambda: all(known.relays[each].viewers for each in renditions), "the viewers")
     return watching
 
 
@@ -626,7 +623,7 @@ def test_what_is_shown_is_settled_while_the_next_frame_is_in_the_engine(
     camera.say(frame=messages[0])
     assert held.began.acquire(timeout=TIMEOUT)
     camera.say(frame=messages[1])
-    wait_until(lambda: (newest := known_of(service).newest) is not None and newest.sequence == 2)
+    wait_for(lambda: (newest := known_of(service).newest) is not None and newest.sequence == 2, "the second frame")
     held.go()
     told = camera.settled(1)
     assert (told.settled, told.shown, next(watching[0]).sequence) == (1, 1, 1)
@@ -650,7 +647,7 @@ def test_each_frame_is_counted_once(
     camera.say(frame=key(3))  # while an engine has the second
     camera.say(frame=key(4))
     camera.say(frame=altered(messages[1], sequence=5, base_sequence=3))
-    wait_until(lambda: known.tally.fates["no_base"] == 1)
+    wait_for(lambda: known.tally.fates["no_base"] == 1, "the frame without its base")
     held.go(1000)
     camera.settled(4)
     assert known.tally.fates == {"unwatched": 1, "shown": 2, "newer": 1, "no_base": 1}
@@ -663,7 +660,7 @@ def test_each_frame_is_counted_once(
     camera.settled(7)
     for call in watching:
         call.cancel()
-    wait_until(lambda: not known.watched)
+    wait_for(lambda: not known.watched, "the end of its viewers")
     camera.say(frame=key(8))
     camera.bye()
     last = [response.acknowledgement for response in camera.call][-1]
@@ -752,7 +749,7 @@ class Watched:
             camera.answer()
         stub = ViewersStub(channel)
         self._watching = [stub.Watch(pb.WatchRequest(camera=hello.camera), timeout=60) for hello in hellos]
-        wait_until(lambda: all(known.watched for known in service.server.cameras.all()))
+        wait_for(lambda: all(known.watched for known in service.server.cameras.all()), "the viewers")
 
     def run(self, engine: OnnxRuntimeEngine, measurements: NDArray[np.int8]) -> NDArray[np.uint8]:
         count, _, height, width = measurements.shape
@@ -793,13 +790,13 @@ def five(
 
 def test_batches_grow_between_the_pictures_of_cameras_and_are_of_sizes_that_were_measured(five: Watched) -> None:
     assert five.frames_at_once() == [1] * 5, "nobody waits until it is known how many at once pay"
-    wait_until(lambda: 4 in five.frames_at_once())
+    wait_for(lambda: 4 in five.frames_at_once(), "batches of four")
     for _ in range(10):
         assert set(five.frames_at_once()) <= {1, 2, 4}
     five.apply(batch=2)
     assert set(five.frames_at_once()) <= {1, 2}
     five.apply(batch=16)
-    wait_until(lambda: 4 in five.frames_at_once())
+    wait_for(lambda: 4 in five.frames_at_once(), "batches of four again")
 
 
 def test_a_batch_setting_that_is_raised_holds_for_sizes_that_are_measured_already(five: Watched) -> None:
@@ -807,7 +804,7 @@ def test_a_batch_setting_that_is_raised_holds_for_sizes_that_are_measured_alread
     for _ in range(3):
         assert five.frames_at_once() == [1] * 5
     five.apply(batch=16)
-    wait_until(lambda: 4 in five.frames_at_once())
+    wait_for(lambda: 4 in five.frames_at_once(), "batches of four")
 
 
 def test_more_frames_at_once_than_an_engine_takes_are_no_failure(
@@ -821,7 +818,7 @@ def test_more_frames_at_once_than_an_engine_takes_are_no_failure(
     monkeypatch.setattr(OnnxRuntimeEngine, "_run", out_of_memory)
     (reconstructor,) = five.catalogue.reconstructors
     engine = reconstructor.engine
-    wait_until(lambda: 2 in five.frames_at_once())
+    wait_for(lambda: 2 in five.frames_at_once(), "batches of two")
     for _ in range(10):
         assert set(five.frames_at_once()) <= {1, 2}
     assert reconstructor.engine is engine, "it was not rebuilt"
@@ -833,7 +830,7 @@ def test_an_engine_that_is_replaced_is_let_go(five: Watched) -> None:
     before = weakref.ref(five.catalogue.reconstructors[0].engine)
     five.apply(load_catalogue([SHIPPED / "veil-r10.onnx"], "onnxruntime", 1))
     five.frames_at_once()
-    wait_until(lambda: gc.collect() >= 0 and before() is None)
+    wait_for(lambda: gc.collect() >= 0 and before() is None, "the end of the engine")
 
 
 def test_a_picture_with_more_blocks_than_the_engine_takes_is_refused(
@@ -857,7 +854,7 @@ def test_one_reconstruction_serves_every_viewer_of_a_rendition(
     watching = [ViewersStub(channel).Watch(pb.WatchRequest(camera="camera"), timeout=TIMEOUT) for _ in range(5)]
     known = service.server.cameras.get("camera")
     assert known is not None
-    wait_until(lambda: known.relays["veiled"].viewers == 5)
+    wait_for(lambda: known.relays["veiled"].viewers == 5, "five viewers")
     for message in messages[:3]:
         camera.say(frame=message)
         camera.shown(message.sequence)
@@ -878,7 +875,7 @@ def test_a_viewer_that_stops_reading_is_let_go_and_others_are_not(
     reading, unread = (ViewersStub(channel).Watch(request, timeout=60) for _ in range(2))
     known = service.server.cameras.get("camera")
     assert known is not None
-    wait_until(lambda: known.relays["veiled"].viewers == 2)
+    wait_for(lambda: known.relays["veiled"].viewers == 2, "two viewers")
     sequence = 0
 
     def left() -> bool:
@@ -887,7 +884,7 @@ def test_a_viewer_that_stops_reading_is_let_go_and_others_are_not(
         camera.say(frame=altered(messages[0], sequence=sequence))
         return next(reading).sequence == sequence and known.relays["veiled"].viewers == 1
 
-    wait_until(left)
+    wait_for(left, "the end of the one that doesn't read")
     with pytest.raises(grpc.RpcError) as error:
         list(unread)
     assert isinstance(error.value, grpc.Call)
@@ -973,7 +970,7 @@ def test_an_engine_that_hangs_keeps_nothing_else_from_ending(
         assert held.began.acquire(timeout=TIMEOUT)
         assert recorders() > others
         stopping = asyncio.run_coroutine_threadsafe(service.server.stop(10 * TIMEOUT), service.loop)
-        wait_until(lambda: recorders() == others)
+        wait_for(lambda: recorders() == others, "the end of its recorder")
         assert not stopping.done()
         held.go()
         stopping.result(TIMEOUT)

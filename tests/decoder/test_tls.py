@@ -33,8 +33,9 @@ from encoder.sinks import ServerSink, SinkError
 from encoder.tls import Tls, TlsError
 from protos.v1 import veilcam_pb2 as pb
 from tests.conftest import Service, StartService, hello_of
-from tests.decoder.test_service import Camera, wait_until
+from tests.decoder.test_service import Camera
 from tests.encoder.test_cli import ENCODE, encode
+from tests.waiting import wait_for
 
 DECODE = [sys.executable, "-m", "decoder"]
 
@@ -197,7 +198,7 @@ def test_a_running_service_tells_once_a_day_that_its_certificate_expires(
     def told(day: int, words: str) -> int:
         """Lines with these words, once it has been looked at on that day, several times."""
         clock.time, before = clock.start + timedelta(days=day), len(looks)
-        wait_until(lambda: len(looks) > before + 5)
+        wait_for(lambda: len(looks) > before + 5, "more looks at the files")
         return sum(words in line for line in caplog.messages)
 
     assert told(1, "renew it") == 0
@@ -380,7 +381,7 @@ def test_a_camera_whose_clock_is_late_waits_for_the_time(service: Service, keys:
                 told = camera.stderr.readline()
                 assert told, camera.wait()
             authority.renew()
-            wait_until(lambda: service.server.cameras.get("porch") is not None)
+            wait_for(lambda: service.server.cameras.get("porch") is not None, "the camera")
             camera.send_signal(signal.SIGINT)
             assert camera.wait(30) == 0
         finally:
@@ -442,12 +443,12 @@ def test_a_certificate_that_expires_while_the_server_is_away_is_told(
     porch = keys.folder / "cameras" / "porch"
     tls = Tls(keys.folder / "ca.pem", porch.with_suffix(".pem"), porch.with_suffix(".key"))
     link = ServerLink(service.address, hello_of(operator, np.zeros((32, 32), np.uint8), "porch"), Counter(), tls=tls)
-    wait_until(lambda: link.wait_until_ready(0.1))
+    wait_for(lambda: link.wait_until_ready(0.1), "a connection")
     old = keys.folder / keys.expired("old")
     service.stop()
     for suffix in (".pem", ".key"):
         shutil.copy(old.with_suffix(suffix), porch.with_suffix(suffix))
-    wait_until(lambda: link.wait_until_ready(0.1) or "certificate has expired" in caplog.text)
+    wait_for(lambda: link.wait_until_ready(0.1) or "certificate has expired" in caplog.text, "a refusal")
     assert "went away" in caplog.text
     assert not link.wait_until_ready(0)
     with pytest.raises(SinkError, match="is away since"):

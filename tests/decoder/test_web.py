@@ -26,7 +26,8 @@ from decoder.settings import Settings
 from encoder.packing import Packer
 from encoder.sampling import Operator
 from tests.conftest import Service, StartService, frame_of, hello_of
-from tests.decoder.test_service import Camera, wait_until
+from tests.decoder.test_service import Camera
+from tests.waiting import wait_for
 
 
 def get(url: str) -> tuple[int, bytes, Any]:
@@ -84,7 +85,7 @@ def test_a_plain_still_is_made_when_it_is_asked_for(
     status, _, headers = get(still)
     assert (status, headers["X-Sequence"]) == (200, "1")
     relay = known(service).relays["plain"]
-    wait_until(lambda: relay.viewers == 0)
+    wait_for(lambda: relay.viewers == 0, "the end of its viewer")
     shown.say(frame=Packer(operator, 0.1).pack(frame_of(photographs[1], time.time_ns()), 5)[0])
     shown.settled(5)
     assert relay.latest is None
@@ -179,7 +180,7 @@ def test_a_page_is_a_viewer_also_between_two_of_its_requests(
     monkeypatch.setattr("decoder.pictures.LINGER_S", 0.1)
     asked = quote(json.dumps({"porch": 1}))
     assert [serial for _, serial, _ in pictures_of(get(f"{service.page}/pictures?seen={asked}")[1])] == [2]
-    wait_until(lambda: not known(service).watched)
+    wait_for(lambda: not known(service).watched, "the end of its viewers")
     shown.bye()
 
 
@@ -273,10 +274,12 @@ def test_pictures_are_saved_as_they_were_shown(
     camera.say(hello=hello_of(operator, photographs[0], "porch"))
     camera.say(frame=Packer(operator, 0.1).pack(frame_of(photographs[0]), 7)[0])
     camera.settled(7)
-    wait_until(lambda: bool(list(tmp_path.glob("porch/1-00000007.png"))))
+    wait_for(lambda: list(tmp_path.glob("porch/1-00000007.png")), "the picture's file")
     latest = known(service).latest
     assert latest is not None
-    wait_until(lambda: np.array_equal(read_gray(tmp_path / "porch" / "1-00000007.png"), latest.pixels))
+    wait_for(
+        lambda: np.array_equal(read_gray(tmp_path / "porch" / "1-00000007.png"), latest.pixels), "the whole picture"
+    )
     camera.bye()
 
 
@@ -299,7 +302,7 @@ def test_a_recorded_still_that_its_engine_fails_on_is_told_and_the_engine_is_reb
     camera.say(frame=Packer(operator, 0.1).pack(frame_of(photographs[0]), 1)[0])
     camera.settled(1)
     still = f"{service.page}/recordings/porch.jpg?at=1"
-    wait_until(lambda: get(still)[0] == 200)
+    wait_for(lambda: get(still)[0] == 200, "the camera's picture")
     (reconstructor,) = catalogue.reconstructors
     before = reconstructor.engine
     with monkeypatch.context() as patch:
@@ -350,7 +353,9 @@ def test_a_disk_that_hangs_does_not_keep_the_service_from_stopping(
     camera.say(frame=Packer(operator, 0.1).pack(frame_of(photographs[0]), 1)[0])
     camera.shown(1)
     try:
-        wait_until(lambda: any(thread.name.startswith("save") for thread in threading.enumerate()))
+        wait_for(
+            lambda: any(thread.name.startswith("save") for thread in threading.enumerate()), "the thread that saves"
+        )
         service.stop()
     finally:
         os.close(os.open(pipe, os.O_RDWR))
@@ -377,14 +382,14 @@ def test_a_picture_that_is_no_longer_allowed_when_its_turn_to_be_saved_comes_is_
         camera.say(hello=hello_of(operator, photographs[0], name))
         camera.answer()
     relays = [known.relays["plain"] for known in service.server.cameras.all()]
-    wait_until(lambda: all(relay.viewers for relay in relays))
+    wait_for(lambda: all(relay.viewers for relay in relays), "a viewer of each")
     for camera in cameras.values():
         camera.say(frame=Packer(operator, 0.1).pack(frame_of(photographs[0]), 1)[0])
         camera.shown(1)
     service.loop.call_soon_threadsafe(service.server.apply, settings.model_copy(update={"allow_plain": False}))
     assert cameras["yard"].refusal()[0] is grpc.StatusCode.NOT_FOUND
     assert pipe.read_bytes().startswith(b"\x89PNG")
-    wait_until(lambda: not any(relay.viewers for relay in relays))
+    wait_for(lambda: not any(relay.viewers for relay in relays), "the end of the viewers")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["porch"]
 
 
@@ -398,7 +403,7 @@ def test_a_slow_viewer_gets_the_newest_picture_and_never_a_backlog(
     assert known is not None
     relay, seen = known.relays["veiled"], queue.SimpleQueue[int]()
     get(f"{service.page}/cameras/porch.jpg")
-    wait_until(lambda: relay.viewers == 0)
+    wait_for(lambda: relay.viewers == 0, "the end of its viewer")
     assert relay.latest is not None
 
     async def slow() -> None:
@@ -436,7 +441,7 @@ def test_a_browser_that_stops_reading_is_let_go(
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(("127.0.0.1", service.server.http_port))
         connection.sendall(b"GET /cameras/porch.mjpeg HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        wait_until(lambda: known.relays["veiled"].viewers == 1)
+        wait_for(lambda: known.relays["veiled"].viewers == 1, "the viewer")
 
         def left() -> bool:
             frame.sequence += 1
@@ -444,5 +449,5 @@ def test_a_browser_that_stops_reading_is_let_go(
             camera.settled(frame.sequence)
             return known.relays["veiled"].viewers == 0
 
-        wait_until(left)
+        wait_for(left, "the end of the one that doesn't read")
         camera.bye()

@@ -21,7 +21,8 @@ from encoder.sources import SourceError, open_source, source_class
 from encoder.sources.watched import WatchedSource
 from tests.conftest import Service
 from tests.encoder.test_cli import ENCODE
-from tests.encoder.test_link import lines, received, wait_for
+from tests.encoder.test_link import lines, received
+from tests.waiting import wait_for
 
 HANG, END = "hang", "end"
 
