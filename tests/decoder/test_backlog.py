@@ -24,7 +24,7 @@ from protos.segment import Segment, index_of
 from protos.v1 import veilcam_pb2 as pb
 from protos.v1.veilcam_pb2_grpc import CamerasStub
 from tests.conftest import Service, StartService, frame_of, hello_of
-from tests.decoder.test_service import Camera
+from tests.decoder.peers import Camera
 from tests.decoder.test_web import get
 from tests.waiting import wait_for
 

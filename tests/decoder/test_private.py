@@ -17,7 +17,7 @@ from decoder.settings import Settings
 from encoder.packing import Packer
 from encoder.sampling import Operator
 from tests.conftest import Service, StartService, frame_of, hello_of
-from tests.decoder.test_service import Camera
+from tests.decoder.peers import Camera
 from tests.waiting import wait_for
 
 

@@ -13,7 +13,6 @@ import threading
 import urllib.request
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 
@@ -33,38 +32,12 @@ from encoder.sinks import ServerSink, SinkError
 from encoder.tls import Tls, TlsError
 from protos.v1 import veilcam_pb2 as pb
 from tests.conftest import Service, StartService, hello_of
-from tests.decoder.test_service import Camera
+from tests.decoder.guarded import FILES, Keys, ready
+from tests.decoder.peers import Camera
 from tests.encoder.test_cli import ENCODE, encode
 from tests.waiting import wait_for
 
 DECODE = [sys.executable, "-m", "decoder"]
-
-
-@dataclass
-class Keys:
-    """An authority's folder."""
-
-    folder: Path
-
-    def settings(self, **changes: object) -> Settings:
-        files = {name: self.folder / file for name, file in FILES.items()}
-        return Settings.model_validate({"port": 0, "http": 0} | files | changes)
-
-    def credentials(self, client: str | None = None, of: "Keys | None" = None) -> grpc.ChannelCredentials:
-        ca = (self.folder / "ca.pem").read_bytes()
-        if client is None:
-            return grpc.ssl_channel_credentials(ca)
-        pem = (of or self).folder / f"{client}.pem"
-        return grpc.ssl_channel_credentials(ca, pem.with_suffix(".key").read_bytes(), pem.read_bytes())
-
-    def expired(self, name: str) -> str:
-        """A camera's certificate whose time is over."""
-        past = datetime.now(UTC) - timedelta(days=3)
-        Authority.open(self.folder).client("cameras", name, past, days=1)
-        return f"cameras/{name}"
-
-
-FILES = {"certificate": "server.pem", "key": "server.key", "client_ca": "ca.pem"}
 
 
 @pytest.fixture
@@ -83,16 +56,6 @@ def other(tmp_path: Path) -> Keys:
 @pytest.fixture
 def service(start_service: StartService, keys: Keys) -> Service:
     return start_service(keys.settings())
-
-
-def ready(service: Service, credentials: grpc.ChannelCredentials) -> grpc.Channel | None:
-    channel = grpc.secure_channel(service.address, credentials)
-    try:
-        grpc.channel_ready_future(channel).result(3)
-    except grpc.FutureTimeoutError:
-        channel.close()
-        return None
-    return channel
 
 
 def publish(service: Service, operator: Operator, credentials: grpc.ChannelCredentials, name: str) -> Camera:
