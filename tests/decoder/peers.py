@@ -71,8 +71,9 @@ def watch(channel: grpc.Channel, known: Known, *renditions: str) -> list[Any]:
     return watching
 
 
-def known_of(service: Service) -> Known:
-    known = service.server.cameras.get("camera")
+def known_of(service: Service, camera: str = "camera") -> Known:
+    """What a service knows of a camera."""
+    known = service.server.cameras.get(camera)
     assert known is not None
     return known
 

@@ -1,6 +1,6 @@
 """What the service refuses of cameras and viewers, with which status, and how many it takes."""
 
-import time
+import contextlib
 from typing import Any
 
 import grpc
@@ -16,6 +16,7 @@ from protos.v1 import veilcam_pb2 as pb
 from protos.v1.veilcam_pb2_grpc import ViewersStub
 from tests.conftest import StartService, hello_of
 from tests.decoder.peers import TIMEOUT, Camera, altered
+from tests.waiting import wait_for
 
 
 def hello(operator: Operator, **changes: object) -> pb.Hello:
@@ -177,18 +178,20 @@ def test_a_name_is_taken_while_it_publishes_and_free_when_its_camera_is_gone(
     code, details = second.refusal()
     assert (code, details) == (grpc.StatusCode.ALREADY_EXISTS, "hello.camera: 'camera' is publishing already")
     first.call.cancel()
-    deadline = time.monotonic() + TIMEOUT
-    while True:
+    taken: list[Camera] = []
+
+    def free() -> bool:
         again = Camera(channel)
         again.say(hello=hello_of(operator, photographs[0]))
-        try:
+        with contextlib.suppress(grpc.RpcError):
             assert again.answer().HasField("accepted")
-            break
-        except grpc.RpcError:
-            assert time.monotonic() < deadline
-    again.say(frame=messages[0])
-    again.settled(1)
-    again.bye()
+            taken.append(again)
+        return bool(taken)
+
+    wait_for(free, "the name, free again")
+    taken[0].say(frame=messages[0])
+    taken[0].settled(1)
+    taken[0].bye()
 
 
 def test_no_more_cameras_than_allowed_and_the_longest_gone_is_forgotten(

@@ -97,7 +97,6 @@ def pictures(film: Path) -> list[tuple[int, NDArray[np.uint8]]]:
 def midway(folder: Path) -> None:
     """Return while a film is being written into a folder."""
     wait_for(lambda: list(folder.glob("*.partial")), "the beginning of a film")
-    time.sleep(0.1)
 
 
 def test_a_film_that_is_stopped_again_from_its_beginning_is_another_part(long: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from decoder.settings import Settings
 from encoder.packing import Packer
 from encoder.sampling import Operator
 from tests.conftest import StartService, frame_of, hello_of
-from tests.decoder.peers import Camera
+from tests.decoder.peers import Camera, known_of
 from tests.waiting import wait_for
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -166,8 +166,7 @@ def test_one_camera_large_by_keyboard_with_what_its_veil_was_measured_to_leave(
     expect(page.get_by_role("button", name="All cameras")).to_be_focused()
     films[0].show(6)
     wait_for_picture(page, photographs[6])
-    yard = service.server.cameras.get("yard")
-    assert yard is not None
+    yard = known_of(service, "yard")
     wait_for(lambda: yard.relays["veiled"].viewers == 0, "the end of its viewers")  # nobody looks at it now
 
     with page.expect_download() as download:

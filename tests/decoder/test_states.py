@@ -23,7 +23,7 @@ from encoder.sampling import Operator
 from protos.v1 import veilcam_pb2 as pb
 from protos.v1.veilcam_pb2_grpc import ViewersStub
 from tests.conftest import Service, StartService, frame_of, hello_of
-from tests.decoder.peers import Camera
+from tests.decoder.peers import Camera, known_of
 from tests.decoder.test_door import metric
 from tests.decoder.test_web import get
 from tests.waiting import wait_for
@@ -110,8 +110,7 @@ def test_frames_that_are_long_on_the_way_are_late_and_those_of_a_replay_never(
         for sequence, captured in enumerate(captured_ns, 1):
             camera.say(frame=packer.pack(frame_of(SMALL, captured), sequence)[0])
             camera.settled(sequence)
-            known = service.server.cameras.get(name)
-            assert known is not None
+            known = known_of(service, name)
             found.append(known.state)
         camera.bye()
         return found

@@ -1,7 +1,5 @@
 """One camera's stream: its frames, what is acknowledged of them, and that each is counted once."""
 
-import time
-
 import grpc
 import numpy as np
 import pytest
@@ -20,6 +18,7 @@ from tests.waiting import wait_for
 
 
 def test_frames_are_acknowledged_and_viewers_get_the_picture_that_the_engine_makes(
+    service: Service,
     channel: grpc.Channel,
     operator: Operator,
     catalogue: Catalogue,
@@ -35,7 +34,8 @@ def test_frames_are_acknowledged_and_viewers_get_the_picture_that_the_engine_mak
         )
         for name, number in (("veiled", pb.RENDITION_VEILED), ("plain", pb.RENDITION_PLAIN))
     }
-    time.sleep(0.3)
+    known = known_of(service)
+    wait_for(lambda: all(known.relays[name].viewers for name in watching), "the viewers")
     for message, picture in zip(messages, photographs, strict=True):
         camera.say(frame=message)
         told = camera.shown(message.sequence)
@@ -126,8 +126,7 @@ def test_a_camera_that_nobody_watches_is_not_reconstructed(
         camera.say(frame=message)
     told = camera.settled(3)
     assert (told.received, told.shown, told.unwatched, told.dropped) == (3, 0, 2, 0)
-    known = service.server.cameras.get("camera")
-    assert known is not None
+    known = known_of(service)
     assert (known.tally.received, known.tally.shown, known.tally.fates) == (3, {}, {"unwatched": 2})
     seen = next(ViewersStub(channel).Watch(pb.WatchRequest(camera="camera"), timeout=TIMEOUT))
     assert seen.sequence == 3, "one who comes later is shown what the camera sees now"

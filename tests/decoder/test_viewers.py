@@ -44,8 +44,7 @@ def test_one_reconstruction_serves_every_viewer_of_a_rendition(
     camera.say(hello=hello_of(operator, photographs[0]))
     camera.answer()
     watching = [ViewersStub(channel).Watch(pb.WatchRequest(camera="camera"), timeout=TIMEOUT) for _ in range(5)]
-    known = service.server.cameras.get("camera")
-    assert known is not None
+    known = known_of(service)
     wait_for(lambda: known.relays["veiled"].viewers == 5, "five viewers")
     for message in messages[:3]:
         camera.say(frame=message)
@@ -163,8 +162,7 @@ def test_a_viewer_that_stops_reading_is_let_go_and_others_are_not(
     camera.answer()
     request = pb.WatchRequest(camera="camera", encoding=pb.ENCODING_GRAY8)
     reading, unread = (ViewersStub(channel).Watch(request, timeout=60) for _ in range(2))
-    known = service.server.cameras.get("camera")
-    assert known is not None
+    known = known_of(service)
     wait_for(lambda: known.relays["veiled"].viewers == 2, "two viewers")
     sequence = 0
 

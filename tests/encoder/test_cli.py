@@ -2,7 +2,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from decoder.settings import Settings
 from encoder.sinks import read_messages
 from tests.conftest import Service, StartService
 from tests.encoder.test_sources import FRAMES, drawn, write_pictures, write_video
+from tests.waiting import wait_for
 
 ENCODE = [sys.executable, "-m", "encoder"]
 
@@ -138,7 +138,4 @@ def test_json_log(tmp_path: Path) -> None:
 
 
 def wait_until_shown(service: Service) -> None:
-    deadline = time.monotonic() + 30
-    while not (camera := service.server.cameras.get("camera")) or camera.latest is None:
-        assert time.monotonic() < deadline, "nothing was shown"
-        time.sleep(0.02)
+    wait_for(lambda: (camera := service.server.cameras.get("camera")) and camera.latest, "a picture that is shown")
