@@ -30,6 +30,15 @@ def channel(service: Service) -> Iterator[grpc.Channel]:
 
 
 @pytest.fixture
+def camera(channel: grpc.Channel, operator: Operator, photographs: list[NDArray[np.uint8]]) -> Camera:
+    """One named camera, 448×336, that the service has taken."""
+    camera = Camera(channel)
+    camera.say(hello=hello_of(operator, photographs[0]))
+    camera.answer()
+    return camera
+
+
+@pytest.fixture
 def messages(operator: Operator, photographs: list[NDArray[np.uint8]]) -> list[pb.Frame]:
     packer = Packer(operator, 0.1)
     return [packer.pack(frame_of(picture, time.time_ns()), i)[0] for i, picture in enumerate(photographs, 1)]

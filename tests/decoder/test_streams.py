@@ -81,11 +81,8 @@ def test_a_fault_of_the_server_ends_the_stream_with_a_status(
 
 
 def test_a_coarser_quantiser_and_fewer_rows_are_understood(
-    channel: grpc.Channel, operator: Operator, photographs: list[NDArray[np.uint8]]
+    channel: grpc.Channel, camera: Camera, operator: Operator, photographs: list[NDArray[np.uint8]]
 ) -> None:
-    camera = Camera(channel)
-    camera.say(hello=hello_of(operator, photographs[0]))
-    camera.answer()
     levels = operator.sample(photographs[0], 10).T.reshape(10, 21, 28)
     coarse = Payload(operator.id, 16, (Plane(np.rint(levels / 2).astype(np.int16), quantiser=2),)).pack()
     kind = pb.FRAME_KIND_KEY
@@ -98,12 +95,7 @@ def test_a_coarser_quantiser_and_fewer_rows_are_understood(
     camera.bye()
 
 
-def test_a_delta_without_its_base_asks_for_a_key(
-    channel: grpc.Channel, operator: Operator, photographs: list[NDArray[np.uint8]], messages: list[pb.Frame]
-) -> None:
-    camera = Camera(channel)
-    camera.say(hello=hello_of(operator, photographs[0]))
-    camera.answer()
+def test_a_delta_without_its_base_asks_for_a_key(camera: Camera, messages: list[pb.Frame]) -> None:
     delta = messages[1]
     assert delta.kind == pb.FRAME_KIND_DELTA
     camera.say(frame=delta)
@@ -135,12 +127,8 @@ def test_a_camera_that_nobody_watches_is_not_reconstructed(
 
 
 def test_what_is_shown_is_settled_while_the_next_frame_is_in_the_engine(
-    service: Service, channel: grpc.Channel, operator: Operator, photographs: list[NDArray[np.uint8]],
-    messages: list[pb.Frame], held: Held,
-) -> None:  # fmt: skip
-    camera = Camera(channel)
-    camera.say(hello=hello_of(operator, photographs[0]))
-    camera.answer()
+    service: Service, channel: grpc.Channel, camera: Camera, messages: list[pb.Frame], held: Held
+) -> None:
     watching = watch(channel, known_of(service), "veiled")
     camera.say(frame=messages[0])
     assert held.began.acquire(timeout=TIMEOUT)

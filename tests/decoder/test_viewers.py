@@ -37,12 +37,8 @@ def test_a_viewer_gets_jpeg_and_veiled_when_it_does_not_say(
 
 
 def test_one_reconstruction_serves_every_viewer_of_a_rendition(
-    service: Service, channel: grpc.Channel, operator: Operator, photographs: list[NDArray[np.uint8]],
-    messages: list[pb.Frame],
-) -> None:  # fmt: skip
-    camera = Camera(channel)
-    camera.say(hello=hello_of(operator, photographs[0]))
-    camera.answer()
+    service: Service, channel: grpc.Channel, camera: Camera, messages: list[pb.Frame]
+) -> None:
     watching = [ViewersStub(channel).Watch(pb.WatchRequest(camera="camera"), timeout=TIMEOUT) for _ in range(5)]
     known = known_of(service)
     wait_for(lambda: known.relays["veiled"].viewers == 5, "five viewers")
@@ -55,12 +51,8 @@ def test_one_reconstruction_serves_every_viewer_of_a_rendition(
 
 
 def test_a_picture_is_shown_whichever_rendition_is_watched(
-    service: Service, channel: grpc.Channel, operator: Operator, photographs: list[NDArray[np.uint8]],
-    messages: list[pb.Frame],
-) -> None:  # fmt: skip
-    camera = Camera(channel)
-    camera.say(hello=hello_of(operator, photographs[0]))
-    camera.answer()
+    service: Service, channel: grpc.Channel, camera: Camera, messages: list[pb.Frame]
+) -> None:
     known = known_of(service)
     (watching,) = watch(channel, known, "plain")
     camera.say(frame=messages[0])
@@ -71,16 +63,12 @@ def test_a_picture_is_shown_whichever_rendition_is_watched(
 
 
 def test_a_picture_that_is_no_longer_allowed_when_the_engine_has_it_ready_is_shown_to_nobody(
-    service: Service, channel: grpc.Channel, operator: Operator, photographs: list[NDArray[np.uint8]],
-    messages: list[pb.Frame], held: Held,
-) -> None:  # fmt: skip
+    service: Service, channel: grpc.Channel, camera: Camera, messages: list[pb.Frame], held: Held
+) -> None:
     def allow_plain(allowed: bool) -> None:
         settings = service.server.settings.model_copy(update={"allow_plain": allowed})
         service.loop.call_soon_threadsafe(service.server.apply, settings)
 
-    camera = Camera(channel)
-    camera.say(hello=hello_of(operator, photographs[0]))
-    camera.answer()
     known = known_of(service)
     (watching,) = watch(channel, known, "plain")
     camera.say(frame=messages[0])
@@ -153,13 +141,9 @@ def test_nothing_is_kept_of_the_pictures_of_a_camera_that_is_forgotten(
 
 
 def test_a_viewer_that_stops_reading_is_let_go_and_others_are_not(
-    service: Service, channel: grpc.Channel, operator: Operator, photographs: list[NDArray[np.uint8]],
-    messages: list[pb.Frame], monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    service: Service, channel: grpc.Channel, camera: Camera, messages: list[pb.Frame], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("decoder.service.UNREAD_S", 0.5)
-    camera = Camera(channel)
-    camera.say(hello=hello_of(operator, photographs[0]))
-    camera.answer()
     request = pb.WatchRequest(camera="camera", encoding=pb.ENCODING_GRAY8)
     reading, unread = (ViewersStub(channel).Watch(request, timeout=60) for _ in range(2))
     known = known_of(service)
