@@ -167,10 +167,11 @@ def test_a_viewer_that_stops_reading_is_let_go_and_others_are_not(
 
 def test_a_viewer_who_leaves_just_when_a_picture_is_through_is_gone() -> None:
     async def left_at_once() -> bool:
-        through = asyncio.get_running_loop().create_future()
+        through, writing = asyncio.get_running_loop().create_future(), asyncio.Event()
 
         class Context:
             async def write(self, _: pb.Picture) -> None:
+                writing.set()
                 await through
 
         async def watch() -> None:
@@ -178,7 +179,7 @@ def test_a_viewer_who_leaves_just_when_a_picture_is_through_is_gone() -> None:
             await asyncio.Event().wait()
 
         watching = asyncio.create_task(watch())
-        await asyncio.sleep(0.01)
+        await writing.wait()
         through.set_result(None)
         await asyncio.sleep(0)
         watching.cancel()

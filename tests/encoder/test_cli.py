@@ -134,7 +134,9 @@ def test_ctrl_c_ends_cleanly_with_a_summary(service: Service) -> None:
 
 def test_json_log(tmp_path: Path) -> None:
     done = encode("pattern:64x48@50#3", "--out", str(tmp_path / "m"), "--as-fast-as-possible", "--log-json")
-    assert all(json.loads(line)["levelname"] == "INFO" for line in done.stderr.splitlines())
+    lines = done.stderr.splitlines()
+    assert lines
+    assert all(json.loads(line)["levelname"] == "INFO" for line in lines)
 
 
 def wait_until_shown(service: Service) -> None:
