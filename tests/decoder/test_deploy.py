@@ -17,7 +17,7 @@ from decoder.settings import AT_ONCE, Settings, read_settings
 from encoder.packing import Packer
 from encoder.sampling import Operator
 from tests.conftest import StartService, frame_of, hello_of
-from tests.decoder.test_service import Camera
+from tests.decoder.peers import Camera
 from tests.decoder.test_web import get
 
 DEPLOY = Path(__file__).parents[2] / "decoder" / "deploy"
