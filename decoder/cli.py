@@ -6,6 +6,7 @@ import logging
 import os
 import shlex
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -220,7 +221,7 @@ def decode(
             text = "--insecure: listening on %s without %s: everyone who reaches it can watch, or publish"
             log.warning(text, settings.host, ", ".join(lacking))
         ports = {"grpc_port": server.port, "http_port": server.http_port}
-        name = f"[{settings.host}]" if ":" in settings.host else settings.host
+        name = _reached_as(settings)
         text = "cameras and programs: %s:%d (gRPC); people: %s://%s:%d/"
         scheme = "http" if settings.certificate is None else "https"
         log.info(text, name, server.port, scheme, name, server.http_port, extra=ports)
@@ -230,6 +231,16 @@ def decode(
         asyncio.run(serve())
     except (AccessError, ServerError) as error:
         _give_up(error)
+
+
+def _reached_as(settings: "Settings") -> str:
+    """The host in the addresses that are told: one that a browser can use, and finds in the certificate."""
+    from decoder.access.tls import names_in
+
+    if settings.host not in ("0.0.0.0", "::"):
+        return f"[{settings.host}]" if ":" in settings.host else settings.host
+    named = names_in(settings.certificate.read_bytes()) if settings.certificate is not None else ()
+    return next((each for each in named if "*" not in each), socket.gethostname())
 
 
 async def _follow(server: "Server", config: Path | None, given: Mapping[str, Any]) -> None:
@@ -526,4 +537,4 @@ def _start_logging(as_json: bool) -> None:
     plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
     handler.setFormatter(JsonFormatter("{asctime}{levelname}{name}{message}", style="{") if as_json else plain)
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # its warnings name no caller; the page's door has its own

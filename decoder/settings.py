@@ -20,6 +20,7 @@ _CONFIG = f"{PREFIX}CONFIG"
 """Names the settings file, and is no setting itself."""
 _CORES = os.cpu_count() or 1
 
+_PLACES = ("certificate", "key", "client_ca", "users", "save", "record")
 AT_ONCE = (
     *("allow_plain", "max_cameras", "max_pixels", "reconstructor", "engine", "threads", "batch"),
     *("record_hours", "record_megabytes", "record_free"),
@@ -144,7 +145,7 @@ def read_settings(file: Path | None, given: Mapping[str, Any], environment: Mapp
     """Settings from a file, overridden by ``VEILCAM_NAME`` in the environment, overridden by the command line.
 
     Args:
-        file: TOML, or none.
+        file: TOML, or none. Paths in it that aren't absolute begin at its folder, those said elsewhere where one is.
         given: on the command line; None where nothing was.
         environment: what is empty there isn't given.
 
@@ -153,7 +154,7 @@ def read_settings(file: Path | None, given: Mapping[str, Any], environment: Mapp
     """
     told: dict[str, tuple[str, Any]] = {}
     if file is not None:
-        told |= {name: (f"{file}: {name}", value) for name, value in _read_toml(file).items()}
+        told |= {name: (f"{file}: {name}", _placed(name, value, file)) for name, value in _read_toml(file).items()}
     for variable, text in environment.items():
         if variable.startswith(PREFIX) and variable != _CONFIG and text:
             name = variable.removeprefix(PREFIX).lower()
@@ -168,6 +169,15 @@ def read_settings(file: Path | None, given: Mapping[str, Any], environment: Mapp
 def changed(before: Settings, after: Settings) -> list[str]:
     """Names of the settings that differ."""
     return [name for name in Settings.model_fields if getattr(before, name) != getattr(after, name)]
+
+
+def _placed(name: str, value: Any, file: Path) -> Any:
+    """A path that isn't absolute begins at the file it stands in."""
+    if name in _PLACES and isinstance(value, str) and value:
+        return str(file.parent / value)
+    if name == "reconstructor" and isinstance(value, list):
+        return [str(file.parent / each) if isinstance(each, str) and each else each for each in value]
+    return value
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
