@@ -21,7 +21,7 @@ class Retention:
     """How much is kept; 0 sets no limit.
 
     Attributes:
-        hours: older segments go.
+        hours: segments go that nothing was written to for longer.
         megabytes: of all recordings together.
         free_megabytes: left free on the disk.
     """
@@ -33,11 +33,17 @@ class Retention:
 
 @dataclass(frozen=True)
 class Kept:
-    """A segment on disk; ``start_ns`` is when its first frame was captured."""
+    """A segment on disk.
+
+    Attributes:
+        start_ns: when its first frame was captured, by the camera's clock.
+        received_ns: when its last frame was received, by this server's; ns since 1970, as the file's own time has it.
+    """
 
     path: Path
     camera: str
     start_ns: int
+    received_ns: int
     size: int
 
 
@@ -56,7 +62,7 @@ class Store:
         self._looked: set[Path] = set()
 
     def segments(self, camera: str | None = None) -> list[Kept]:
-        """Segments of one camera or of all, oldest first."""
+        """Segments of one camera or of all, in order of capture."""
         return sorted(self._found(camera), key=lambda kept: (kept.start_ns, kept.camera))
 
     def place(self, camera: str, start_ns: int) -> Path:
@@ -72,7 +78,9 @@ class Store:
         return path
 
     def tidy(self, writing: set[Path], full: bool = False) -> list[Kept]:
-        """Delete the oldest segments that are beyond what is kept, and say so.
+        """Delete the segments that are beyond what is kept, those received first, and say so.
+
+        How old one is, this server's clock says: a camera's may be decades off.
 
         Args:
             writing: segments that are still being written.
@@ -85,13 +93,16 @@ class Store:
         room = self.retention.free_megabytes << 20
         if full:
             room = max(room, min(_ROOM, shutil.disk_usage(self.folder).total // 10))
-        segments = [kept for kept in self.segments() if kept.path not in writing]
-        total = sum(kept.size for kept in self._found(None))
+        found = list(self._found(None))
+        segments = sorted(
+            (kept for kept in found if kept.path not in writing), key=lambda kept: (kept.received_ns, kept.start_ns)
+        )
+        total = sum(kept.size for kept in found)
         limit = self.retention.megabytes << 20
         too_old = time.time_ns() - int(self.retention.hours * 3600e9)
         for kept in segments:
             free = shutil.disk_usage(self.folder).free
-            if self.retention.hours and kept.start_ns < too_old:
+            if self.retention.hours and kept.received_ns < too_old:
                 reason = f"older than {self.retention.hours:g} h"
             elif limit and total > limit:
                 reason = f"recordings take more than {self.retention.megabytes} MiB"
@@ -115,6 +126,7 @@ class Store:
         for folder in folders:
             for path in folder.glob(f"*{SUFFIX}"):
                 try:
-                    yield Kept(path, folder.name, int(path.stem), path.stat().st_size)
+                    told = path.stat()
+                    yield Kept(path, folder.name, int(path.stem), told.st_mtime_ns, told.st_size)
                 except (ValueError, FileNotFoundError):
                     continue
