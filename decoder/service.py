@@ -224,7 +224,7 @@ class CamerasService(CamerasServicer):
         else:
             camera.see(measurement, size)
         if self._recorder is not None:
-            self._recorder.offer(camera.name, frame, time.time_ns())
+            self._recorder.offer(camera.name, frame, time.time_ns(), measurement.levels)
         else:
             stream.keep([measurement.sequence])
 

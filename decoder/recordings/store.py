@@ -1,6 +1,7 @@
 """Where recordings lie, FOLDER/CAMERA/START.vcseg, and how much of them is kept."""
 
 import logging
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -76,6 +77,19 @@ class Store:
             start_ns += 1
             path = folder / f"{start_ns:020d}{SUFFIX}"
         return path
+
+    def secure(self, path: Path) -> None:
+        """Bring the name of a new segment onto the disk itself, as ``SegmentWriter.flush`` does what is in it.
+
+        Raises:
+            OSError: it can't be.
+        """
+        for folder in (path.parent, self.folder):
+            opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(opened)
+            finally:
+                os.close(opened)
 
     def tidy(self, writing: set[Path], full: bool = False) -> list[Kept]:
         """Delete the segments that are beyond what is kept, those received first, and say so.
