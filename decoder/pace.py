@@ -19,7 +19,7 @@ _TELL_EVERY_S = 60.0
 
 
 class Pace:
-    """Of one camera, over all of its streams.
+    """Of one camera, over all of its streams or all of its backlogs.
 
     Attributes:
         slowed_s: that it was made to wait, all in all.
