@@ -104,6 +104,7 @@ class Held:
 
     def begin(self, camera: str, epoch: int, path: Path, sequence: int) -> Span:
         """A new segment, and the first frame that was written to it."""
+        self.deleted(camera, path)  # as by a person, if there was one of that name
         span = Span(path, sequence, sequence, array("Q", [sequence]))
         if epoch:
             run = self._runs(camera)[epoch]
