@@ -314,16 +314,18 @@ class Recorder:
 
     def _unpark(self, looked: _Looked) -> None:
         """It is known now what is recorded of a track's camera, or it can't be."""
-        track, offers = looked.track, self._parked.pop(looked.track, [])
+        camera, late = looked.track.hello.camera, looked.track.late
         if looked.problem:
-            log.error("recordings of camera %s can't be looked at: %s", track.hello.camera, looked.problem)
-        if looked.problem and track.late:
-            for offer in offers:
+            log.error("recordings of camera %s can't be looked at: %s", camera, looked.problem)
+        if looked.problem and late:
+            for offer in self._parked.pop(looked.track, []):
                 offer.done(looked.problem)
             return
-        self._held.learn(track.hello.camera, looked.found, track.late)
-        for offer in offers:
-            self._do(offer)
+        self._held.learn(camera, looked.found, late)
+        known = [each for each in self._parked if each.hello.camera == camera and (late or not each.late)]
+        for track in sorted(known, key=lambda each: each.late):  # a backlog's segments end where live ones begin
+            for offer in self._parked.pop(track):
+                self._do(offer)
 
     def _take_parked(self) -> None:
         """The last of what waits to be known is waited for, for a while; then what is live is recorded all the same."""

@@ -4,6 +4,7 @@ A pipe in place of a segment keeps whoever opens it, as a disk does that hangs.
 """
 
 import os
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from decoder.recordings.held import Span, look
 from decoder.recordings.recorder import Recorder
 from decoder.recordings.store import Retention, Store
 from decoder.settings import Settings
@@ -172,3 +174,27 @@ def test_recordings_that_can_not_be_looked_at_refuse_a_backlog_for_now_and_nothi
     late(recorder, hello, frames[:4])
     recorder.close()
     assert [frame.sequence for frame in recorded(tmp_path)] == [1, 2, 3, 4, 5]
+
+
+def test_a_backlog_lies_between_live_frames_that_waited_longer_for_their_look(
+    operator: Operator, photographs: list[NDArray[np.uint8]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+
+    def slow(store: Store, camera: str, late: bool) -> list[tuple[int, Span]]:
+        assert late or go_on.wait(20)
+        return look(store, camera, late)
+
+    monkeypatch.setattr("decoder.recordings.recorder.look", slow)
+    packer, hello = Packer(operator, 0.1), said(operator, photographs[0])
+    frames = [packer.pack(frame_of(photographs[0], n * 1000), n, key=True)[0] for n in range(1, 8)]
+    recorder = Recorder(Store(tmp_path, Retention(free_megabytes=0)))
+    recorder.begin(hello, lambda: None)
+    frames[2].backlog_before = True
+    for frame in (frames[0], *frames[2:4]):
+        recorder.offer("camera", frame, 1)
+    for part in (frames[:2], frames[5:6], frames):
+        late(recorder, hello, part)
+    go_on.set()
+    recorder.close()
+    assert [frame.sequence for frame in recorded(tmp_path)] == [1, 2, 3, 4, 5, 6, 7]
