@@ -21,8 +21,9 @@ from encoder.sampling import Operator
 from protos.segment import Segment
 from protos.v1 import veilcam_pb2 as pb
 from tests.conftest import Service, StartService, frame_of, hello_of
-from tests.decoder.test_service import Camera, wait_until
+from tests.decoder.peers import Camera
 from tests.decoder.test_web import get
+from tests.waiting import wait_for
 
 SECOND = 10**9
 START = 1000 * SECOND
@@ -41,7 +42,7 @@ def film(
         camera.say(frame=frame)
         camera.settled(number + 1)
     camera.bye()
-    wait_until(lambda: service.server.cameras.all()[0].stream is None)
+    wait_for(lambda: service.server.cameras.all()[0].stream is None, "the end of the stream")
 
 
 def seen(service: Service, from_ms: int) -> list[int]:

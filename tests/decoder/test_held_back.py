@@ -14,9 +14,10 @@ from encoder.packing import Packer
 from encoder.sampling import Operator
 from protos.v1 import veilcam_pb2 as pb
 from tests.conftest import StartService, frame_of, hello_of
+from tests.decoder.peers import Camera
 from tests.decoder.test_backlog import backlog
 from tests.decoder.test_door import metric
-from tests.decoder.test_service import Camera, wait_until
+from tests.waiting import wait_for
 
 SMALL = np.zeros((32, 32), np.uint8)
 
@@ -99,4 +100,4 @@ def test_a_clock_of_the_server_that_is_set_makes_no_camera_late(
     assert "late" not in states
     assert offsets_s == pytest.approx([0, 0, 5, -5, 0], abs=1)
     camera.bye()
-    wait_until(lambda: states[-1] == "gone")
+    wait_for(lambda: states[-1] == "gone", "a camera that is gone")

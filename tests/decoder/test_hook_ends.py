@@ -12,8 +12,8 @@ import pytest
 
 from encoder.sampling import Operator
 from tests.conftest import StartService
-from tests.decoder.test_service import wait_until
 from tests.decoder.test_states import Called, Film, hooked
+from tests.waiting import wait_for
 
 
 def alive(process: int) -> bool:
@@ -50,7 +50,7 @@ open({str(self._states)!r}, "a").write(sys.argv[2] + " ")
         for process in self.pids:
             if alive(process):
                 os.kill(process, signal.SIGKILL)
-        wait_until(lambda: not any(map(alive, self.pids)))
+        wait_for(lambda: not any(map(alive, self.pids)), "the end of the processes")
 
 
 @pytest.fixture
@@ -65,9 +65,9 @@ def test_a_command_that_hangs_ends_with_all_that_it_began(
     command: Command, start_service: StartService, operator: Operator, caplog: pytest.LogCaptureFixture
 ) -> None:
     film = Film(hooked(start_service, command.told), operator)
-    wait_until(lambda: len(command.pids) == 2)
-    wait_until(lambda: "not through within 3 s, and ended" in caplog.text)
-    wait_until(lambda: not any(map(alive, command.pids)))
+    wait_for(lambda: len(command.pids) == 2, "both processes")
+    wait_for(lambda: "not through within 3 s, and ended" in caplog.text, "the line that says so")
+    wait_for(lambda: not any(map(alive, command.pids)), "the end of the processes")
     film.bye()
 
 
@@ -83,12 +83,12 @@ def test_a_command_that_can_not_be_ended_is_left_and_the_next_change_told(
     monkeypatch.setattr("decoder.viewers.hook.os.killpg", refuse)
     film = Film(hooked(start_service, command.told), operator)
     film.send()
-    wait_until(lambda: command.states[:1] == ["live"])
+    wait_for(lambda: command.states[:1] == ["live"], "the first call")
     assert "and it can't be ended (Operation not permitted): it is left running; camera porch is conn" in caplog.text
     assert all(map(alive, command.pids))
     command.end()
     film.bye()
-    wait_until(lambda: command.states[-1] == "gone")
+    wait_for(lambda: command.states[-1] == "gone", "the last call")
 
 
 def test_commands_that_can_not_be_ended_do_not_pile_up(
@@ -102,11 +102,14 @@ def test_commands_that_can_not_be_ended_do_not_pile_up(
     monkeypatch.setattr("decoder.viewers.hook._LEFT", 1)
     film = Film(hooked(start_service, command.told), operator)
     film.send()
-    wait_until(lambda: "1 that can't be ended are still running, and it isn't run beside them" in caplog.text)
+    wait_for(
+        lambda: "1 that can't be ended are still running, and it isn't run beside them" in caplog.text,
+        "the line that says so",
+    )
     assert not command.states
     command.end()
     film.bye()
-    wait_until(lambda: command.states[-1:] == ["gone"])
+    wait_for(lambda: command.states[-1:] == ["gone"], "the last call")
 
 
 def test_changes_that_are_not_told_at_the_end_are_a_line(
@@ -119,7 +122,7 @@ def test_changes_that_are_not_told_at_the_end_are_a_line(
         film = Film(service, operator)
         film.send()
         film.bye()
-        wait_until(lambda: service.server.cameras.all()[0].stream is None)
+        wait_for(lambda: service.server.cameras.all()[0].stream is None, "the end of the stream")
         service.stop()
         ends = f"on_change http://{hook.place}/…: the service ends before 2 changes were told (porch is gone)"
         assert f"{ends}, and one is being told" in caplog.text

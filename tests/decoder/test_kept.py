@@ -14,8 +14,9 @@ from encoder.packing import Packer
 from encoder.sampling import Operator
 from protos.v1 import veilcam_pb2 as pb
 from tests.conftest import Service, StartService, frame_of
+from tests.decoder.peers import Camera
 from tests.decoder.test_backlog import backlog, kept, late, recorded, said
-from tests.decoder.test_service import Camera, wait_until
+from tests.waiting import wait_for
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def test_frames_of_a_recording_that_someone_deleted_are_not_called_kept(
     camera = publish(service, said(operator, photographs[0]), frames[:2])
     camera.bye()
     cameras = service.server.cameras
-    wait_until(lambda: cameras.all()[0].stream is None)
+    wait_for(lambda: cameras.all()[0].stream is None, "the end of the stream")
     if restarts:
         service.stop()
         service = start_service(Settings(port=0, http=0, record=tmp_path, record_free=0))
@@ -92,7 +93,7 @@ def test_a_backlog_that_repeats_a_live_frame_is_done_when_that_is_on_the_disk_it
     recorder.begin(hello, lambda: None)
     for frame in frames[:2]:
         recorder.offer("camera", frame, 1)
-    wait_until(lambda: recorder.told()["camera"].frames == 2)
+    wait_for(lambda: recorder.told()["camera"].frames == 2, "both frames")
     (live,) = tmp_path.glob("camera/*.vcseg")
     assert not synced
     late(recorder, hello, frames[:2])
@@ -112,7 +113,7 @@ def test_a_segment_of_a_backlog_ends_when_nothing_comes(
     recorder = Recorder(Store(tmp_path, Retention(free_megabytes=0)))
     recorder.begin(hello, lambda: None)
     late(recorder, hello, frames[:2])
-    wait_until(lambda: not opened(tmp_path))
+    wait_for(lambda: not opened(tmp_path), "the end of the segments")
     late(recorder, hello, frames[2:4])
     assert len(list(tmp_path.glob("camera/*.vcseg"))) == 2
     recorder.close()

@@ -23,9 +23,10 @@ from encoder.sampling import Operator
 from protos.segment import SegmentWriter
 from protos.v1 import veilcam_pb2 as pb
 from tests.conftest import StartService, frame_of
+from tests.decoder.peers import Camera
 from tests.decoder.test_backlog import backlog, kept, late, recorded, said
 from tests.decoder.test_recorder_faults import Answer
-from tests.decoder.test_service import Camera, wait_until
+from tests.waiting import wait_for
 
 LEVELS = np.zeros((26, 21, 28), np.int8)
 
@@ -133,7 +134,7 @@ def test_a_frame_that_is_sent_again_to_a_server_that_began_anew_is_recorded_once
             camera.settled(frame.sequence)
         assert kept(camera, part[-1].sequence)[0] == (part[0].sequence, part[-1].sequence)
         camera.bye()
-        wait_until(lambda: service.server.cameras.all()[0].stream is None)  # noqa: B023 - called at once
+        wait_for(lambda: service.server.cameras.all()[0].stream is None, "the end of the stream")  # noqa: B023 - called at once
         service.stop()
     assert [frame.sequence for frame in recorded(tmp_path)] == [1, 2, 3, 4]
 
@@ -169,7 +170,7 @@ def test_recordings_that_can_not_be_looked_at_refuse_a_backlog_for_now_and_nothi
         recorder.offer("camera", frames[4], 1)
         recorder.offer_late(recorder.begin_late(hello), frames[0], LEVELS, 1, answer)
         assert answer.problem == "Input/output error"
-        wait_until(lambda: kept_live == [5])
+        wait_for(lambda: kept_live == [5], "the frame that is kept")
     assert "recordings of camera camera can't be looked at: Input/output error" in caplog.text
     late(recorder, hello, frames[:4])
     recorder.close()

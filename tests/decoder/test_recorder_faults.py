@@ -11,7 +11,7 @@ from decoder.recordings.recorder import Recorder
 from decoder.recordings.store import Retention, Store
 from protos.segment import Segment, SegmentWriter
 from protos.v1 import veilcam_pb2 as pb
-from tests.decoder.test_recordings import HELLO, frames
+from tests.protos.segments import HELLO, frames
 
 
 class Answer:

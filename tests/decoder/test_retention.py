@@ -14,7 +14,8 @@ from encoder.packing import Packer
 from encoder.sampling import Operator
 from protos.segment import index_of
 from tests.conftest import StartService, frame_of, hello_of
-from tests.decoder.test_service import Camera, wait_until
+from tests.decoder.peers import Camera
+from tests.waiting import wait_for
 
 YEAR_NS, HOUR_NS, MIB = 365 * 86_400 * 10**9, 3600 * 10**9, 1 << 20
 
@@ -67,8 +68,8 @@ def test_what_a_camera_with_a_wrong_clock_films_is_kept_for_as_long_as_any(
         camera.say(frame=packer.pack(frame_of(photographs[0], captured_ns), 1, key=True)[0])
         camera.settled(1)
         camera.bye()
-        wait_until(lambda: service.server.cameras.all()[0].stream is None)
-    wait_until(lambda: not old.exists())
+        wait_for(lambda: service.server.cameras.all()[0].stream is None, "the end of the stream")
+    wait_for(lambda: not old.exists(), "the end of the old segment")
     service.stop()
     store.retention = Retention(hours=24, free_megabytes=0)
     assert store.tidy(set()) == []
