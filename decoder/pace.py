@@ -19,7 +19,7 @@ _BURST_S = 1.0
 
 
 class Pace:
-    """Of one camera, over all of its streams.
+    """Of one camera, over all of its streams or all of its backlogs.
 
     Attributes:
         slowed_s: that it was made to wait, all in all.

@@ -114,8 +114,10 @@ def test_retention_deletes_the_oldest_and_says_why(
     ages = {1: 3.0, 2: 2.0, 3: 0.5, 4: 0.1}
     paths = {}
     for number, hours in ages.items():
-        paths[number] = store.place("porch" if number % 2 else "yard", now - int(hours * 3600e9))
+        received_ns = now - int(hours * 3600e9)
+        paths[number] = store.place("porch" if number % 2 else "yard", received_ns)
         paths[number].write_bytes(b"\0" * ((1 << 20) - 10))
+        os.utime(paths[number], ns=(received_ns, received_ns))
         index_of(paths[number]).write_bytes(b"")
     writing = {paths[2], paths[4]} if left == [2, 4] else set()
     deleted = store.tidy(writing)

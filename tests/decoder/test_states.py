@@ -140,14 +140,15 @@ def test_the_clocks_difference_is_told_beside_latency(service: Service, operator
 
 @given(st.lists(st.tuples(st.floats(0, 40), st.integers(-(10**12), 10**12)), min_size=1, max_size=60))
 def test_a_clocks_offset_is_the_least_difference_of_the_last_minute(frames: list[tuple[float, int]]) -> None:
-    clock, now, came = Clock(), 0.0, []
+    clock, now_ns, came = Clock(), 0, []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("decoder.states.time.monotonic", lambda: now)
+        patch.setattr("decoder.states.time.monotonic_ns", lambda: now_ns)
+        patch.setattr("decoder.states.time.time_ns", lambda: now_ns)
         for gap, difference in frames:
-            now += gap
-            clock.tell(5, 5 + difference)
-            came.append((int(now), difference))
-            lately = [each for second, each in came if second >= int(now) - 60]
+            now_ns += int(gap * 10**9)
+            clock.tell(now_ns - difference)
+            came.append((now_ns // 10**9, difference))
+            lately = [each for second, each in came if second >= now_ns // 10**9 - 60]
             assert clock.offset_ns == min(lately)
             assert clock.delay_s == pytest.approx((difference - min(lately)) / 1e9)
 
