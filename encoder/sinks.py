@@ -178,6 +178,11 @@ class ServerSink:
         return self._progress
 
     @property
+    def last_sent(self) -> int:
+        """Sequence of the frame sent last."""
+        return self._sent
+
+    @property
     def unacknowledged(self) -> int:
         """Frames sent that the server hasn't told to have, or in a lossless stream not to be through with."""
         with self._news:
@@ -191,7 +196,7 @@ class ServerSink:
         """
         with self._news:
             ready = self._news.wait_for(lambda: self._over or self._room(), timeout)
-            silent = self.is_silent(UNANSWERED_S + self._on_way / _SLOWEST_BYTES_PER_S)
+            silent = self.is_silent(patience_s(self._on_way))
             stuck = self._lossless and bool(self._waiting) and time.monotonic() - self._heard > UNSETTLED_S
         if self._over:
             raise self._problem or SinkError(f"{self.name}: the server ended the stream")
@@ -392,6 +397,11 @@ def read_messages(path: Path) -> Iterator[pb.PublishRequest]:
     with path.open("rb") as file:
         while message := parse_length_prefixed(pb.PublishRequest, file):  # type: ignore[arg-type]
             yield message
+
+
+def patience_s(size: int) -> float:
+    """How long a server may say nothing while so many bytes are on the way to it."""
+    return UNANSWERED_S + size / _SLOWEST_BYTES_PER_S
 
 
 def open_channel(address: str, tls: Tls | None) -> grpc.Channel:

@@ -88,7 +88,7 @@ class SpooledLink(ServerLink):
         self.spool.keep(kept)
 
     def _lose(self, sink: ServerSink) -> None:
-        self.spool.lose()
+        self.spool.lose(sink.last_sent)
 
     def _also(self) -> str:
         return f"; {self.spool.told()}"
