@@ -104,15 +104,16 @@ class Spool:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.folder.mkdir(mode=0o700, exist_ok=True)
             self._locked = _lock(self.folder)
-            before = self._epoch_before()  # written again before a part is looked at: nothing is deleted in vain
-            self._write_epoch(before)
-            self._parts = [part for path in sorted(self.folder.glob(f"*{SUFFIX}")) if (part := self._found(path))]
-            self._total = sum(part.size for part in self._parts)
-            self.epoch = self._next_epoch(before)
+            try:
+                self.epoch, self._parts = self._begin()
+            except OSError:
+                os.close(self._locked)
+                raise
         except BlockingIOError:
             raise SpoolError(f"--spool {self.folder}: another veilcam-encode has it") from None
         except OSError as error:
             raise SpoolError(f"--spool {error.filename or self.folder}: can't be used ({_why(error)})") from None
+        self._total = sum(part.size for part in self._parts)
         self._bound()
         self._tell_others()
 
@@ -379,6 +380,18 @@ class Spool:
         written = time.monotonic() - max(0.0, age)
         return Part(path, segment.hello.epoch, pending, entries[-1].sequence, written=written, size=size)
 
+    def _begin(self) -> tuple[int, list[Part]]:
+        """The number of this run, and the parts that those before have left.
+
+        That number is milliseconds since 1970, or more if a run before had more: a clock can go back.
+        """
+        before = self._epoch_before()
+        self._write_epoch(before)  # or nothing is looked at, and nothing deleted
+        parts = [part for path in sorted(self.folder.glob(f"*{SUFFIX}")) if (part := self._found(path))]
+        epoch = max(time.time_ns() // 1_000_000, before + 1, *(part.epoch + 1 for part in parts), 0)
+        self._write_epoch(epoch)
+        return epoch, parts
+
     def _epoch_before(self) -> int:
         """The number of the run before, 0 for none."""
         file = self.folder / "epoch"
@@ -389,12 +402,6 @@ class Spool:
         except ValueError:
             log.warning("spool: %s holds no number; the clock alone numbers this run", file)
         return 0
-
-    def _next_epoch(self, before: int) -> int:
-        """Milliseconds since 1970, or more if a run before had more: a clock can go back."""
-        epoch = max(time.time_ns() // 1_000_000, before + 1, *(part.epoch + 1 for part in self._parts), 0)
-        self._write_epoch(epoch)
-        return epoch
 
     def _write_epoch(self, epoch: int) -> None:
         file = self.folder / "epoch"
