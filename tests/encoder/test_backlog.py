@@ -24,6 +24,7 @@ from encoder import spool as spool_module
 from encoder.backlog import Backlog
 from encoder.sampling import Operator
 from encoder.spool import LEAST_BYTES, Spool, SpoolError
+from protos.segment import key_of
 from protos.v1 import veilcam_pb2 as pb
 from protos.v1.veilcam_pb2_grpc import CamerasServicer, add_CamerasServicer_to_server
 from tests.encoder.test_link import endless, lines, wait_for
@@ -184,7 +185,7 @@ def test_what_nobody_thought_of_ends_no_backlog(
 ) -> None:
     monkeypatch.setattr(backlog_module, "REFUSED_WAIT_S", 0.2)
     spool, times = late(tmp_path, 3), iter(range(2))
-    whole = backlog_module.key_of
+    whole = key_of
 
     def broken(*told: object) -> int | None:
         if next(times, None) is not None:
