@@ -246,6 +246,21 @@ def _summary(source: str, account: Account, comparison: Comparison, elapsed: flo
     return result
 
 
+def printed(result: dict[str, Any]) -> Iterator[str]:
+    """What became of the frames, and how they were seen."""
+    ms = result["latency_ms"]
+    unsent = ", ".join(f"{count} {reason}" for reason, count in result["frames_not_sent"].items())
+    captured = f"{result['frames_captured']} captured{f' (not sent: {unsent})' if unsent else ''}"
+    yield (
+        f"\nframes: {captured}, {result['frames_sent']} sent, {result['frames_shown']} shown, "
+        f"{result['frames_dropped']} dropped"
+    )
+    yield f"latency from capture to shown: median {ms['median']} ms, 99th percentile {ms['p99']} ms"
+    yield f"measurements: {result['kbit_s']} kbit/s"
+    yield f"PSNR against the frames: plain {result['psnr_plain']} dB, veiled {result['psnr_veiled']} dB"
+    yield f"original | plain | veiled: {result['picture']}"
+
+
 def side_by_side(pictures: list[NDArray[np.uint8]], names: tuple[str, ...]) -> NDArray[np.uint8]:
     """Gray pictures (H, W) of one size in a row, each under its name."""
     columns = []

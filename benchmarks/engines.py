@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from rich.table import Table
 
+from benchmarks.tables import table
 from decoder.engines import REFERENCE, EngineError
 from decoder.engines.choice import agreeing, times
 from decoder.model import Model
@@ -42,3 +44,18 @@ def measure(forms: Mapping[str, Model], sizes: Sequence[tuple[int, int]], thread
                 "times_faster": round(float(np.median(reference / np.array(milliseconds))), 2),
             }
     return told
+
+
+def printed(name: str, told: dict[str, Any], threads: int, machine: dict[str, object]) -> Table:
+    """Of one reconstructor, as ``measure`` told it."""
+    sizes = list(told[REFERENCE]["sizes"])
+
+    def cells(row: dict[str, Any]) -> list[str]:
+        took = [row["sizes"][size] for size in sizes] if "sizes" in row else []
+        agrees = "–" if row["agreement_db"] is None else f"{row['agreement_db']:.1f}"
+        shown = [f"{each['median_ms']:.1f} ({each['times_faster']:.2f})" for each in took] or ["–"] * len(sizes)
+        return [*shown, row["problem"] or agrees]
+
+    title = f"{name}, {threads} threads, median ms (times faster)"
+    columns = ("engine", *sizes, "dB to onnxruntime")
+    return table(title, columns, ([engine, *cells(row)] for engine, row in told.items()), machine)

@@ -24,10 +24,12 @@ from typing import Any
 
 import grpc
 import numpy as np
+from rich.table import Table
 
 from benchmarks import failing
 from benchmarks.damage import KINDS, damaged, message
-from benchmarks.processes import Service, end, filming, serving
+from benchmarks.processes import AS_FAST_AS_IT_CAN, Service, end, filming, serving
+from benchmarks.tables import table
 from decoder.catalogue import SHIPPED
 from encoder.cli import DEFAULT_OPERATOR
 from encoder.packing import Packer
@@ -85,12 +87,14 @@ def measure(damages: int, connects: int, seconds: float, seed: int, told: Callab
         model = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "failing.onnx"
         failing.write(model)
         given = [option for path in (SHIPPED, model) for option in ("--reconstructor", str(path))]
-        service = stack.enter_context(serving("onnxruntime", *given))
+        service = stack.enter_context(serving("onnxruntime", *AS_FAST_AS_IT_CAN, *given))
         stack.enter_context(filming(CALM, f"pattern:{WIDTH}x{HEIGHT}@{RATE}", service.address))
         service.wait_for_cameras([CALM])
         viewer = stack.enter_context(_viewing(service.address))
         time.sleep(_SETTLE_S)
-        result = _phases(service, viewer, damages, connects, seconds, random.Random(seed), told)  # noqa: S311
+        result: dict[str, Any] = {"size": [WIDTH, HEIGHT], "frame_rate": RATE, "damaged": damages, "connects": connects}
+        result |= {"seconds": seconds, "seed": seed}
+        result |= _phases(service, viewer, damages, connects, seconds, random.Random(seed), told)  # noqa: S311
         if service.process.poll() is None:
             told("stop, with viewers that don't read")
             with _stalled(service):
@@ -99,6 +103,25 @@ def measure(damages: int, connects: int, seconds: float, seed: int, told: Callab
             if result["stop"]["code"]:
                 result["problems"].append(f"stop: the service ended with {result['stop']['code']}")
         return result
+
+
+def printed(result: dict[str, Any]) -> Iterator[Table | str]:
+    """What the calm camera and the service noticed, what the others were answered, and how the service stopped."""
+    held = ("memory_mb", "most_memory_mb", "threads", "open_files")
+    rows = (
+        [row["phase"], row["fps"], row["longest_gap_ms"], row["latency_ms"]["median"], row["latency_ms"]["p99"]]
+        + [row.get(name) for name in held]
+        for row in result["rows"]
+    )
+    columns = ("meanwhile", "fps", "gap, ms", "median", "p99", "MiB", "most", "threads", "files")
+    title = f"a camera of {WIDTH}×{HEIGHT} at {RATE} frames/s, and the service"
+    yield table(title, columns, rows, result["machine"])
+    for row in result["rows"]:
+        answers = "; ".join(f"{number} {answer}" for answer, number in row["answers"].items())
+        if answers:
+            yield f"{row['phase']}: {answers}; {row['endless']} waits without end"
+    if "stop" in result:
+        yield f"stopped within {result['stop']['seconds']} s, exit code {result['stop']['code']}"
 
 
 def _phases(

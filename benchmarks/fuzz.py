@@ -15,10 +15,14 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from rich.table import Table
+
+from benchmarks.tables import table
 
 ROUND_INPUTS, ROUND_S = 100_000, 60.0
 """A round is over after so many inputs, or after so long."""
@@ -78,6 +82,16 @@ def open_findings(state: dict[str, Any]) -> list[str]:
         for finding in told["findings"]
         if not finding["mended"]
     ]
+
+
+def printed(state: dict[str, Any]) -> Iterator[Table]:
+    """A row for each reader."""
+    counts = ("inputs", "seconds", "edges", "corpus")
+    rows = (
+        (name, *(told[count] for count in counts), len(told["findings"]), sum(f["mended"] for f in told["findings"]))
+        for name, told in state["targets"].items()
+    )
+    yield table(f"{state['inputs']} inputs", ("reader", *counts, "found", "mended"), rows, state["machine"])
 
 
 def _add(findings: list[dict[str, Any]], finding: dict[str, Any]) -> None:

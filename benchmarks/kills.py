@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -25,6 +25,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.machine import headline
 from benchmarks.processes import Service, end, free_port, serving
 from benchmarks.viewer import PATIENCE_S, Viewer, viewing
 from protos.segment import SUFFIX, Segment
@@ -107,7 +108,7 @@ def measure(times: int, seed: int, told: Callable[[str], None]) -> dict[str, Any
         with ExitStack() as stack:
             server = _Server(recordings)
             stack.callback(server.end)
-            camera = _Camera(server.address, ["--spool", str(spool)])
+            camera = _Camera(server.address, spool)
             stack.callback(camera.end)
             viewer = stack.enter_context(viewing(server.address, CAMERA))
             kills, took = _kill(times, draw, server, camera, viewer, told)
@@ -116,13 +117,28 @@ def measure(times: int, seed: int, told: Callable[[str], None]) -> dict[str, Any
             server.end()
         account = _account(camera.runs, Frames.of(recordings), Frames.of(spool))
     wrong = ("lost", "duplicated", "out_of_order")
+    first = [round(each, 1) for each in took]
     return {
+        "source": SOURCE,
+        "seed": seed,
         "kills": kills,
         "runs": len(camera.runs),
         **account,
-        "first_picture_s": {"median": round(median(took), 1), "worst": round(max(took), 1)} if took else None,
+        "first_picture_s": {"median": median(first), "worst": max(first), "each": first} if first else None,
         "problems": [f"{name.replace('_', ' ')}: {account[name]} frames" for name in wrong if account[name]],
     }
+
+
+def printed(result: dict[str, Any]) -> Iterator[str]:
+    """How often who was killed, and what became of the frames."""
+    kills, took = result["kills"], result["first_picture_s"]
+    dropped = ", ".join(f"{number} {reason}" for reason, number in result["dropped"].items()) or "none"
+    yield headline(result["machine"])
+    yield f"killed: the camera {kills['camera']} times, the server {kills['server']} times"
+    yield f"recorded {result['recorded']}, still spooled {result['spooled']}, dropped by the camera: {dropped}"
+    yield f"lost {result['lost']}, duplicated {result['duplicated']}, out of order {result['out_of_order']}"
+    if took:
+        yield f"first picture after a server's start: median {took['median']} s, worst {took['worst']} s"
 
 
 def _kill(
@@ -135,9 +151,10 @@ def _kill(
         time.sleep(draw.uniform(*_LIVES_S))
         who = draw.choice(sorted(kills))
         kills[who] += 1
-        (server if who == "server" else camera).kill()
+        victim = server if who == "server" else camera
+        victim.kill()
         began, began_ns = time.monotonic(), time.time_ns()
-        (server if who == "server" else camera).start()
+        victim.start()
         # Half of the time, the next kill comes while this one is still being got over.
         if draw.random() < 0.5 or number == times - 1:
             _wait_for_picture(viewer, began_ns)
@@ -149,7 +166,7 @@ def _kill(
 
 
 def _wait_for_picture(viewer: Viewer, after_ns: int) -> None:
-    viewer.wait(lambda seen: seen[-1].captured_ns > after_ns, "no picture came any more")
+    viewer.expect(lambda seen: seen[-1].captured_ns > after_ns, "no picture came any more")
 
 
 def _account(runs: Iterable[Run], recorded: Frames, spooled: Frames) -> dict[str, Any]:
@@ -202,9 +219,9 @@ class _Server:
 class _Camera:
     """A camera, run after run, and what each said."""
 
-    def __init__(self, address: str, options: list[str]) -> None:
+    def __init__(self, address: str, spool: Path) -> None:
         self._command = [sys.executable, "-m", "encoder", SOURCE, "--server", address, "--name", CAMERA, "--log-json"]
-        self._command += options
+        self._command += ["--spool", str(spool)]
         self.runs: list[Run] = []
         self.start()
 

@@ -11,7 +11,7 @@ import multiprocessing
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -20,7 +20,9 @@ from typing import Any
 import cv2
 import numpy as np
 from grpc import aio
+from rich.table import Table
 
+from benchmarks.tables import table
 from decoder.catalogue import Catalogue
 from decoder.pictures import JPEG_QUALITY, Picture
 from decoder.server import Server
@@ -29,7 +31,7 @@ from encoder.packing import Packer, StageTimes
 from encoder.pipeline import Account, run
 from encoder.sampling import Operator
 from encoder.sinks import ServerSink
-from encoder.sources import SourceError, open_source
+from encoder.sources import SourceError, masked, open_source
 from protos.v1 import veilcam_pb2 as pb
 from protos.v1.veilcam_pb2_grpc import ViewersStub
 
@@ -72,8 +74,8 @@ class Pass:
     size: tuple[int, int]
 
 
-def measure(source: str, operator_path: Path, ratio: float, catalogue: Catalogue, lossless: bool) -> Pass:
-    """Stream a source once through a real service to a real viewer.
+def measure(source: str, operator_path: Path, ratio: float, catalogue: Catalogue) -> dict[str, Any]:
+    """Stream a source twice through a real service to a real viewer: at its own pace, and at full speed.
 
     Raises:
         SourceError: the source can't be opened, or has no end.
@@ -83,22 +85,51 @@ def measure(source: str, operator_path: Path, ratio: float, catalogue: Catalogue
     opened.close()
     if opened.live or re.fullmatch(r"pattern[^#]*", source):
         raise SourceError(f"{opened.name}: doesn't end; a file, a folder, or pattern:640x480@25#100")
-    return asyncio.run(_measure(source, operator_path, ratio, catalogue, lossless))
+    paced, full = (asyncio.run(_pass(source, operator_path, ratio, catalogue, lossless)) for lossless in (False, True))
+    camera = [sum(took) for took in zip(*(paced.stages[name] for name in ("sample", "quantise", "pack")), strict=True)]
+    return {
+        "source": masked(source) if "://" in source else Path(source).name,
+        "size": list(paced.size),
+        "ratio": ratio,
+        "stages_ms": {
+            stage: {
+                name: round(float(np.percentile(paced.stages[stage], q)), 2)
+                for name, q in (("median", 50), ("p95", 95), ("p99", 99))
+            }
+            for stage in STAGES
+        },
+        "frames": {"captured": paced.captured, "shown": paced.shown},
+        "full_speed_frames": {"captured": full.captured, "shown": full.shown},
+        "paced_fps": round(paced.shown / paced.seconds, 2),
+        "full_speed_fps": round(full.shown / full.seconds, 2),
+        "camera_ms": round(float(np.median(camera)), 2),
+        "payload_bytes": round(float(np.mean(paced.payload_bytes))),
+        "jpeg": {
+            "median": round(float(np.median(paced.jpeg_ms)), 2),
+            "bytes": round(float(np.mean(paced.jpeg_bytes))),
+        },
+    }
 
 
-def table(measured: Pass) -> list[dict[str, Any]]:
-    """Median, 95th and 99th percentile of each stage."""
-    rows = []
-    for stage in STAGES:
-        values = measured.stages[stage]
-        quantiles = {
-            name: round(float(np.percentile(values, q)), 2) for name, q in (("median", 50), ("p95", 95), ("p99", 99))
-        }
-        rows.append({"stage": stage, **quantiles})
-    return rows
+def printed(result: dict[str, Any]) -> Iterator[Table | str]:
+    """Each stage, then frames, and the camera's work beside JPEG's."""
+    width, height = result["size"]
+    names = ("median", "p95", "p99")
+    rows = ([stage, *(f"{took[name]:.2f}" for name in names)] for stage, took in result["stages_ms"].items())
+    title = f"{Path(result['source']).name}, {width}×{height}, r = {result['ratio']:g}, ms"
+    yield table(title, ("stage", *names), rows, result["machine"])
+    paced, full, jpeg = result["frames"], result["full_speed_frames"], result["jpeg"]
+    yield (
+        f"at its own pace: {paced['shown']} of {paced['captured']} frames shown, {result['paced_fps']} frames/s; "
+        f"at full speed: {full['shown']} of {full['captured']} frames shown, {result['full_speed_fps']} frames/s"
+    )
+    yield (
+        f"on the camera: sample + quantise + pack {result['camera_ms']} ms, {result['payload_bytes']} bytes a frame; "
+        f"OpenCV JPEG of the same frames {jpeg['median']} ms, {jpeg['bytes']} bytes"
+    )
 
 
-async def _measure(source: str, operator_path: Path, ratio: float, catalogue: Catalogue, lossless: bool) -> Pass:
+async def _pass(source: str, operator_path: Path, ratio: float, catalogue: Catalogue, lossless: bool) -> Pass:
     server = Server(catalogue, Settings(port=0, http=0, max_frame_rate=0, max_byte_rate=0))
     await server.start()
     context = multiprocessing.get_context("spawn")

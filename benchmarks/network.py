@@ -22,8 +22,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from rich.table import Table
+
 from benchmarks.processes import ProcessError, Service, end, serving, usage
 from benchmarks.proxy import Proxy
+from benchmarks.tables import table
 from benchmarks.viewer import LATELY, PATIENCE_S, viewing
 
 _SMALL, _LARGE = "pattern:64x48@10", "pattern:320x240@15 --ratio 0.25"
@@ -113,6 +116,7 @@ SHAPED_FAULTS = {
     "netem loss 5 %": _shaped("netem loss 5%"),
 }
 """What ``tc`` can do, where the kernel has it."""
+ALL = FAULTS | LONG_FAULTS | SHAPED_FAULTS
 
 
 def measure(faults: Mapping[str, Fault], told: Callable[[str], None]) -> dict[str, Any]:
@@ -123,8 +127,8 @@ def measure(faults: Mapping[str, Fault], told: Callable[[str], None]) -> dict[st
         told: is told of each as it is over.
 
     Returns:
-        ``rows``, one a fault; ``server``, what it held when all were sound, before and after; ``problems``, one line
-        each, empty if all went as it should.
+        ``rows``, one a fault, where ``during`` is empty if nothing came meanwhile; ``server``, what it held when all
+        were sound, before and after; ``problems``, one line each, empty if all went as it should.
 
     Raises:
         ProcessError: the service or a camera didn't start.
@@ -144,15 +148,31 @@ def measure(faults: Mapping[str, Fault], told: Callable[[str], None]) -> dict[st
 
         rows = [pool.submit(one, number, name) for number, name in enumerate(faults)]
         held = []
-        with contextlib.suppress(threading.BrokenBarrierError):  # the row says why
+        with contextlib.suppress(threading.BrokenBarrierError):  # one of them says why, below
             for barrier in (started, over):
                 barrier.wait()
                 held.append(service.usage())
                 barrier.wait()
+        failures = (row.exception() for row in rows)
+        for failure in failures:
+            if failure is not None and not isinstance(failure, threading.BrokenBarrierError):  # these only waited
+                raise failure
         done = [row.result() for row in rows]
     problems = [f"{row['fault']}: {problem}" for row in done for problem in row.pop("problems")]
     problems += [f"the server holds {more}" for more in _grown(*held)]
     return {"rows": done, "server": held, "problems": problems}
+
+
+def printed(result: dict[str, Any]) -> Iterator[Table]:
+    """A row for each fault."""
+    columns = ("fault", "flows again, s", "as before, s", "ms before", "ms after", "fps before", "fps after", "said")
+    rows = (
+        [row["fault"], row["flows_again_s"], row["as_before_s"]]
+        + [row[when][name] for name in ("latency_ms", "fps") for when in ("before", "after")]
+        + [len(row["said"])]
+        for row in result["rows"]
+    )
+    yield table("cameras on bad networks", columns, rows, result["machine"])
 
 
 def _one(
@@ -162,21 +182,22 @@ def _one(
         way = stack.enter_context(_way(service.address, camera, shaped=name in SHAPED_FAULTS))
         filming = stack.enter_context(_filming(camera, fault.source, way))
         viewer = stack.enter_context(viewing(service.address, camera))
-        viewer.wait(lambda came: len(came) >= 2 * LATELY, "it isn't seen from the start")
+        viewer.expect(lambda came: len(came) >= 2 * LATELY, "it isn't seen from the start")
         _twice(started)
         before, lines_before = viewer.lately(), len(filming.lines)
         held = usage(filming.process.pid)
+        began_ns = time.time_ns()
         fault.begin(way)
         time.sleep(fault.seconds)
-        during = viewer.lately()
+        during = viewer.lately(began_ns)
         fault.end(way)
         ended, ended_ns = time.monotonic(), time.time_ns()
-        problems: list[str] = []
-        back = viewer.wait(lambda came: came[-1].captured_ns > ended_ns, "frames don't flow again", problems)
+        flows = viewer.wait(lambda came: came[-1].captured_ns > ended_ns)
         flowed_s = time.monotonic() - ended
-        sound = back and viewer.wait(lambda _: _is_back(viewer.lately(), before), "", problems)
+        sound = flows and viewer.wait(lambda _: _is_back(viewer.lately(), before))
         after, sound_s = viewer.lately(), time.monotonic() - ended
-        if back and not sound:
+        problems = [] if flows else ["frames don't flow again"]
+        if flows and not sound:
             problems.append(f"latency and rate don't come back: {before} before, {after} after")
         problems += [f"the camera holds {more}" for more in _grown(held, usage(filming.process.pid))]
         _twice(over)
@@ -185,8 +206,8 @@ def _one(
         problems += _misreported(fault, lines, summary)
     return {
         "fault": name,
-        "flows_again_s": round(flowed_s, 1),
-        "as_before_s": round(sound_s, 1),
+        "flows_again_s": round(flowed_s, 1) if flows else None,
+        "as_before_s": round(sound_s, 1) if sound else None,
         "before": before,
         "during": during,
         "after": after,
@@ -284,12 +305,8 @@ def _way(server: str, camera: str, shaped: bool) -> Iterator[Way]:
         _run("ip", "netns", "delete", name)
 
 
-def why_not_shaped(discipline: str) -> str:
-    """Why ``tc`` can't do something on this machine; empty if it can.
-
-    Args:
-        discipline: ``netem`` or ``tbf``.
-    """
+def why_not_shaped(fault: str) -> str:
+    """Why ``tc`` can't do one of ``SHAPED_FAULTS`` on this machine; empty if it can."""
     if shutil.which("tc") is None or shutil.which("ip") is None:
         return "no tc (Debian's iproute2)"
     name = f"veilcam-{os.getpid()}-try"
@@ -298,10 +315,9 @@ def why_not_shaped(discipline: str) -> str:
     except ProcessError as error:
         return f"no network namespaces for this user ({error})"
     try:
-        fault = next(each for text, each in SHAPED_FAULTS.items() if text.startswith(discipline))
         _run("ip", "-n", name, "link", "add", _INSIDE, "type", "veth", "peer", "name", "other")
         with Proxy("127.0.0.1:1") as proxy:
-            fault.begin(Way(proxy, name))
+            SHAPED_FAULTS[fault].begin(Way(proxy, name))
     except ProcessError as error:
         return str(error)
     finally:

@@ -19,6 +19,8 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
+AS_FAST_AS_IT_CAN = ("--max-frame-rate", "0", "--max-byte-rate", "0")
+"""Options of a service whose limits a benchmark's cameras aren't to be measured by."""
 _START_S, _END_S = 120.0, 30.0
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -92,16 +94,20 @@ class Service:
         """The most memory is counted from now on."""
         Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
 
-    def errors(self) -> dict[str, int]:
-        """What it logged as errors since this was asked last, and how often."""
-        told: Counter[str] = Counter()
+    def said(self) -> list[str]:
+        """Lines that it logged since this was asked last: time, level and message."""
+        lines = []
         while not self._lines.empty():
             # A runtime may write lines of its own between those that are JSON.
             with contextlib.suppress(json.JSONDecodeError):
                 line = json.loads(self._lines.get())
-                if line["levelname"] == "ERROR":
-                    told[line["message"].strip()] += 1
-        return dict(told)
+                lines.append(f"{line['asctime']} {line['levelname']} {line['message'].strip()}")
+        return lines
+
+    def errors(self) -> dict[str, int]:
+        """What it logged as errors since this was asked last, and how often."""
+        found = (line.split(" ERROR ", 1) for line in self.said() if re.match(r"\S+ \S+ ERROR ", line))
+        return dict(Counter(message for _, message in found))
 
     def _read(self) -> None:
         assert self.process.stderr is not None

@@ -3,11 +3,14 @@
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+from rich.table import Table
 
 from benchmarks.fidelity import psnr, ssim
+from benchmarks.tables import table
 from decoder.admission import checked_levels, unpack
 from decoder.catalogue import Catalogue, Reconstructor, fit_rows
 from encoder.packing import Packer
@@ -34,15 +37,50 @@ class Quality:
     bpp: float
 
 
-def choose(catalogue: Catalogue, operator: Operator, ratio: float, rendition: str) -> Reconstructor:
-    """The reconstructor that a server would take."""
-    found = catalogue.choose(operator.id, rendition, operator.rows_for(ratio))
-    if found is None:
+def measure(folder: Path, operator: Operator, ratio: float, catalogue: Catalogue, rendition: str) -> dict[str, Any]:
+    """Means of a folder's pictures and each picture's own, by the reconstructor that a server would take.
+
+    Raises:
+        QualityError: no such reconstructor, or no pictures.
+    """
+    chosen = catalogue.choose(operator.id, rendition, operator.rows_for(ratio))
+    if chosen is None:
         raise QualityError(f"no {rendition} reconstructor for operator {operator.id}")
-    return found
+    pictures = [asdict(each) for each in _pictures(folder, operator, ratio, chosen)]
+    means = {name: float(np.mean([each[name] for each in pictures])) for name in ("psnr", "ssim", "bpp")}
+    return means | {
+        "pictures": pictures,
+        "folder": folder.name,
+        "ratio": ratio,
+        "rows": operator.rows_for(ratio),
+        "rows_read": chosen.engine.rows,
+        "operator": operator.id,
+        "rendition": rendition,
+        "name": chosen.name,
+        "reconstructor": chosen.id,
+        "engine": chosen.engine.name,
+    }
 
 
-def measure_folder(folder: Path, operator: Operator, ratio: float, reconstructor: Reconstructor) -> Iterator[Quality]:
+def printed(result: dict[str, Any]) -> Iterator[Table | str]:
+    """Each picture, and their means."""
+    name, rows, read = (result[key] for key in ("name", "rows", "rows_read"))
+    mean = result | {"picture": f"mean of {len(result['pictures'])}"}
+
+    def cells(each: dict[str, Any]) -> tuple[str, ...]:
+        return each["picture"], f"{each['psnr']:.2f}", f"{each['ssim']:.4f}", f"{each['bpp']:.3f}"
+
+    title = f"{result['folder']}, r = {result['ratio']:g}, {name} ({result['reconstructor']})"
+    columns = ("picture", "PSNR, dB", "SSIM", "bits per pixel")
+    shown = table(title, columns, map(cells, result["pictures"]), result["machine"])
+    shown.add_section()
+    shown.add_row(*cells(mean))
+    yield shown
+    if read < rows:
+        yield f"{name} reads {read} of the {rows} rows sent"
+
+
+def _pictures(folder: Path, operator: Operator, ratio: float, reconstructor: Reconstructor) -> Iterator[Quality]:
     """Each picture of a folder, as a key frame of its own."""
     try:
         files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES) if folder.is_dir() else []
@@ -64,9 +102,3 @@ def measure_folder(folder: Path, operator: Operator, ratio: float, reconstructor
         seen = reconstructor.engine.reconstruct(fit_rows(levels, reconstructor.engine.rows)[None])[0, :height, :width]
         bits = 8 * len(message.payload) / (height * width)
         yield Quality(path.name, psnr(seen, luma), ssim(seen, luma), bits)
-
-
-def summary(rows: list[Quality]) -> dict[str, object]:
-    """Means (of per-picture PSNR) and rows, for JSON."""
-    means = {key: float(np.mean([getattr(row, key) for row in rows])) for key in ("psnr", "ssim", "bpp")}
-    return {**means, "pictures": [asdict(row) for row in rows]}

@@ -5,7 +5,8 @@ No figure in either document is written by hand.
 """
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,9 @@ def document() -> str:
     for veil in veils():
         parts += veil_tables(veil)
     parts += form_table()
-    for result in results("latency"):
-        parts += latency_table(result)
-    for result in results("engines"):
-        parts += engine_tables(result)
-    for result in results("serve"):
-        parts += serve_table(result)
-    for result in results("faults"):
-        parts += faults_table(result)
+    for kind, tables in SECTIONS.items():
+        for result in results(kind):
+            parts += tables(result)
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -47,9 +43,9 @@ def readme(text: str) -> str:
 
 
 def results(kind: str) -> list[dict[str, Any]]:
-    """Raw results of a kind, in order of their file names, each with its ``file``."""
-    paths = sorted(RESULTS.glob(f"{kind}-*.json"))
-    return [json.loads(path.read_text()) | {"file": path.relative_to(ROOT).as_posix()} for path in paths]
+    """Raw results of a kind, in order of their file names, each with its ``file``, seen from the repository."""
+    paths = [*RESULTS.glob(f"{kind}.json"), *sorted(RESULTS.glob(f"{kind}-*.json"))]
+    return [json.loads(path.read_text()) | {"file": f"benchmarks/results/{path.name}"} for path in paths]
 
 
 def veils() -> list[Reconstructor]:
@@ -160,9 +156,7 @@ def latency_table(result: dict[str, Any]) -> list[str]:
         f"frames/s; at full speed {result['full_speed_frames']['shown']} of {result['full_speed_frames']['captured']}, "
         f"{result['full_speed_fps']} frames/s. On the camera, sample + "
         f"quantise + pack took {result['camera_ms']} ms and {result['payload_bytes']} bytes a frame; OpenCV's JPEG of "
-        f"the same frames {result['jpeg']['median']} ms and {result['jpeg']['bytes']} bytes. Measured on "
-        f"{headline(result['machine'])}. "
-        f"[json](../{result['file']})",
+        f"the same frames {result['jpeg']['median']} ms and {result['jpeg']['bytes']} bytes. {_measured_on(result)}",
         "",
     ]
     return lines
@@ -173,8 +167,7 @@ def engine_tables(result: dict[str, Any]) -> list[str]:
     lines = ["## Engines", ""]
     lines += [
         f"Median milliseconds for a picture, and in brackets how many times faster than {REFERENCE} in the same round; "
-        f"{result['rounds']} rounds, {result['threads']} threads. Measured on {headline(result['machine'])}. "
-        f"[json](../{result['file']})",
+        f"{result['rounds']} rounds, {result['threads']} threads. {_measured_on(result)}",
         "",
     ]
     for name, engines in result["reconstructors"].items():
@@ -222,7 +215,7 @@ def serve_table(result: dict[str, Any]) -> list[str]:
         *lines,
         "",
         f"{result['seconds']:g} s each; latency from capture until a viewer has the JPEG; cameras and viewers are "
-        f"processes on the same machine. Measured on {headline(result['machine'])}. [json](../{result['file']})",
+        f"processes on the same machine. {_measured_on(result)}",
         "",
     ]
 
@@ -249,11 +242,140 @@ def faults_table(result: dict[str, Any]) -> list[str]:
     stop = result["stop"]
     lines += [
         "",
-        f"Stopped within {stop['seconds']} s while viewers didn't read; exit code {stop['code']}. Measured on "
-        f"{headline(result['machine'])}. [json](../{result['file']})",
+        f"Stopped within {stop['seconds']} s while viewers didn't read; exit code {stop['code']}. "
+        + _measured_on(result),
         "",
     ]
     return lines
+
+
+def kills_table(result: dict[str, Any]) -> list[str]:
+    """What became of every frame while camera and server were killed."""
+    kills, took, dropped = result["kills"], result["first_picture_s"], result["dropped"]
+    rows = {
+        "kills of the camera": kills["camera"],
+        "kills of the server": kills["server"],
+        "frames recorded": result["recorded"],
+        "frames still in the camera's spool": result["spooled"],
+        "frames that the camera said it dropped": ", ".join(f"{dropped[why]} {why}" for why in dropped) or 0,
+        "frames **lost**": result["lost"],
+        "frames **recorded twice**": result["duplicated"],
+        "frames **out of order**": result["out_of_order"],
+    }
+    if took:
+        rows["first picture after a server's start, s"] = f"median {took['median']}, worst {took['worst']}"
+    return [
+        "## Killed again and again",
+        "",
+        f"A camera ({result['source']}) with a spool, and a server that records. At random one of them ends by SIGKILL "
+        "and is started again at once; then every frame is looked for.",
+        "",
+        *("| | |", "|---|--:|", *(f"| {name} | {number} |" for name, number in rows.items())),
+        "",
+        _measured_on(result),
+        "",
+    ]
+
+
+def soak_table(result: dict[str, Any]) -> list[str]:
+    """Start against end of each process, and of what its viewer sees of the sound camera."""
+    (width, height), counts = result["size"], result["counts"]
+    names = {"memory_mb": "memory, MiB", "threads": "threads", "open_files": "open files"}
+    names |= {"median": "median, ms", "p99": "99th percentile, ms"}
+    rows = []
+    for process, figures in result["start"].items():
+        of = "latency of the sound camera" if process == "latency_ms" else _PROCESSES.get(process, process)
+        for figure, before in figures.items():
+            (times, more), after = result["bounds"][figure], result["end"].get(process, {}).get(figure)
+            shown = "gone" if after is None else f"{after:.0f}"
+            rows.append(f"| {of}: {names[figure]} | {before:.0f} | {shown} | {before * times + more:.0f} |")
+    disk = f" (but no full disk, since {result['small_disk']})" if result["small_disk"] else ""
+    came, recorded, lost = (counts[f"veilcam_{name}_total"] for name in COUNTED)
+    return [
+        f"## {result['minutes']:g} minutes at speed, with much that is wrong",
+        "",
+        f"Three cameras of {width}×{height} at {result['frame_rate']} frames/s and a server that records them. Wrong "
+        "on purpose: one camera's viewer is slow, one camera's source hangs again and again, and the recordings' disk "
+        f"is always full{disk}. Medians of the first and of the last fifth of {len(result['samples'])} samples.",
+        "",
+        *("| | at the start | at the end | may be at most |", "|---|--:|--:|--:|", *rows),
+        "",
+        f"{came:.0f} frames came, {recorded:.0f} were recorded and {lost:.0f} not. "
+        f"Grown or out of order: {'; '.join(result['problems']) or 'nothing'}. {_measured_on(result)}",
+        "",
+    ]
+
+
+COUNTED = ("frames_received", "recorded_frames", "unrecorded_frames")
+"""What a soak's frames came to, by the names of the service's metrics."""
+_PROCESSES = {"sound": "sound camera", "slowly watched": "camera whose viewer is slow", "stuck": "camera that hangs"}
+"""As readers know them."""
+
+
+def network_table(result: dict[str, Any]) -> list[str]:
+    """How each stream came back, and what its camera said."""
+    lines = ["## Bad networks", ""]
+    lines += [
+        "A camera for each row, all at the same time, on a network of its own that is made bad and then good again. "
+        "Median latency from capture to a viewer, and frames/s: before, meanwhile (– if nothing came), after.",
+        "",
+        "| what happened | frames flowed again after, s | as before after, s | latency, ms | frames/s |"
+        " dropped at the camera | it said |",
+        "|---|--:|--:|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        latency, rate = (
+            ", ".join(str(row[when].get(name, "–")) for when in ("before", "during", "after"))
+            for name in ("latency_ms", "fps")
+        )
+        dropped = re.search(r"dropped here: ([^;]*)", row["summary"])
+        said = "<br>".join(line.replace("|", "\\|") for line in row["said"])
+        again = ("never" if row[name] is None else row[name] for name in ("flows_again_s", "as_before_s"))
+        cells = [row["fault"], *again, latency, rate]
+        lines.append("| " + " | ".join(map(str, [*cells, dropped[1] if dropped else "–", said or "nothing"])) + " |")
+    left_out = "; ".join(f"{name} ({why})" for name, why in result["left_out"].items())
+    before, after = (f"{each['memory_mb']} MiB and {each['threads']} threads" for each in result["server"])
+    return [
+        *lines,
+        "",
+        f"Not as it should be: {'; '.join(result['problems']) or 'nothing'}. The server held {before} before, {after} "
+        f"after. {f'Left out: {left_out}. ' if left_out else ''}{_measured_on(result)}",
+        "",
+    ]
+
+
+def fuzz_table(result: dict[str, Any]) -> list[str]:
+    """Inputs and findings of each reader."""
+    lines = ["## Any bytes", ""]
+    lines += [
+        "Inputs guided by coverage, for every reader of files and messages. A finding is whatever isn't the reader's "
+        "own one-line error: another exception, a warning, an end of the process, too much time or memory.",
+        "",
+        *("| reader | inputs | findings | of them mended |", "|---|--:|--:|--:|"),
+    ]
+    found = {name: told["findings"] for name, told in result["targets"].items()}
+    mended = {name: sum(finding["mended"] for finding in each) for name, each in found.items()}
+    for name, told in result["targets"].items():
+        lines.append(f"| {name} | {told['inputs']} | {len(found[name])} | {mended[name]} |")
+    total = f"| all | {result['inputs']} | {sum(map(len, found.values()))} | {sum(mended.values())} |"
+    return [*lines, total, "", _measured_on(result), ""]
+
+
+SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
+    "latency": latency_table,
+    "engines": engine_tables,
+    "serve": serve_table,
+    "faults": faults_table,
+    "kills": kills_table,
+    "network": network_table,
+    "soak": soak_table,
+    "fuzz": fuzz_table,
+}
+"""Kind of a raw result → what is said of it."""
+
+
+def _measured_on(result: dict[str, Any]) -> str:
+    return f"Measured on {headline(result['machine'])}. [json](../{result['file']})"
 
 
 def stale() -> Iterator[Path]:

@@ -6,14 +6,16 @@ each camera. Latency is from capture, by the same clock, until the viewer here h
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 from grpc import aio
+from rich.table import Table
 
-from benchmarks.processes import ProcessError, Service, filming, serving
+from benchmarks.processes import AS_FAST_AS_IT_CAN, ProcessError, Service, filming, serving
+from benchmarks.tables import table
 from protos.v1 import veilcam_pb2 as pb
 from protos.v1.veilcam_pb2_grpc import ViewersStub
 
@@ -36,10 +38,24 @@ def measure(cameras: int, size: str, frame_rate: float, seconds: float, viewers:
         ProcessError: the service or a camera didn't start or broke, or nothing was shown.
     """
     with ExitStack() as stack:
-        service = stack.enter_context(serving(engine))
+        service = stack.enter_context(serving(engine, *AS_FAST_AS_IT_CAN))
         for number in range(cameras):
             stack.enter_context(filming(f"camera{number}", f"pattern:{size}@{frame_rate:g}", service.address))
         return asyncio.run(_watch(service, [f"camera{number}" for number in range(cameras)], viewers, seconds))
+
+
+def printed(result: dict[str, Any]) -> Iterator[Table]:
+    """A row for each number of cameras and viewers."""
+    counts = ("cameras", "viewers", "received", "made", "dropped", "fps")
+    rows = (
+        [row[name] for name in counts]
+        + [row["latency_ms"]["median"], row["latency_ms"]["p99"]]
+        + [row["batch"], row["server_cpu_ms_per_frame"], row["memory_mb"]]
+        for row in result["rows"]
+    )
+    title = f"{result['size']} at {result['frame_rate']:g} frames/s, {result['seconds']:g} s each"
+    columns = (*counts, "median ms", "p99 ms", "batch", "CPU ms/frame", "MiB")
+    yield table(title, columns, rows, result["machine"], words=0)
 
 
 async def _watch(service: Service, names: Sequence[str], viewers: int, seconds: float) -> dict[str, Any]:

@@ -19,8 +19,10 @@ from typing import Any
 
 import cv2
 import numpy as np
+from rich.table import Table
 
 from benchmarks.processes import filming, serving, usage
+from benchmarks.tables import table
 from benchmarks.viewer import Viewer, viewing
 
 WIDTH, HEIGHT, RATE = 320, 240, 15
@@ -49,7 +51,8 @@ def measure(minutes: float, told: Callable[[str], None]) -> dict[str, Any]:
 
     Returns:
         ``samples``; ``start`` and ``end``, medians of the first and the last; ``small_disk``, why there was none, or
-        nothing; ``problems``, one line for each thing that grew beyond its bound, and for what didn't work.
+        nothing; ``problems``, one line for each thing that grew beyond its bound, and for what didn't work; ``log``,
+        what the server said.
 
     Raises:
         ProcessError: the service or a camera didn't start.
@@ -76,25 +79,39 @@ def measure(minutes: float, told: Callable[[str], None]) -> dict[str, Any]:
         viewer = stack.enter_context(viewing(service.address, "sound"))
         stack.enter_context(viewing(service.address, "slow", pause_s=1.0))
         stack.enter_context(viewing(service.address, "stuck"))
-        viewer.wait(lambda _: True, "it isn't shown")
+        viewer.expect(lambda _: True, "it isn't shown")
         time.sleep(min(_WARM_UP_S, seconds / 3))
         processes = {"server": service.process.pid} | {name: camera.pid for name, camera in cameras.items()}
         samples = list(_samples(seconds, processes, viewer, told))
         kept = service.counts()
-        errors = service.errors()
+        log = service.said()
     start, end = (_medians(part) for part in _ends(samples))
     problems = [*_grown(start, end), *viewer.disorder()]
     return {
+        "size": [WIDTH, HEIGHT],
+        "frame_rate": RATE,
         "minutes": minutes,
         "bounds": BOUNDS,
         "small_disk": no_disk,
         "start": start,
         "end": end,
-        "errors": errors,
-        "counts": {name: value for name, value in kept.items() if "bucket" not in name},
+        "counts": {name: value for name, value in kept.items() if "_total" in name},
         "problems": problems,
         "samples": samples,
+        "log": log,
     }
+
+
+def printed(result: dict[str, Any]) -> Iterator[Table]:
+    """What there was at the start and at the end."""
+    end = result["end"]
+    rows = (
+        [name, figure, f"{before:g}", f"{end[name][figure]:g}" if figure in end.get(name, {}) else None]
+        for name, figures in result["start"].items()
+        for figure, before in figures.items()
+    )
+    title = f"{result['minutes']:g} minutes, {WIDTH}×{HEIGHT} at {RATE} frames/s"
+    yield table(title, ("what", "figure", "at the start", "at the end"), rows, result["machine"], words=2)
 
 
 def _samples(

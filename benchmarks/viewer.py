@@ -52,31 +52,38 @@ class Viewer:
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
-    def lately(self) -> dict[str, float]:
-        """Of the last pictures: median latency and frames a second."""
-        last = list(self.seen)[-LATELY:]
+    def lately(self, since_ns: int = 0) -> dict[str, float]:
+        """Of the last pictures that were captured since a time: median latency and frames a second.
+
+        Returns:
+            Nothing if fewer than two came.
+        """
+        last = [each for each in list(self.seen)[-LATELY:] if each.captured_ns >= since_ns]
+        if len(last) < 2:
+            return {}
         seconds = (last[-1].seen_ns - last[0].seen_ns) / 1e9
         return {
             "latency_ms": round(median((each.seen_ns - each.captured_ns) / 1e6 for each in last), 1),
             "fps": round((len(last) - 1) / max(seconds, 1e-3), 1),
         }
 
-    def wait(self, until: Callable[[deque[Seen]], bool], problem: str, problems: list[str] | None = None) -> bool:
-        """Wait for a condition; what hasn't come about after a long while is a problem.
-
-        Raises:
-            ProcessError: with the problem, if there is no list for it.
-        """
+    def wait(self, until: Callable[[deque[Seen]], bool]) -> bool:
+        """Wait until there are pictures and a condition holds: whether it came about within a long while."""
         deadline = time.monotonic() + PATIENCE_S
         while not (self.seen and until(self.seen)):
             if time.monotonic() > deadline:
-                if problems is None:
-                    raise ProcessError(f"{self._camera}: {problem}")
-                if problem:
-                    problems.append(problem)
                 return False
             time.sleep(0.05)
         return True
+
+    def expect(self, until: Callable[[deque[Seen]], bool], problem: str) -> None:
+        """Wait for what all else needs.
+
+        Raises:
+            ProcessError: it didn't come about; with the problem.
+        """
+        if not self.wait(until):
+            raise ProcessError(f"{self._camera}: {problem}")
 
     def disorder(self) -> Iterator[str]:
         """One line if pictures were seen twice or after a later one."""

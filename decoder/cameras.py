@@ -35,15 +35,20 @@ class Camera:
     Args:
         name: what it calls itself.
         work: set when there is something to reconstruct.
-        pace: how fast it is read.
+        pace, late_pace: how fast it is read, and all of its backlogs together beside it.
         turned: called when its state has changed.
     """
 
     def __init__(
-        self, name: str, work: asyncio.Event, pace: Pace, turned: "Callable[[Camera], object]" = lambda _: None
+        self,
+        name: str,
+        work: asyncio.Event,
+        pace: Pace,
+        late_pace: Pace,
+        turned: "Callable[[Camera], object]" = lambda _: None,
     ) -> None:
         self.name = name
-        self.pace = pace
+        self.pace, self.late_pace = pace, late_pace
         self.state = state_of(None)
         """One of ``decoder.states.STATES``."""
         self.since_ns = time.time_ns()
@@ -252,7 +257,10 @@ class Cameras:
         name = stream.hello.camera
         if self.closed:
             raise Refusal(grpc.StatusCode.UNAVAILABLE, "server", "shutting down")
-        camera = self._cameras.get(name) or Camera(name, self.work, Pace(name, self._policy), self._has_turned)
+        camera = self._cameras.get(name)
+        if camera is None:
+            paces = Pace(name, self._policy), Pace(name, self._policy)
+            camera = Camera(name, self.work, *paces, self._has_turned)
         if camera.stream is not None:
             if time.monotonic() - camera.stream.last_message <= SILENT_AFTER_S:
                 problem = f"{name!r} is publishing already"

@@ -108,7 +108,7 @@ def decode(
     record: Annotated[
         str | None, typer.Option(metavar="DIR", help="record measurements as they come: DIR/CAMERA/CAPTURETIME.vcseg")
     ] = None,
-    record_hours: Annotated[float | None, typer.Option(help="delete recordings that are older [kept]")] = None,
+    record_hours: Annotated[float | None, typer.Option(help="delete recordings that came longer ago [kept]")] = None,
     record_megabytes: Megabytes = None,
     record_free: Annotated[
         int | None, typer.Option(help="megabytes of the disk that recordings leave free [1024]")

@@ -124,7 +124,7 @@ class _Frames(Collector):
         for camera in self._cameras.all():
             camera.look()
             since.add_metric([camera.name], camera.since_ns / 1e9)
-            slowed.add_metric([camera.name], camera.pace.slowed_s)
+            slowed.add_metric([camera.name], camera.pace.slowed_s + camera.late_pace.slowed_s)
             if (offset_ns := camera.clock_offset_ns) is not None:
                 clock.add_metric([camera.name], offset_ns / 1e9)
             tally, name = camera.tally, camera.name

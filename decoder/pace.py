@@ -10,16 +10,16 @@ import time
 from collections.abc import Callable
 
 from decoder.admission import Policy
+from decoder.seldom import Seldom
 
 log = logging.getLogger("veilcam.decode")
 
 _BURST_S = 1.0
 """So much of a second's worth is taken at once, of a camera that was slower before."""
-_TELL_EVERY_S = 60.0
 
 
 class Pace:
-    """Of one camera, over all of its streams.
+    """Of one camera, over all of its streams or all of its backlogs.
 
     Attributes:
         slowed_s: that it was made to wait, all in all.
@@ -29,7 +29,7 @@ class Pace:
         self.slowed_s = 0.0
         self._camera, self._policy = camera, policy
         self._frames_until = self._bytes_until = 0.0
-        self._told = -_TELL_EVERY_S
+        self._tell = Seldom()
 
     def wait_after(self, size: int, measured: Callable[[], tuple[float, float]]) -> float:
         """Seconds until the next frame may be read.
@@ -43,8 +43,7 @@ class Pace:
         self._frames_until = max(earliest, self._frames_until) + (1 / most_frames if most_frames else 0.0)
         self._bytes_until = max(earliest, self._bytes_until) + (size / most_bytes if most_bytes else 0.0)
         wait = max(0.0, self._frames_until - now, self._bytes_until - now)
-        if wait and now - self._told > _TELL_EVERY_S:
-            self._told = now
+        if wait and self._tell.now():
             limit = (
                 f"{most_frames:g} frames/s (max_frame_rate)"
                 if self._frames_until > self._bytes_until

@@ -6,7 +6,8 @@ import logging
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -33,7 +34,7 @@ from decoder.recordings.store import Retention, Store
 from decoder.service import UNREAD_S, CamerasService, ViewersService
 from decoder.settings import AT_ONCE, Settings, changed
 from decoder.viewers.folder import save_pictures
-from decoder.viewers.hook import Hook
+from decoder.viewers.hook import ON_CLOSE_S, Hook
 from decoder.viewers.probes import probes
 from decoder.viewers.recorded import recorded
 from decoder.viewers.web import web_app
@@ -190,9 +191,14 @@ class Server:
         await asyncio.wait(self._tasks, timeout=left())
         self._audit.close()
         # Beside each other: an engine that hangs doesn't take the time that what was recorded needs to reach the disk.
-        parts = [part for part in (self._worker, self._recorder, self._hook) if part is not None]
-        closing = [asyncio.create_task(asyncio.to_thread(part.close)) for part in parts]
-        await asyncio.wait(closing, timeout=max(_LAST_S, left()))
+        last = max(_LAST_S, left())
+        parts: list[Callable[[], None]] = [part.close for part in (self._worker, self._recorder) if part is not None]
+        if self._hook is not None:
+            parts.append(
+                partial(self._hook.close, min(ON_CLOSE_S, last / 2))
+            )  # it still has to say what it hasn't told
+        closing = [asyncio.create_task(asyncio.to_thread(close)) for close in parts]
+        await asyncio.wait(closing, timeout=last)
 
     def apply(self, after: Settings, catalogue: Catalogue | None = None) -> list[str]:
         """Take up changed settings; cameras and viewers whom they don't concern don't notice.

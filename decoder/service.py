@@ -20,7 +20,6 @@ from decoder.access.tls import names_shown
 from decoder.admission import Policy, Refusal, check_hello, check_size, invalid
 from decoder.cameras import Camera, Cameras
 from decoder.catalogue import Catalogue
-from decoder.pace import Pace
 from decoder.pictures import Picture
 from decoder.reconstruction import Worker
 from decoder.recordings.recorder import Done, Recorder
@@ -113,7 +112,7 @@ class CamerasService(CamerasServicer):
             raise Refusal(grpc.StatusCode.UNIMPLEMENTED, "server", "nothing is recorded here")
         if not stream.hello.epoch:
             raise invalid("hello.epoch", "0, expected the number of the camera's run")
-        camera, pace = self._publishing(name), Pace(name, self._policy)
+        camera = self._publishing(name)
         track = self._recorder.begin_late(stream.hello)
         frames, before = 0, track.told.late
         while (request := await self._while_publishing(requests, name)) is not None:
@@ -126,7 +125,7 @@ class CamerasService(CamerasServicer):
             offer = partial(self._recorder.offer_late, track, request.frame, measurement.levels, time.time_ns())
             await _written(offer)
             frames += 1
-            await asyncio.sleep(pace.wait_after(len(request.frame.payload), camera.lately))
+            await asyncio.sleep(camera.late_pace.wait_after(len(request.frame.payload), camera.lately))
         await _written(partial(self._recorder.flush_late, track))
         recorded = track.told.late - before
         # Another backlog of the camera may have been recorded beside this one.
@@ -196,7 +195,7 @@ class CamerasService(CamerasServicer):
                     continue
                 self._take(camera, stream, measurement, request.frame)
                 if wait := camera.pace.wait_after(size, camera.lately):
-                    stream.ask_lower()
+                    stream.hold_back(wait)
                     await asyncio.sleep(wait)
         except Refusal as refusal:
             stream.end(refusal)
@@ -224,7 +223,7 @@ class CamerasService(CamerasServicer):
         else:
             camera.see(measurement, size)
         if self._recorder is not None:
-            self._recorder.offer(camera.name, frame, time.time_ns())
+            self._recorder.offer(camera.name, frame, time.time_ns(), measurement.levels)
         else:
             stream.keep([measurement.sequence])
 

@@ -30,15 +30,18 @@ class Clock:
     The least difference of the last minute is the server's clock minus the camera's, plus the quickest way of a frame
     from its capture to here. Nothing in the stream tells the two apart: it is the most by which the camera's clock may
     be behind; where it is below zero, the camera's clock is ahead by that at least.
+
+    It is kept by a clock that nobody sets: frames don't seem to be longer on the way when this server's clock is set.
     """
 
     def __init__(self) -> None:
         self._least: deque[tuple[int, int]] = deque()
         self._newest_ns = 0
 
-    def tell(self, captured_ns: int, received_ns: int) -> None:
-        """A frame came."""
-        second, self._newest_ns = int(time.monotonic()), received_ns - captured_ns
+    def tell(self, captured_ns: int) -> None:
+        """A frame came just now."""
+        now_ns = time.monotonic_ns()
+        second, self._newest_ns = now_ns // 10**9, now_ns - captured_ns
         while self._least and self._least[-1][1] >= self._newest_ns:
             self._least.pop()
         if not self._least or self._least[-1][0] != second:
@@ -49,7 +52,7 @@ class Clock:
     @property
     def offset_ns(self) -> int | None:
         """The least difference; None before the first frame."""
-        return self._least[0][1] if self._least else None
+        return self._least[0][1] + time.time_ns() - time.monotonic_ns() if self._least else None
 
     @property
     def delay_s(self) -> float:

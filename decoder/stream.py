@@ -16,6 +16,9 @@ from protos.v1 import veilcam_pb2 as pb
 
 _ASK_LOWER_EVERY_S = 1.0
 _LASTING_DROPS, _LASTING_DROPS_S = 5, 2.0
+_MOST_KEPT = 4096
+"""Ranges of frames that wait to be called kept, of a camera that reads no acknowledgements. It sends again whatever it
+isn't told of."""
 
 FATES = ("shown", "newer", "unwatched", "no_base", "failed", "repeated")
 """What a frame comes to: shown in one rendition or more; watched, and never shown because a newer one came; passed by
@@ -71,6 +74,7 @@ class Stream:
         self.block = block
         self.renditions = renditions
         self.last_message = time.monotonic()
+        """When a message came last, or by when the next is read."""
         self.clock = Clock()
         self.problem: Refusal | None = None
         self.news = asyncio.Event()
@@ -84,7 +88,7 @@ class Stream:
         self._drops: deque[float] = deque(maxlen=_LASTING_DROPS)
         self._changes: set[pb.Change.ValueType] = set()
         self._asked_lower = 0.0
-        self._kept: list[tuple[int, int]] = []
+        self._kept: deque[tuple[int, int]] = deque(maxlen=_MOST_KEPT)
         self.recorded = True
         """Whether nothing more happens with any frame on its way to disk."""
 
@@ -97,7 +101,7 @@ class Stream:
         received_ns, began = time.time_ns(), time.perf_counter()
         self.last_message = time.monotonic()
         check_frame(frame, self._received, self._policy)
-        self.clock.tell(frame.capture_time_ns, received_ns)
+        self.clock.tell(frame.capture_time_ns)
         if frame.kind == pb.FRAME_KIND_DELTA and (self._levels is None or frame.base_sequence != self._received):
             self.ask_key()
             return None
@@ -106,6 +110,11 @@ class Stream:
         times = Times(received_ns, (time.perf_counter() - began) * 1e3)
         self.news.set()
         return Measurement(self, frame.sequence, frame.capture_time_ns, self._levels, times)
+
+    def hold_back(self, seconds: float) -> None:
+        """The camera is above its limits: it is asked for less, and its next message isn't read before so long."""
+        self.ask_lower()
+        self.last_message = time.monotonic() + seconds
 
     def drop(self) -> None:
         """A frame was never shown to those who watch, because a newer one came."""
@@ -172,7 +181,8 @@ class Stream:
     def acknowledgement(self) -> pb.Acknowledgement:
         """The newest state; what to change and what is kept are said once."""
         changes, self._changes = self._changes, set()
-        kept, self._kept = self._kept, []
+        kept = list(self._kept)
+        self._kept.clear()
         return pb.Acknowledgement(
             received=self._received,
             shown=self._shown[0],

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import grpc
 
-from encoder.backoff import Backoff
+from encoder.backoff import REFUSED_WAIT_S, Backoff
 from encoder.sinks import SinkError, open_channel, patience_s
 from encoder.spool import Part, Spool
 from encoder.tls import Tls
@@ -16,9 +16,6 @@ from protos.v1 import veilcam_pb2 as pb
 from protos.v1.veilcam_pb2_grpc import CamerasStub
 
 log = logging.getLogger("veilcam.encode")
-
-REFUSED_WAIT_S = 60.0
-"""Before a backlog, or a part of one, is offered again that was refused for what doesn't pass by itself."""
 
 _POLL_S = 0.1
 _LASTING = {grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED}

@@ -5,6 +5,9 @@ import time
 from dataclasses import dataclass, field
 from datetime import datetime
 
+REFUSED_WAIT_S = 60.0
+"""Between tries of what the server refused for a reason that only a person can remove, there or here."""
+
 
 class Backoff:
     """Waits that double from try to try up to a cap, each shortened at random by up to half.

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import grpc
 
-from encoder.backoff import Backoff, Outage
+from encoder.backoff import REFUSED_WAIT_S, Backoff, Outage
 from encoder.sinks import Progress, ServerSink, SinkError
 from encoder.tls import Tls
 from protos.v1 import veilcam_pb2 as pb
@@ -27,8 +27,6 @@ HELD_S = 10.0
 if there was nothing to send."""
 NAME_TAKEN_S = 10.0
 """At the start, a name that is publishing may be this camera's own stream of before, which the server will let go."""
-REFUSED_WAIT_S = 60.0
-"""Between tries when the server refused for a reason that only a person can remove, there or here."""
 
 _BY_PEOPLE = {
     grpc.StatusCode.INVALID_ARGUMENT,

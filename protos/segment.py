@@ -123,13 +123,19 @@ class SegmentWriter:
         return self.size + len(_INDEX_HEAD) + self.frames * _ROW.size
 
     def flush(self) -> None:
-        """Bring what was written onto the disk itself."""
+        """Bring the frames that were written onto the disk itself; the name of a new file is its folder's."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Close both files."""
-        self._file.close()
-        self._index.close()
+        """Close both files.
+
+        Raises:
+            OSError: what wasn't flushed may be lost.
+        """
+        try:
+            self._file.close()
+        finally:
+            self._index.close()
 
     @staticmethod
     def _put(file: BinaryIO, data: bytes) -> int:

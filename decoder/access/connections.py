@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import socket
-import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -12,10 +11,9 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from decoder.access.addresses import network_of
+from decoder.seldom import Seldom
 
 log = logging.getLogger("veilcam.decode")
-
-_TELL_EVERY_S = 60.0
 
 
 class Listener(socket.socket):
@@ -33,7 +31,7 @@ class Listener(socket.socket):
         self._most, self._most_of_one = most, most_of_one
         self._exempt = network_of(exempt) if exempt is not None else None
         self._open: Counter[str] = Counter()
-        self._told = -_TELL_EVERY_S
+        self._tell = Seldom()
 
     def accept(self) -> tuple[socket.socket, Any]:
         """The next connection that there is room for; BlockingIOError if none waits."""
@@ -42,8 +40,7 @@ class Listener(socket.socket):
             caller = network_of(address[0])
             if problem := self._problem(caller):
                 made.close()
-                if time.monotonic() - self._told > _TELL_EVERY_S:
-                    self._told = time.monotonic()
+                if self._tell.now():
                     log.warning("page: connections are refused: %s", problem)
                 continue
             self._open[caller] += 1

@@ -1,7 +1,6 @@
 """Where the table is asked: for every request of the page, and for every call of gRPC, before anything else sees it."""
 
 import logging
-import time
 from collections import Counter
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
@@ -18,11 +17,11 @@ from decoder.access.addresses import address_of, network_of
 from decoder.access.door import Door
 from decoder.access.roles import EVERYONE, NOBODY, WHO, Who
 from decoder.access.tls import names_shown
+from decoder.seldom import Seldom
 
 log = logging.getLogger("veilcam.decode")
 
 _BEARER = "bearer "
-_TELL_EVERY_S = 60.0
 
 
 class WebGuard:
@@ -107,7 +106,7 @@ class GrpcGuard(aio.ServerInterceptor):
     def __init__(self, door: Door | None, most: int) -> None:
         self._door, self._most = door, most
         self._open: Counter[str] = Counter()
-        self._told = -_TELL_EVERY_S
+        self._tell = Seldom()
 
     async def intercept_service(
         self,
@@ -151,8 +150,7 @@ class GrpcGuard(aio.ServerInterceptor):
         peer = names[0] if names else network_of(address_of(context.peer()))
         if self._open[peer] >= self._most:
             problem = f"peer: {self._open[peer]} calls of {peer!r} are open, this server allows {self._most}"
-            if time.monotonic() - self._told > _TELL_EVERY_S:
-                self._told = time.monotonic()
+            if self._tell.now():
                 log.warning("%s at %s: %s (max_peer_streams)", endpoint, context.peer(), problem)
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, problem)
         self._open[peer] += 1

@@ -16,6 +16,8 @@ from decoder.recordings.playback import RecordingError, Shot
 
 _TICKS = 1000
 """A second; picture times are kept to a millisecond."""
+_LONGEST_GAP_NS = 24 * 86_400 * 10**9
+"""Between two pictures; MP4 holds no longer one in its ticks."""
 _QUALITY = "20"
 """x264's constant rate factor: what it takes away can't be seen."""
 
@@ -68,7 +70,7 @@ def write_film(
         stop: asked before each picture but the first; after a yes, what is there is made a film of its own.
 
     Raises:
-        RecordingError: there are no pictures, or they change their size.
+        RecordingError: there are no pictures, or they change their size, or nothing was captured for weeks.
         OSError: it can't be written.
     """
     pictures = iter(shots)
@@ -77,7 +79,7 @@ def write_film(
         raise RecordingError("no pictures in that range of time")
     partial = path.with_name(path.name + ".partial")
     height, width = first.pixels.shape
-    count, last, next_ns = 0, -1, None
+    count, last, next_ns, before_ns, passed_ns = 0, -1, None, first.capture_time_ns, 0
     try:
         open_new(partial).close()  # av keeps what it finds, and whom it is for
     except OSError as error:
@@ -99,7 +101,13 @@ def write_film(
                     raise RecordingError(f"{problem}; export a film --to {when}, and one --from then on")
                 even = np.pad(shot.pixels, ((0, height % 2), (0, width % 2)), mode="edge")
                 frame = av.VideoFrame.from_ndarray(even, format="gray").reformat(format="yuv420p")
-                last = max(last + 1, (shot.capture_time_ns - first.capture_time_ns) * _TICKS // 1_000_000_000)
+                if shot.capture_time_ns - before_ns > _LONGEST_GAP_NS:
+                    when = utc(shot.capture_time_ns)
+                    gap = f"nothing was captured between {utc(before_ns)} and {when}"
+                    raise RecordingError(f"{gap}; export a film --to {when}, and one --from then on")
+                passed_ns += max(0, shot.capture_time_ns - before_ns)  # a clock that is set back takes no time
+                before_ns = shot.capture_time_ns
+                last = max(last + 1, passed_ns * _TICKS // 1_000_000_000)
                 frame.pts, frame.time_base = last, Fraction(1, _TICKS)
                 container.mux(stream.encode(frame))
                 count += 1

@@ -1,9 +1,14 @@
-"""Which frames of a camera's runs are recorded: known from the segments, so that a restart forgets nothing."""
+"""Which frames of a camera's runs are recorded: known from the segments, so that a restart forgets nothing.
+
+What this process writes, it knows at once. What was there before is looked at by ``look``, which may take minutes on a
+disk that is slow, and then learnt: until it is, nobody can tell whether a frame is recorded.
+"""
 
 import logging
 from array import array
 from bisect import bisect_left
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +20,8 @@ log = logging.getLogger("veilcam.decode")
 
 _READ = 16
 """Segments whose sequences are remembered at one time."""
+NEWEST = 8
+"""Segments of a camera among which a frame lies that is sent again as live: it is what was received last of it."""
 
 
 @dataclass(eq=False)
@@ -59,22 +66,31 @@ class _Run:
 
 
 class Held:
-    """Which frames of each camera's runs are recorded. For one thread.
+    """Which frames of each camera's runs are recorded. For one thread; it reads no more than a segment at a time."""
 
-    A camera's segments are looked at when it is first asked for: of each the head and the last frame, and all sequences
-    of those only that may have the frame in question.
-
-    Args:
-        store: where the segments are.
-    """
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self) -> None:
         self._cameras: dict[str, defaultdict[int, _Run]] = {}
         self._read: list[Span] = []
+        self._newest_known: set[str] = set()
+        self._all_known: set[str] = set()
+        self._lost: set[Path] = set()
+
+    def knows(self, camera: str, epoch: int, late: bool) -> bool:
+        """Whether ``has`` can tell of a frame that is live, or of one that is late, which may lie in any segment."""
+        return not epoch or camera in self._all_known or (not late and camera in self._newest_known)
+
+    def learn(self, camera: str, found: Iterable[tuple[int, Span]], late: bool) -> None:
+        """What ``look`` has found: in all segments, if it is for what is late, or in the newest."""
+        runs = self._runs(camera)
+        known = {span.path for run in runs.values() for span in run.spans} | self._lost
+        for epoch, span in found:
+            if span.path not in known and span.path.exists():
+                runs[epoch].spans.append(span)
+                runs[epoch].last = max(runs[epoch].last, span.last)
+        (self._all_known if late else self._newest_known).add(camera)
 
     def has(self, camera: str, epoch: int, sequence: int) -> bool:
-        """Whether a frame is recorded; never known of a camera that doesn't count its runs."""
+        """Whether a frame is recorded, as far as is known; never known of a camera that doesn't count its runs."""
         if not epoch:
             return False
         run = self._runs(camera)[epoch]
@@ -88,6 +104,7 @@ class Held:
 
     def begin(self, camera: str, epoch: int, path: Path, sequence: int) -> Span:
         """A new segment, and the first frame that was written to it."""
+        self.deleted(camera, path)  # as by a person, if there was one of that name
         span = Span(path, sequence, sequence, array("Q", [sequence]))
         if epoch:
             run = self._runs(camera)[epoch]
@@ -107,15 +124,19 @@ class Held:
         if epoch:
             run = self._runs(camera)[epoch]
             run.spans = [each for each in run.spans if each is not span]
+            self._lost.add(span.path)
 
     def deleted(self, camera: str, path: Path) -> None:
         """A segment isn't there any more."""
         for run in self._cameras.get(camera, {}).values():
             run.spans = [each for each in run.spans if each.path != path]
+        self._lost.discard(path)
 
     def forget(self, camera: str) -> None:
-        """Look at its segments anew, when it is next asked for."""
+        """Its segments are to be looked at anew, when it is back."""
         self._cameras.pop(camera, None)
+        self._newest_known.discard(camera)
+        self._all_known.discard(camera)
 
     def _span_has(self, span: Span, sequence: int) -> bool:
         unread = span.sequences is None
@@ -132,24 +153,39 @@ class Held:
         return span.path.exists()
 
     def _runs(self, camera: str) -> defaultdict[int, _Run]:
-        runs = self._cameras.get(camera)
-        if runs is None:
-            runs = self._cameras[camera] = defaultdict(_Run)
-            for kept in self._store.segments(camera):
-                self._look(kept.path, runs)
-        return runs
+        return self._cameras.setdefault(camera, defaultdict(_Run))
 
-    def _look(self, path: Path, runs: defaultdict[int, _Run]) -> None:
-        try:
-            segment = Segment(path)
-            if not segment.hello.epoch:
-                return
-            first = next(segment.frames(), None)
-            last = last_entry(path)
-        except (SegmentError, OSError) as error:
-            log.warning("recording %s: what it has isn't known: %s", path.name, error)
-            return
-        if first is not None and last is not None:
-            run = runs[segment.hello.epoch]
-            run.spans.append(Span(path, first[0].sequence, last.sequence))
-            run.last = max(run.last, last.sequence)
+
+def look(store: Store, camera: str, late: bool) -> list[tuple[int, Span]]:
+    """Look at a camera's segments: of each the head, the first and the last frame. In any thread.
+
+    Args:
+        store: where they are.
+        camera: whose.
+        late: at all of them; else at the ``NEWEST``, by when they were received.
+
+    Returns:
+        The number of each one's run, and its sequences. What can't be read is told and left out.
+
+    Raises:
+        OSError: the folder can't be read.
+    """
+    segments = store.segments(camera)
+    if not late:
+        segments = sorted(segments, key=lambda kept: kept.received_ns)[-NEWEST:]
+    return [each for kept in segments if (each := _looked(kept.path)) is not None]
+
+
+def _looked(path: Path) -> tuple[int, Span] | None:
+    try:
+        segment = Segment(path)
+        if not segment.hello.epoch:
+            return None
+        first = next(segment.frames(), None)
+        last = last_entry(path)
+    except (SegmentError, OSError) as error:
+        log.warning("recording %s: what it has isn't known: %s", path.name, error)
+        return None
+    if first is None or last is None:
+        return None
+    return segment.hello.epoch, Span(path, first[0].sequence, last.sequence)

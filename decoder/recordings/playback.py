@@ -1,11 +1,17 @@
-"""Recordings back into pictures: a range of time in order, or any moment."""
+"""Recordings back into pictures: a range of time in order, or any moment.
 
+Where a camera's clock was set back, its segments overlap. Films and replays have all of their pictures, one segment
+after the other by when they begin; a moment is shown as the segment has it that began last of those that reach it.
+"""
+
+import contextlib
 import logging
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,7 +20,7 @@ from numpy.typing import NDArray
 
 from decoder.admission import Refusal, next_levels
 from decoder.catalogue import Catalogue, fit_rows
-from decoder.recordings.store import Store
+from decoder.recordings.store import Kept, Store
 from protos.segment import SUFFIX, Entry, Segment, SegmentError, key_before, last_entry, with_base
 from protos.v1 import veilcam_pb2 as pb
 
@@ -26,6 +32,8 @@ _POSITIONS = 16
 """Places in recordings that are remembered, each with the measurements of one frame."""
 _GAP_NS = 5_000_000_000
 """A recording that stops for longer is shown with a gap."""
+_REACH_NS = 3600 * 10**9
+"""A segment that began longer ago is over: the recorder ends it after 10 minutes, by the camera's clock too."""
 
 
 class RecordingError(ValueError):
@@ -152,22 +160,52 @@ class Playback:
         kept = self._store.segments(camera)
         if not kept:
             return None
-        which = max(0, bisect_right([each.start_ns for each in kept], time_ns) - 1)
-        after = kept[which + 1].start_ns if which + 1 < len(kept) else None
+        begun = max(1, bisect_right([each.start_ns for each in kept], time_ns))
+        newest, *others = reversed(kept[:begun])
+        others = [each for each in others if each.start_ns >= time_ns - _REACH_NS]
+        after = [each.start_ns for each in kept[begun : begun + 1]]
         with self._lock:
             try:
-                return self._moment(Segment(kept[which].path), time_ns, after)
+                return self._of_segments([Segment(newest.path), *_readable(others)], time_ns, after)
             except (SegmentError, OSError) as error:
                 raise RecordingError(str(error)) from None
 
-    def _moment(self, segment: Segment, time_ns: int, after: int | None) -> Moment | None:
+    def _of_segments(self, segments: list[Segment], time_ns: int, after: list[int]) -> Moment | None:
+        """What was seen at a time by segments that have begun, the newest first.
+
+        Args:
+            after: when the next segment begins, if there is one.
+        """
+        shown = self._shown(segments, time_ns)
+        moment = self._moment(shown, time_ns)
+        if moment is None:
+            return None
+        if moment.next_ns is not None:
+            after = [*after, moment.next_ns]
+        else:
+            until_ns = max(time_ns, moment.capture_time_ns)
+            for entries in (self._entries_of(each) for each in segments if each is not shown):
+                after = [*after, *(entry.capture_time_ns for entry in entries if entry.capture_time_ns > until_ns)]
+        return replace(moment, next_ns=min(after, default=None))
+
+    def _shown(self, segments: list[Segment], time_ns: int) -> Segment:
+        """The first that goes on until a time, or the one that went on for longest."""
+        ends = []
+        for segment in segments:
+            ends.append(_last_time(segment.path))
+            if ends[-1] >= time_ns:
+                return segment
+        return segments[ends.index(max(ends))]
+
+    def _moment(self, segment: Segment, time_ns: int) -> Moment | None:
         operator_id = segment.hello.operator_id
         if operator_id not in self._catalogue.operators():
             raise NoReconstructorError(f"{segment.path}: no reconstructor for operator {operator_id} here")
         entries = self._entries_of(segment)
         if not entries:
             return None
-        place = max(0, bisect_right(entries, time_ns, key=lambda entry: entry.capture_time_ns) - 1)
+        times = list(accumulate((entry.capture_time_ns for entry in entries), max))  # they may fall a little
+        place = max(0, bisect_right(times, time_ns) - 1)
         key = next((i for i in range(place, 0, -1) if entries[i].key), 0)
         known = self._positions.pop(segment.path, None)
         if known is not None and not key <= known[0] <= place:
@@ -178,13 +216,13 @@ class Playback:
             block = self._catalogue.block(operator_id)
             before = reached or (None, None)
             for reached in _decoded(segment, block, entries[first].offset, *before):
-                if reached[0].capture_time_ns >= entries[place].capture_time_ns:
+                if reached[0].sequence >= entries[place].sequence:
                     break
         if reached is None:
             return None
         frame, levels = reached
         _remember(self._positions, segment.path, (place, frame, levels))
-        later = entries[place + 1].capture_time_ns if place + 1 < len(entries) else after
+        later = times[place + 1] if place + 1 < len(times) else None
         return Moment(segment.hello, levels, frame.capture_time_ns, later)
 
     def _entries_of(self, segment: Segment) -> list[Entry]:
@@ -194,6 +232,12 @@ class Playback:
             entries = segment.entries()
         _remember(self._entries, segment.path, (stamp, entries))
         return entries
+
+
+def _readable(kept: Iterable[Kept]) -> Iterator[Segment]:
+    for each in kept:
+        with contextlib.suppress(SegmentError):  # what began later is shown without it
+            yield Segment(each.path)
 
 
 def _last_time(path: Path) -> int:

@@ -1,6 +1,7 @@
 """Where recordings lie, FOLDER/CAMERA/START.vcseg, and how much of them is kept."""
 
 import logging
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ class Retention:
     """How much is kept; 0 sets no limit.
 
     Attributes:
-        hours: older segments go.
+        hours: segments go that nothing was written to for longer.
         megabytes: of all recordings together.
         free_megabytes: left free on the disk.
     """
@@ -33,11 +34,17 @@ class Retention:
 
 @dataclass(frozen=True)
 class Kept:
-    """A segment on disk; ``start_ns`` is when its first frame was captured."""
+    """A segment on disk.
+
+    Attributes:
+        start_ns: when its first frame was captured, by the camera's clock.
+        received_ns: when its last frame was received, by this server's; ns since 1970, as the file's own time has it.
+    """
 
     path: Path
     camera: str
     start_ns: int
+    received_ns: int
     size: int
 
 
@@ -56,7 +63,7 @@ class Store:
         self._looked: set[Path] = set()
 
     def segments(self, camera: str | None = None) -> list[Kept]:
-        """Segments of one camera or of all, oldest first."""
+        """Segments of one camera or of all, in order of capture."""
         return sorted(self._found(camera), key=lambda kept: (kept.start_ns, kept.camera))
 
     def place(self, camera: str, start_ns: int) -> Path:
@@ -71,8 +78,23 @@ class Store:
             path = folder / f"{start_ns:020d}{SUFFIX}"
         return path
 
+    def secure(self, path: Path) -> None:
+        """Bring the name of a new segment onto the disk itself, as ``SegmentWriter.flush`` does what is in it.
+
+        Raises:
+            OSError: it can't be.
+        """
+        for folder in (path.parent, self.folder):
+            opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(opened)
+            finally:
+                os.close(opened)
+
     def tidy(self, writing: set[Path], full: bool = False) -> list[Kept]:
-        """Delete the oldest segments that are beyond what is kept, and say so.
+        """Delete the segments that are beyond what is kept, those received first, and say so.
+
+        How old one is, this server's clock says: a camera's may be decades off.
 
         Args:
             writing: segments that are still being written.
@@ -85,13 +107,16 @@ class Store:
         room = self.retention.free_megabytes << 20
         if full:
             room = max(room, min(_ROOM, shutil.disk_usage(self.folder).total // 10))
-        segments = [kept for kept in self.segments() if kept.path not in writing]
-        total = sum(kept.size for kept in self._found(None))
+        found = list(self._found(None))
+        segments = sorted(
+            (kept for kept in found if kept.path not in writing), key=lambda kept: (kept.received_ns, kept.start_ns)
+        )
+        total = sum(kept.size for kept in found)
         limit = self.retention.megabytes << 20
         too_old = time.time_ns() - int(self.retention.hours * 3600e9)
         for kept in segments:
             free = shutil.disk_usage(self.folder).free
-            if self.retention.hours and kept.start_ns < too_old:
+            if self.retention.hours and kept.received_ns < too_old:
                 reason = f"older than {self.retention.hours:g} h"
             elif limit and total > limit:
                 reason = f"recordings take more than {self.retention.megabytes} MiB"
@@ -115,6 +140,7 @@ class Store:
         for folder in folders:
             for path in folder.glob(f"*{SUFFIX}"):
                 try:
-                    yield Kept(path, folder.name, int(path.stem), path.stat().st_size)
+                    told = path.stat()
+                    yield Kept(path, folder.name, int(path.stem), told.st_mtime_ns, told.st_size)
                 except (ValueError, FileNotFoundError):
                     continue

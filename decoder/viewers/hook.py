@@ -6,6 +6,7 @@ loses the oldest when it is full. Cameras and viewers never wait.
 """
 
 import base64
+import contextlib
 import http.client
 import json
 import logging
@@ -28,7 +29,11 @@ log = logging.getLogger("veilcam.decode")
 TIMEOUT_S = 10.0
 WAITING = 256
 """Changes that wait for their turn, at most."""
-_ON_CLOSE_S = 2.0
+_KILLED_S = 2.0
+"""A command that was killed is waited for so long."""
+_LEFT = 8
+"""Commands that can't be ended, as of another user: so many may be left running, and no more is run beside them."""
+ON_CLOSE_S = 2.0
 
 Change = tuple[str, str, str]
 """Camera, state, since when."""
@@ -46,6 +51,8 @@ class Hook:
         self._url = re.match("https?://", target, re.IGNORECASE) is not None
         self._queue: queue.Queue[Change | None] = queue.Queue(WAITING)
         self._failing = False
+        self._calling = False
+        self._left: list[subprocess.Popen[bytes]] = []
         self._thread = threading.Thread(target=self._call_all, name="hook", daemon=True)
         self._thread.start()
 
@@ -59,12 +66,25 @@ class Hook:
             except queue.Full:
                 self._drop()
 
-    def close(self) -> None:
-        """Call for what waits already, within a limit."""
+    def close(self, seconds: float = ON_CLOSE_S) -> None:
+        """Call for what waits already, within a limit; what isn't told by then is a line in the log."""
         if self._queue.full():
             self._drop()
         self._queue.put(None)
-        self._thread.join(_ON_CLOSE_S)
+        self._thread.join(seconds)
+        if not self._thread.is_alive():
+            return
+        untold, calling = list[Change](), self._calling
+        with contextlib.suppress(queue.Empty):
+            while True:
+                if (change := self._queue.get_nowait()) is not None:
+                    untold.append(change)
+        self._queue.put(None)
+        last = "; ".join(" is ".join(state) for state in {change[0]: change[1] for change in untold}.items())
+        log.error(
+            "on_change %s: the service ends before %d changes were told%s%s",
+            *(self._shown(), len(untold), f" ({last})" if last else "", ", and one is being told" if calling else ""),
+        )
 
     def _drop(self) -> None:
         try:
@@ -76,7 +96,9 @@ class Hook:
 
     def _call_all(self) -> None:
         while (change := self._queue.get()) is not None:
+            self._calling = True
             problem = self._post(change) if self._url else self._run(change)
+            self._calling = False
             if problem:
                 log.error("on_change %s: %s; camera %s is %s since %s wasn't told", self._shown(), problem, *change)
             elif self._failing:
@@ -104,18 +126,34 @@ class Hook:
             return f"can't be told ({type(error).__name__})"
 
     def _run(self, change: Change) -> str:
+        self._left = [process for process in self._left if process.poll() is None]
+        if len(self._left) >= _LEFT:
+            return f"{_LEFT} that can't be ended are still running, and it isn't run beside them"
         try:
-            with subprocess.Popen(  # noqa: S603 - the administrator's own command, without a shell
+            process = subprocess.Popen(  # noqa: S603 - the administrator's own command, without a shell
                 [*shlex.split(self._target), *change], stdin=subprocess.DEVNULL, start_new_session=True
-            ) as process:
-                try:
-                    code = process.wait(TIMEOUT_S)
-                except subprocess.TimeoutExpired:
-                    os.killpg(process.pid, signal.SIGKILL)
-                    return f"not through within {TIMEOUT_S:.0f} s, and ended"
+            )
         except OSError as error:
             return f"can't be run ({error.strerror})"
+        try:
+            code = process.wait(TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            return f"not through within {TIMEOUT_S:.0f} s, and {self._ended(process)}"
         return f"ended with {code}" if code else ""
+
+    def _ended(self, process: "subprocess.Popen[bytes]") -> str:
+        """End a command with all that it has begun, and wait for it, but not for ever: it may not be ours to end."""
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(_KILLED_S)
+        except OSError as error:
+            problem = error.strerror
+        except subprocess.TimeoutExpired:
+            problem = f"killed, and still there after {_KILLED_S:.0f} s"
+        else:
+            return "ended"
+        self._left.append(process)
+        return f"it can't be ended ({problem}): it is left running"
 
     def _shown(self) -> str:
         """As much of it as holds no secret: of a URL where it leads, of a command its first word."""

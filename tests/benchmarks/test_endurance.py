@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import kills, soak
+from benchmarks import kills, network, report, soak
 from benchmarks.kills import Frames, Run
+from benchmarks.processes import ProcessError
 from tests.benchmarks.test_benchmarks import CLI
 
 S = 1_000_000_000
 
 
-def test_a_short_soak_samples_server_and_cameras(tmp_path: Path) -> None:
+def test_a_short_soak_samples_server_and_cameras(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = tmp_path / "soak.json"
     done = subprocess.run([*CLI, "soak", "--minutes", "0.2", "--json", str(result)], capture_output=True, text=True)
     told = json.loads(result.read_text())
@@ -25,6 +26,15 @@ def test_a_short_soak_samples_server_and_cameras(tmp_path: Path) -> None:
     assert set(told["samples"][-1]["held"]) == {"server", "sound", "slowly watched", "stuck"}
     assert told["start"]["latency_ms"]["median"] > 0
     assert told["counts"]["veilcam_recorded_frames_total"] > 0
+    assert any("camera sound connected" in line for line in told["log"])
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    page = report.document()
+    assert "## 0.2 minutes at speed" in page
+    for name in ("server", "sound camera", "camera whose viewer is slow", "camera that hangs"):
+        assert f"| {name}: memory, MiB |" in page
+    before, after = (told[when]["server"]["threads"] for when in ("start", "end"))
+    assert f"| server: threads | {before:.0f} | {after:.0f} | {before + 4:.0f} |" in page
+    assert f"{told['counts']['veilcam_recorded_frames_total']:.0f} were recorded" in page
 
 
 def test_what_has_grown_is_told() -> None:
@@ -35,6 +45,15 @@ def test_what_has_grown_is_told() -> None:
         "stuck: threads 15 at the end, 10 at the start",
         "gone: there is none any more at the end",
     ]
+
+
+def test_what_breaks_one_network_is_told_and_not_that_the_others_waited() -> None:
+    def no_tc(_: network.Way) -> None:
+        raise ProcessError("tc qdisc: no such thing")
+
+    faults = {"sound": network.Fault(lambda _: None, lambda _: None, 0), "broken": network.Fault(no_tc, no_tc, 0)}
+    with pytest.raises(ProcessError, match="no such thing"):
+        network.measure(faults, print)
 
 
 def test_kills_account_for_every_frame(tmp_path: Path) -> None:

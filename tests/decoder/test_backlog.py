@@ -24,8 +24,9 @@ from protos.segment import Segment, index_of
 from protos.v1 import veilcam_pb2 as pb
 from protos.v1.veilcam_pb2_grpc import CamerasStub
 from tests.conftest import Service, StartService, frame_of, hello_of
-from tests.decoder.test_service import Camera, wait_until
+from tests.decoder.peers import Camera, known_of
 from tests.decoder.test_web import get
+from tests.waiting import wait_for
 
 
 def said(operator: Operator, picture: NDArray[np.uint8], epoch: int = 5) -> pb.Hello:
@@ -89,8 +90,7 @@ def test_what_comes_twice_is_recorded_once_and_plays(
     assert kept(camera, 2) == [(1, 2)]
     assert backlog(service, hello, alike[:4]) == pb.BacklogResponse(recorded=2, repeated=2)
     assert backlog(service, hello, alike[:4]) == pb.BacklogResponse(recorded=0, repeated=4)
-    known = service.server.cameras.get("camera")
-    assert known is not None
+    known = known_of(service)
     assert known.tally.received == 2
     told = get(f"{service.page}/metrics")[1].decode()
     assert 'veilcam_backlog_frames_total{camera="camera"} 2.0' in told
@@ -147,7 +147,7 @@ def test_a_frame_that_is_sent_again_is_neither_shown_nor_recorded_twice(
             camera.say(frame=frame)
             camera.settled(frame.sequence)
         camera.bye()
-        wait_until(lambda: service.server.cameras.all()[0].stream is None)
+        wait_for(lambda: service.server.cameras.all()[0].stream is None, "the end of its stream")
     known = service.server.cameras.all()[0]
     assert (known.tally.received, known.tally.fates["repeated"], known.tally.fates["shown"]) == (3, 1, 2)
     service.stop()
@@ -360,7 +360,7 @@ def test_what_the_disk_refused_is_recorded_anew_before_it_is_called_kept(
     assert not kept
     recorder.begin(hello, lambda: None, kept.extend)
     late(recorder, hello, [frame])
-    assert len(synced) == 1
+    assert synced
     assert len(recorded(tmp_path)) == 2, "what was refused may be there all the same"
     recorder.close()
 

@@ -1,5 +1,6 @@
 """At the door: how fast a camera is read, how many calls and connections are open, and how long one may say nothing."""
 
+import contextlib
 import http.client
 import socket
 import threading
@@ -25,9 +26,10 @@ from encoder.sampling import Operator
 from protos.v1 import veilcam_pb2 as pb
 from protos.v1.veilcam_pb2_grpc import ViewersStub
 from tests.conftest import Service, StartService, frame_of, hello_of
-from tests.decoder.test_service import Camera, wait_until
-from tests.decoder.test_tls import Keys, ready
+from tests.decoder.guarded import Keys, ready
+from tests.decoder.peers import Camera
 from tests.decoder.test_web import get
+from tests.waiting import wait_for
 
 SMALL = np.zeros((32, 32), np.uint8)
 
@@ -95,6 +97,17 @@ def test_no_second_has_more_than_two_seconds_worth(gaps: list[float], size: int,
             assert (count - 1) * size <= worth * byte_rate
 
 
+def test_a_camera_that_stays_too_fast_is_a_line_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    now = [1000.0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("decoder.pace.time.monotonic", lambda: now[0])
+        pace = Pace("porch", Policy(1, 1, 1, 1, False, 10, 0))
+        for _ in range(3 * 60 * 20):
+            now[0] += 0.05
+            pace.wait_after(1, lambda: (20.0, 1.0))
+    assert caplog.text.count("read no faster") == 3
+
+
 def test_without_limits_nothing_waits() -> None:
     pace = Pace("porch", Policy(1, 1, 1, 1, False, 0, 0))
     assert {pace.wait_after(1 << 30, lambda: (0.0, 0.0)) for _ in range(1000)} == {0.0}
@@ -133,7 +146,9 @@ def test_what_no_camera_says_is_not_kept_nor_told_at_length(
     assert len(text) < 200
 
 
-def test_one_address_has_so_many_calls_and_then_room_again(start_service: StartService, operator: Operator) -> None:
+def test_one_address_has_so_many_calls_and_then_room_again(
+    start_service: StartService, operator: Operator, caplog: pytest.LogCaptureFixture
+) -> None:
     service = start(start_service, max_peer_streams=2)
     cameras = [Camera(channel_of(service)) for _ in range(2)]
     for number, camera in enumerate(cameras):
@@ -144,6 +159,7 @@ def test_one_address_has_so_many_calls_and_then_room_again(start_service: StartS
     assert told == "peer: 2 calls of '127.0.0.1' are open, this server allows 2"
     with pytest.raises(grpc.RpcError, match="RESOURCE_EXHAUSTED"):
         next(ViewersStub(channel_of(service)).Watch(pb.WatchRequest(camera="camera0"), timeout=20))
+    assert caplog.text.count("(max_peer_streams)") == 1, "not once for each"
     cameras[0].bye()
     assert list(cameras[0].call)[-1].HasField("acknowledgement")
 
@@ -155,7 +171,7 @@ def test_one_address_has_so_many_calls_and_then_room_again(start_service: StartS
         except grpc.RpcError:
             return False
 
-    wait_until(again)
+    wait_for(again, "another call that is let in")
 
 
 def test_one_certificate_has_so_many_calls_and_others_have_theirs(
@@ -221,20 +237,18 @@ def test_a_request_that_does_not_come_as_a_whole_is_ended_however_it_drips(hasty
         connection.sendall(head)
         connection.settimeout(0.1)
         drip = b"1\r\na\r\n" if b"chunked" in head else b"a" * bool(head)
-        deadline = time.monotonic() + 20
-        while True:
-            assert time.monotonic() < deadline
+
+        def ended() -> bool:
             try:
-                if not connection.recv(1000):
-                    break
-            except TimeoutError:
-                pass
-            except ConnectionResetError:
-                break
-            try:
+                with contextlib.suppress(TimeoutError):
+                    if not connection.recv(1000):
+                        return True
                 connection.sendall(drip)
             except (BrokenPipeError, ConnectionResetError):
-                break
+                return True
+            return False
+
+        wait_for(ended, "the end of the connection")
     assert get(f"{hasty.page}/healthz")[0] == 200
 
 
@@ -292,8 +306,9 @@ def test_more_connections_of_the_page_than_allowed_are_closed_as_they_come(
     assert [served("127.0.0.2") for _ in range(3)] == [True, True, False]
     assert "page: connections are refused: 2 are open from 127.0.0.1 (max_peer_streams)" in caplog.text
     assert not served("127.0.0.3"), "of all"
+    assert caplog.text.count("connections are refused") == 1, "not once for each"
     opened.pop(0).close()
-    wait_until(lambda: served("127.0.0.3"))
+    wait_for(lambda: served("127.0.0.3"), "a connection that is served")
     assert not served("127.0.0.1")
 
 

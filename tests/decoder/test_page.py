@@ -19,7 +19,8 @@ from decoder.settings import Settings
 from encoder.packing import Packer
 from encoder.sampling import Operator
 from tests.conftest import StartService, frame_of, hello_of
-from tests.decoder.test_service import Camera, wait_until
+from tests.decoder.peers import Camera, known_of
+from tests.waiting import wait_for
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [
@@ -165,9 +166,8 @@ def test_one_camera_large_by_keyboard_with_what_its_veil_was_measured_to_leave(
     expect(page.get_by_role("button", name="All cameras")).to_be_focused()
     films[0].show(6)
     wait_for_picture(page, photographs[6])
-    yard = service.server.cameras.get("yard")
-    assert yard is not None
-    wait_until(lambda: yard.relays["veiled"].viewers == 0)  # nobody looks at it now
+    yard = known_of(service, "yard")
+    wait_for(lambda: yard.relays["veiled"].viewers == 0, "the end of its viewers")  # nobody looks at it now
 
     with page.expect_download() as download:
         page.keyboard.press("s")
@@ -192,12 +192,12 @@ def test_a_recording_is_played_with_a_time_line(
 ) -> None:
     service = start_service(Settings(port=0, http=0, record=tmp_path / "recordings"))
     film = Film(service.address, operator, photographs, "porch")
-    wait_until(lambda: bool(service.server.cameras.all()))
+    wait_for(lambda: service.server.cameras.all(), "the cameras")
     porch = service.server.cameras.all()[0]
     for index in (0, 4, 7):
         before = porch.tally.received
         film.show(index)
-        wait_until(lambda: porch.tally.received > before + 2)  # noqa: B023
+        wait_for(lambda: porch.tally.received > before + 2, "more frames")  # noqa: B023
     page.goto(f"{service.page}/#porch")
     wait_for_picture(page, photographs[7])
     track = page.get_by_role("slider", name="Time in the recording")
@@ -239,7 +239,7 @@ def test_a_recording_is_played_with_a_time_line(
     before = len([url for url in asked if "jpg?at=" in url])
     assert before < 20, "one at a time, and the newest"
     received = porch.tally.received
-    wait_until(lambda: porch.tally.received > received + 3)
+    wait_for(lambda: porch.tally.received > received + 3, "more frames")
     page.wait_for_timeout(0)  # what the browser has told since
     assert len([url for url in asked if "jpg?at=" in url]) <= before + 1, "a hidden tab plays nothing"
 
@@ -300,10 +300,10 @@ def test_a_tab_that_nobody_looks_at_costs_nothing(
     wait_for_picture(page, photographs[0])
     leave(page)
     porch = service.server.cameras.all()[0]
-    wait_until(lambda: porch.relays["veiled"].viewers == 0)
+    wait_for(lambda: porch.relays["veiled"].viewers == 0, "the end of its viewers")
     shown, received = porch.tally.shown["veiled"], porch.tally.received
     film.show(4)
-    wait_until(lambda: porch.tally.received > received + 3)
+    wait_for(lambda: porch.tally.received > received + 3, "more frames")
     assert porch.tally.shown["veiled"] <= shown + 1, "at most what was in the engine when it left"
     page.evaluate("() => { window.away = false; document.dispatchEvent(new Event('visibilitychange')); }")
     wait_for_picture(page, photographs[4])
@@ -320,7 +320,7 @@ def test_a_camera_in_the_place_of_another(
     expect(page.get_by_role("button", name="All cameras")).to_be_visible(timeout=WAIT_MS)
     porch.fall_silent()
     porch.camera.bye()
-    wait_until(lambda: service.server.cameras.all()[0].state == "gone")
+    wait_for(lambda: service.server.cameras.all()[0].state == "gone", "a camera that is gone")
     yard = Film(service.address, operator, photographs, "yard")
     yard.show(6)
     expect(page.locator('figure[data-camera="yard"]')).to_be_visible(timeout=WAIT_MS)
@@ -336,7 +336,7 @@ def test_a_camera_that_the_page_does_not_know_yet_costs_one_picture(
     for film in films:
         film.show(0)
     films[1].fall_silent()
-    wait_until(lambda: len(service.server.cameras.all()) == 2)
+    wait_for(lambda: len(service.server.cameras.all()) == 2, "both cameras")
     porch = service.server.cameras.all()[0]
 
     def without_yard(route: Route) -> None:

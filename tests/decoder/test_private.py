@@ -17,7 +17,8 @@ from decoder.settings import Settings
 from encoder.packing import Packer
 from encoder.sampling import Operator
 from tests.conftest import Service, StartService, frame_of, hello_of
-from tests.decoder.test_service import Camera, wait_until
+from tests.decoder.peers import Camera
+from tests.waiting import wait_for
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def test_recordings_pictures_and_films_are_their_owners_alone(
     recordings, pictures, films = tmp_path / "recordings", tmp_path / "pictures", tmp_path / "films"
     service = start_service(Settings(port=0, http=0, record=recordings, save=pictures))
     film(service, operator, photographs[0])
-    wait_until(lambda: any(pictures.rglob("*.png")) and any(recordings.rglob("*.vcseg")))
+    wait_for(lambda: any(pictures.rglob("*.png")) and any(recordings.rglob("*.vcseg")), "a picture and a segment")
     service.stop()
     for folder in (recordings, pictures):
         assert modes(folder) == {("folder", 0o700), ("file", 0o600)}
@@ -71,7 +72,7 @@ def test_a_folder_that_others_may_look_into_is_told_and_left_so(
     service = start_service(Settings(port=0, http=0, record=recordings))
     film(service, operator, photographs[0])
     film(service, operator, photographs[1])
-    wait_until(lambda: len(list(recordings.rglob("*.vcseg"))) == 2)
+    wait_for(lambda: len(list(recordings.rglob("*.vcseg"))) == 2, "the second segment")
     told = re.findall(r"(\S+): others may look into it \(mode (\d+)\)", caplog.text)
     assert told == [(str(recordings), "755"), (str(recordings / "porch"), "770")], "once for each"
     assert recordings.stat().st_mode & 0o777 == 0o755
@@ -87,7 +88,10 @@ def test_plain_pictures_that_leave_by_a_command_or_onto_the_disk_are_in_the_audi
     settings = Settings(port=0, http=0, record=tmp_path / "r", save=tmp_path / "p", allow_plain=True)
     service = start_service(settings, plain)
     film(service, operator, photographs[0])
-    wait_until(lambda: any((tmp_path / "p").rglob("*.png")) and any((tmp_path / "r").rglob("*.vcseg")))
+    wait_for(
+        lambda: any((tmp_path / "p").rglob("*.png")) and any((tmp_path / "r").rglob("*.vcseg")),
+        "a picture and a segment",
+    )
     service.stop()
     who = f"os:{getpass.getuser()}"
     captured = "2001-09-09T01:46:40.000+00:00"

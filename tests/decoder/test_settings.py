@@ -23,7 +23,7 @@ from encoder.sampling import Operator
 from protos.v1 import veilcam_pb2 as pb
 from protos.v1.veilcam_pb2_grpc import ViewersStub
 from tests.conftest import StartService, frame_of, hello_of
-from tests.decoder.test_service import Camera
+from tests.decoder.peers import Camera
 from tests.decoder.test_web import get
 
 DECODE = [sys.executable, "-m", "decoder"]

@@ -23,9 +23,10 @@ from encoder.sampling import Operator
 from protos.v1 import veilcam_pb2 as pb
 from protos.v1.veilcam_pb2_grpc import ViewersStub
 from tests.conftest import Service, StartService, frame_of, hello_of
+from tests.decoder.peers import Camera, known_of
 from tests.decoder.test_door import metric
-from tests.decoder.test_service import Camera, wait_until
 from tests.decoder.test_web import get
+from tests.waiting import wait_for
 
 SMALL = np.zeros((32, 32), np.uint8)
 SECOND = 10**9
@@ -109,8 +110,7 @@ def test_frames_that_are_long_on_the_way_are_late_and_those_of_a_replay_never(
         for sequence, captured in enumerate(captured_ns, 1):
             camera.say(frame=packer.pack(frame_of(SMALL, captured), sequence)[0])
             camera.settled(sequence)
-            known = service.server.cameras.get(name)
-            assert known is not None
+            known = known_of(service, name)
             found.append(known.state)
         camera.bye()
         return found
@@ -140,14 +140,15 @@ def test_the_clocks_difference_is_told_beside_latency(service: Service, operator
 
 @given(st.lists(st.tuples(st.floats(0, 40), st.integers(-(10**12), 10**12)), min_size=1, max_size=60))
 def test_a_clocks_offset_is_the_least_difference_of_the_last_minute(frames: list[tuple[float, int]]) -> None:
-    clock, now, came = Clock(), 0.0, []
+    clock, now_ns, came = Clock(), 0, []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("decoder.states.time.monotonic", lambda: now)
+        patch.setattr("decoder.states.time.monotonic_ns", lambda: now_ns)
+        patch.setattr("decoder.states.time.time_ns", lambda: now_ns)
         for gap, difference in frames:
-            now += gap
-            clock.tell(5, 5 + difference)
-            came.append((int(now), difference))
-            lately = [each for second, each in came if second >= int(now) - 60]
+            now_ns += int(gap * 10**9)
+            clock.tell(now_ns - difference)
+            came.append((now_ns // 10**9, difference))
+            lately = [each for second, each in came if second >= now_ns // 10**9 - 60]
             assert clock.offset_ns == min(lately)
             assert clock.delay_s == pytest.approx((difference - min(lately)) / 1e9)
 
@@ -224,7 +225,7 @@ def test_a_url_is_told_of_each_change(
     film = Film(service, operator)
     film.send()
     film.bye()
-    wait_until(lambda: [each["state"] for each in hook.bodies] == ["connecting", "live", "gone"])
+    wait_for(lambda: [each["state"] for each in hook.bodies] == ["connecting", "live", "gone"], "its three states")
     assert {each["camera"] for each in hook.bodies} == {"porch"}
     assert all(each["since"].startswith("20") and each["since"].endswith("+00:00") for each in hook.bodies)
     assert set(hook.headers) == {"Basic dXNAZXI6c2VjOnJldA=="}
@@ -242,7 +243,7 @@ def test_a_url_that_can_not_be_told_is_a_line_without_its_secrets(
     service = hooked(start_service, f"http://user:secret@{hook.place}/T0/token?key=value")
     film = Film(service, operator)
     film.send()
-    wait_until(lambda: caplog.text.count("wasn't told") >= 2)
+    wait_for(lambda: caplog.text.count("wasn't told") >= 2, "two hooks that failed")
     line = next(record.getMessage() for record in caplog.records if "wasn't told" in record.getMessage())
     problem = f"answered {status}" if status else "can't be reached"
     assert line.startswith(f"on_change http://{hook.place}/…: {problem}")
@@ -264,9 +265,9 @@ def test_a_url_that_hangs_holds_up_no_camera_and_the_oldest_changes_are_lost(
         film = Film(service, operator, f"camera{number}")
         film.send()
         film.bye()
-    wait_until(lambda: "too slow; camera camera0 is" in caplog.text)
+    wait_for(lambda: "too slow; camera camera0 is" in caplog.text, "the hook that is too slow")
     go_on.set()
-    wait_until(lambda: len(hook.bodies) == 4)
+    wait_for(lambda: len(hook.bodies) == 4, "all four changes")
     assert [each["camera"] for each in hook.bodies[1:]] == ["camera2"] * 3
     assert [each["state"] for each in hook.bodies[1:]] == ["connecting", "live", "gone"]
 
@@ -284,7 +285,7 @@ def test_a_command_is_run_at_each_change_and_ended_if_it_hangs(
     film = Film(service, operator)
     film.send()
     film.bye()
-    wait_until(lambda: "ended with 1" in caplog.text)
+    wait_for(lambda: "ended with 1" in caplog.text, "the command that failed")
     lines = [line.split() for line in out.read_text().splitlines()]
     assert [line[:2] for line in lines] == [["porch", "connecting"], ["porch", "live"], ["porch", "gone"]]
     assert (
@@ -296,7 +297,10 @@ def test_a_command_that_is_not_there_is_told(
     start_service: StartService, operator: Operator, caplog: pytest.LogCaptureFixture
 ) -> None:
     film = Film(hooked(start_service, "/nowhere/at-all --token secret"), operator)
-    wait_until(lambda: "on_change /nowhere/at-all: can't be run (No such file or directory)" in caplog.text)
+    wait_for(
+        lambda: "on_change /nowhere/at-all: can't be run (No such file or directory)" in caplog.text,
+        "the command that can't be run",
+    )
     assert "secret" not in caplog.text
     film.bye()
 

@@ -21,7 +21,7 @@ from decoder.model import Model, read_model
 from encoder.sampling import Operator
 from tests.conftest import StartService
 from tests.decoder.pretend_gpu import Cuda, TensorRt
-from tests.decoder.test_service import wait_until
+from tests.waiting import wait_for
 
 GPU = Gpu("a GPU", (8, 6))
 NAMES = ("tensorrt", "tensorrt-float16", "tensorrt-int8")
@@ -243,7 +243,7 @@ def test_engines_that_are_let_go_give_everything_back(
     assert cuda.held
     after = load_catalogue([SHIPPED / "veil-r10.onnx"], "onnxruntime", 1)
     service.loop.call_soon_threadsafe(service.server.apply, service.server.settings, after)
-    wait_until(cuda.holds_nothing)
+    wait_for(cuda.holds_nothing, "a device that holds nothing")
 
 
 @pytest.mark.gpu

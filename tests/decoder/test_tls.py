@@ -13,7 +13,6 @@ import threading
 import urllib.request
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 
@@ -33,37 +32,12 @@ from encoder.sinks import ServerSink, SinkError
 from encoder.tls import Tls, TlsError
 from protos.v1 import veilcam_pb2 as pb
 from tests.conftest import Service, StartService, hello_of
-from tests.decoder.test_service import Camera, wait_until
+from tests.decoder.guarded import FILES, Keys, ready
+from tests.decoder.peers import Camera
 from tests.encoder.test_cli import ENCODE, encode
+from tests.waiting import wait_for
 
 DECODE = [sys.executable, "-m", "decoder"]
-
-
-@dataclass
-class Keys:
-    """An authority's folder."""
-
-    folder: Path
-
-    def settings(self, **changes: object) -> Settings:
-        files = {name: self.folder / file for name, file in FILES.items()}
-        return Settings.model_validate({"port": 0, "http": 0} | files | changes)
-
-    def credentials(self, client: str | None = None, of: "Keys | None" = None) -> grpc.ChannelCredentials:
-        ca = (self.folder / "ca.pem").read_bytes()
-        if client is None:
-            return grpc.ssl_channel_credentials(ca)
-        pem = (of or self).folder / f"{client}.pem"
-        return grpc.ssl_channel_credentials(ca, pem.with_suffix(".key").read_bytes(), pem.read_bytes())
-
-    def expired(self, name: str) -> str:
-        """A camera's certificate whose time is over."""
-        past = datetime.now(UTC) - timedelta(days=3)
-        Authority.open(self.folder).client("cameras", name, past, days=1)
-        return f"cameras/{name}"
-
-
-FILES = {"certificate": "server.pem", "key": "server.key", "client_ca": "ca.pem"}
 
 
 @pytest.fixture
@@ -82,16 +56,6 @@ def other(tmp_path: Path) -> Keys:
 @pytest.fixture
 def service(start_service: StartService, keys: Keys) -> Service:
     return start_service(keys.settings())
-
-
-def ready(service: Service, credentials: grpc.ChannelCredentials) -> grpc.Channel | None:
-    channel = grpc.secure_channel(service.address, credentials)
-    try:
-        grpc.channel_ready_future(channel).result(3)
-    except grpc.FutureTimeoutError:
-        channel.close()
-        return None
-    return channel
 
 
 def publish(service: Service, operator: Operator, credentials: grpc.ChannelCredentials, name: str) -> Camera:
@@ -197,7 +161,7 @@ def test_a_running_service_tells_once_a_day_that_its_certificate_expires(
     def told(day: int, words: str) -> int:
         """Lines with these words, once it has been looked at on that day, several times."""
         clock.time, before = clock.start + timedelta(days=day), len(looks)
-        wait_until(lambda: len(looks) > before + 5)
+        wait_for(lambda: len(looks) > before + 5, "more looks at the files")
         return sum(words in line for line in caplog.messages)
 
     assert told(1, "renew it") == 0
@@ -380,7 +344,7 @@ def test_a_camera_whose_clock_is_late_waits_for_the_time(service: Service, keys:
                 told = camera.stderr.readline()
                 assert told, camera.wait()
             authority.renew()
-            wait_until(lambda: service.server.cameras.get("porch") is not None)
+            wait_for(lambda: service.server.cameras.get("porch") is not None, "the camera")
             camera.send_signal(signal.SIGINT)
             assert camera.wait(30) == 0
         finally:
@@ -442,12 +406,12 @@ def test_a_certificate_that_expires_while_the_server_is_away_is_told(
     porch = keys.folder / "cameras" / "porch"
     tls = Tls(keys.folder / "ca.pem", porch.with_suffix(".pem"), porch.with_suffix(".key"))
     link = ServerLink(service.address, hello_of(operator, np.zeros((32, 32), np.uint8), "porch"), Counter(), tls=tls)
-    wait_until(lambda: link.wait_until_ready(0.1))
+    wait_for(lambda: link.wait_until_ready(0.1), "a connection")
     old = keys.folder / keys.expired("old")
     service.stop()
     for suffix in (".pem", ".key"):
         shutil.copy(old.with_suffix(suffix), porch.with_suffix(suffix))
-    wait_until(lambda: link.wait_until_ready(0.1) or "certificate has expired" in caplog.text)
+    wait_for(lambda: link.wait_until_ready(0.1) or "certificate has expired" in caplog.text, "a refusal")
     assert "went away" in caplog.text
     assert not link.wait_until_ready(0)
     with pytest.raises(SinkError, match="is away since"):

@@ -19,14 +19,14 @@ import pytest
 from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
 
-from decoder.cameras import Camera as Known
 from decoder.catalogue import SHIPPED, Catalogue, load_catalogue
 from decoder.server import ServerError
 from decoder.settings import Settings
 from encoder.packing import Packer
 from encoder.sampling import Operator
 from tests.conftest import Service, StartService, frame_of, hello_of
-from tests.decoder.test_service import Camera, wait_until
+from tests.decoder.peers import Camera, known_of
+from tests.waiting import wait_for
 
 
 def get(url: str) -> tuple[int, bytes, Any]:
@@ -83,8 +83,8 @@ def test_a_plain_still_is_made_when_it_is_asked_for(
     still = f"{service.page}/cameras/porch.jpg?rendition=plain"
     status, _, headers = get(still)
     assert (status, headers["X-Sequence"]) == (200, "1")
-    relay = known(service).relays["plain"]
-    wait_until(lambda: relay.viewers == 0)
+    relay = known_of(service, "porch").relays["plain"]
+    wait_for(lambda: relay.viewers == 0, "the end of its viewer")
     shown.say(frame=Packer(operator, 0.1).pack(frame_of(photographs[1], time.time_ns()), 5)[0])
     shown.settled(5)
     assert relay.latest is None
@@ -125,12 +125,6 @@ def test_health_by_url(service: Service) -> None:
     assert get(f"{service.page}/readyz")[:2] == (200, b"ready\n")
 
 
-def known(service: Service) -> Known:
-    camera = service.server.cameras.get("porch")
-    assert camera is not None
-    return camera
-
-
 def pictures_of(body: bytes) -> list[tuple[str, int, bytes]]:
     found = []
     while body:
@@ -157,8 +151,10 @@ def test_the_newest_pictures_of_all_cameras_in_one_answer(
     only = pictures_of(get(f"{service.page}/pictures?camera=yard")[1])
     assert [(name, serial) for name, serial, _ in only] == [("yard", 1)]
     with ThreadPoolExecutor(1) as pool:
+        relays = [camera.relays["veiled"] for camera in service.server.cameras.all()]
+        wait_for(lambda: not any(relay.viewers for relay in relays), "the end of those who asked before")
         asked = pool.submit(get, service.page + '/pictures?seen={"porch":1,"yard":1}')
-        time.sleep(0.3)
+        wait_for(lambda: all(relay.viewers for relay in relays), "one who waits for what is newer")
         assert not asked.done()
         second.say(frame=Packer(operator, 0.1).pack(frame_of(photographs[5]), 2)[0])
         assert [(name, serial) for name, serial, _ in pictures_of(asked.result(20)[1])] == [("yard", 2)]
@@ -179,7 +175,7 @@ def test_a_page_is_a_viewer_also_between_two_of_its_requests(
     monkeypatch.setattr("decoder.pictures.LINGER_S", 0.1)
     asked = quote(json.dumps({"porch": 1}))
     assert [serial for _, serial, _ in pictures_of(get(f"{service.page}/pictures?seen={asked}")[1])] == [2]
-    wait_until(lambda: not known(service).watched)
+    wait_for(lambda: not known_of(service, "porch").watched, "the end of its viewers")
     shown.bye()
 
 
@@ -273,10 +269,12 @@ def test_pictures_are_saved_as_they_were_shown(
     camera.say(hello=hello_of(operator, photographs[0], "porch"))
     camera.say(frame=Packer(operator, 0.1).pack(frame_of(photographs[0]), 7)[0])
     camera.settled(7)
-    wait_until(lambda: bool(list(tmp_path.glob("porch/1-00000007.png"))))
-    latest = known(service).latest
+    wait_for(lambda: list(tmp_path.glob("porch/1-00000007.png")), "the picture's file")
+    latest = known_of(service, "porch").latest
     assert latest is not None
-    wait_until(lambda: np.array_equal(read_gray(tmp_path / "porch" / "1-00000007.png"), latest.pixels))
+    wait_for(
+        lambda: np.array_equal(read_gray(tmp_path / "porch" / "1-00000007.png"), latest.pixels), "the whole picture"
+    )
     camera.bye()
 
 
@@ -299,7 +297,7 @@ def test_a_recorded_still_that_its_engine_fails_on_is_told_and_the_engine_is_reb
     camera.say(frame=Packer(operator, 0.1).pack(frame_of(photographs[0]), 1)[0])
     camera.settled(1)
     still = f"{service.page}/recordings/porch.jpg?at=1"
-    wait_until(lambda: get(still)[0] == 200)
+    wait_for(lambda: get(still)[0] == 200, "the camera's picture")
     (reconstructor,) = catalogue.reconstructors
     before = reconstructor.engine
     with monkeypatch.context() as patch:
@@ -318,8 +316,9 @@ def test_a_folder_that_cannot_be_written_is_told_at_the_start(start_service: Sta
 
 
 def test_a_disk_that_fails_later_does_not_stop_the_pictures(
-    start_service: StartService, operator: Operator, photographs: list[NDArray[np.uint8]], tmp_path: Path
-) -> None:
+    start_service: StartService, operator: Operator, photographs: list[NDArray[np.uint8]], tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
     service = start_service(Settings(port=0, http=0, save=tmp_path))
     (tmp_path / "porch").write_text("in the way")
     camera = Camera(service.channel())
@@ -328,7 +327,7 @@ def test_a_disk_that_fails_later_does_not_stop_the_pictures(
     for sequence in (1, 2):
         camera.say(frame=packer.pack(frame_of(photographs[0]), sequence)[0])
         camera.settled(sequence)
-        time.sleep(0.3)
+        wait_for(lambda: "no more pictures are saved" in caplog.text, "a line for the first")
     camera.bye()
 
 
@@ -350,7 +349,9 @@ def test_a_disk_that_hangs_does_not_keep_the_service_from_stopping(
     camera.say(frame=Packer(operator, 0.1).pack(frame_of(photographs[0]), 1)[0])
     camera.shown(1)
     try:
-        wait_until(lambda: any(thread.name.startswith("save") for thread in threading.enumerate()))
+        wait_for(
+            lambda: any(thread.name.startswith("save") for thread in threading.enumerate()), "the thread that saves"
+        )
         service.stop()
     finally:
         os.close(os.open(pipe, os.O_RDWR))
@@ -377,14 +378,14 @@ def test_a_picture_that_is_no_longer_allowed_when_its_turn_to_be_saved_comes_is_
         camera.say(hello=hello_of(operator, photographs[0], name))
         camera.answer()
     relays = [known.relays["plain"] for known in service.server.cameras.all()]
-    wait_until(lambda: all(relay.viewers for relay in relays))
+    wait_for(lambda: all(relay.viewers for relay in relays), "a viewer of each")
     for camera in cameras.values():
         camera.say(frame=Packer(operator, 0.1).pack(frame_of(photographs[0]), 1)[0])
         camera.shown(1)
     service.loop.call_soon_threadsafe(service.server.apply, settings.model_copy(update={"allow_plain": False}))
     assert cameras["yard"].refusal()[0] is grpc.StatusCode.NOT_FOUND
     assert pipe.read_bytes().startswith(b"\x89PNG")
-    wait_until(lambda: not any(relay.viewers for relay in relays))
+    wait_for(lambda: not any(relay.viewers for relay in relays), "the end of the viewers")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["porch"]
 
 
@@ -394,11 +395,10 @@ def test_a_slow_viewer_gets_the_newest_picture_and_never_a_backlog(
     """Watch through the relay that every viewer uses: many pictures pass while the viewer is busy with one."""
     import asyncio
 
-    known = service.server.cameras.get("porch")
-    assert known is not None
+    known = known_of(service, "porch")
     relay, seen = known.relays["veiled"], queue.SimpleQueue[int]()
     get(f"{service.page}/cameras/porch.jpg")
-    wait_until(lambda: relay.viewers == 0)
+    wait_for(lambda: relay.viewers == 0, "the end of its viewer")
     assert relay.latest is not None
 
     async def slow() -> None:
@@ -431,12 +431,11 @@ def test_a_browser_that_stops_reading_is_let_go(
         camera = Camera(channel)
         camera.say(hello=hello_of(operator, photographs[0], "porch"))
         camera.answer()
-        known = service.server.cameras.get("porch")
-        assert known is not None
+        known = known_of(service, "porch")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(("127.0.0.1", service.server.http_port))
         connection.sendall(b"GET /cameras/porch.mjpeg HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        wait_until(lambda: known.relays["veiled"].viewers == 1)
+        wait_for(lambda: known.relays["veiled"].viewers == 1, "the viewer")
 
         def left() -> bool:
             frame.sequence += 1
@@ -444,5 +443,5 @@ def test_a_browser_that_stops_reading_is_let_go(
             camera.settled(frame.sequence)
             return known.relays["veiled"].viewers == 0
 
-        wait_until(left)
+        wait_for(left, "the end of the one that doesn't read")
         camera.bye()

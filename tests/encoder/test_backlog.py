@@ -27,8 +27,9 @@ from encoder.spool import LEAST_BYTES, Spool, SpoolError
 from protos.segment import key_of
 from protos.v1 import veilcam_pb2 as pb
 from protos.v1.veilcam_pb2_grpc import CamerasServicer, add_CamerasServicer_to_server
-from tests.encoder.test_link import endless, lines, wait_for
+from tests.encoder.test_link import endless, lines
 from tests.encoder.test_spool import HELLO, OTHER, Spooling, frames, unwritable
+from tests.waiting import wait_for
 
 
 class Server(CamerasServicer):

@@ -2,7 +2,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from decoder.settings import Settings
 from encoder.sinks import read_messages
 from tests.conftest import Service, StartService
 from tests.encoder.test_sources import FRAMES, drawn, write_pictures, write_video
+from tests.waiting import wait_for
 
 ENCODE = [sys.executable, "-m", "encoder"]
 
@@ -134,11 +134,10 @@ def test_ctrl_c_ends_cleanly_with_a_summary(service: Service) -> None:
 
 def test_json_log(tmp_path: Path) -> None:
     done = encode("pattern:64x48@50#3", "--out", str(tmp_path / "m"), "--as-fast-as-possible", "--log-json")
-    assert all(json.loads(line)["levelname"] == "INFO" for line in done.stderr.splitlines())
+    lines = done.stderr.splitlines()
+    assert lines
+    assert all(json.loads(line)["levelname"] == "INFO" for line in lines)
 
 
 def wait_until_shown(service: Service) -> None:
-    deadline = time.monotonic() + 30
-    while not (camera := service.server.cameras.get("camera")) or camera.latest is None:
-        assert time.monotonic() < deadline, "nothing was shown"
-        time.sleep(0.02)
+    wait_for(lambda: (camera := service.server.cameras.get("camera")) and camera.latest, "a picture that is shown")

@@ -17,7 +17,8 @@ from encoder.sampling import Operator
 from encoder.sources import Frame
 from protos.segment import Segment
 from tests.conftest import Service, StartService, frame_of
-from tests.encoder.test_link import Running, lines, wait_for
+from tests.encoder.test_link import Running, lines
+from tests.waiting import wait_for
 
 HOUR_NS = 3_600_000_000_000
 FRAMES = 30

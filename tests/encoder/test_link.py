@@ -31,15 +31,9 @@ from protos.v1 import veilcam_pb2 as pb
 from protos.v1.veilcam_pb2_grpc import CamerasServicer, add_CamerasServicer_to_server
 from tests.conftest import Service, StartService, frame_of, hello_of
 from tests.encoder.test_cli import ENCODE, encode, wait_until_shown
+from tests.waiting import wait_for
 
 GREY = np.full((32, 32), 90, np.uint8)
-
-
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"never: {what}"
-        time.sleep(0.02)
 
 
 def lines(told: str, *words: str) -> list[str]:

@@ -20,7 +20,8 @@ from encoder.sinks import ServerSink
 from encoder.sources import Frame
 from protos.v1 import veilcam_pb2 as pb
 from tests.conftest import Service, frame_of, hello_of
-from tests.encoder.test_link import lines, wait_for
+from tests.encoder.test_link import lines
+from tests.waiting import wait_for
 
 SIDE = 512
 """Of pictures of noise whose frames are some 40 kB each."""

@@ -14,7 +14,8 @@ from benchmarks.proxy import Proxy
 from encoder.sampling import Operator
 from encoder.sources import Frame
 from tests.conftest import Service, frame_of
-from tests.encoder.test_link import Running, lines, wait_for
+from tests.encoder.test_link import Running, lines
+from tests.waiting import wait_for
 
 
 @pytest.fixture(scope="module")

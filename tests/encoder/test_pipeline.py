@@ -14,6 +14,7 @@ from encoder.sinks import FileSink, Progress, read_messages
 from encoder.sources import Frame, SourceError, open_source
 from protos.v1 import veilcam_pb2 as pb
 from tests.conftest import frame_of
+from tests.waiting import wait_for
 
 GREY = np.full((32, 32), 90, np.uint8)
 
@@ -97,8 +98,7 @@ def test_stop_ends_an_endless_source(operator: Operator, tmp_path: Path) -> None
     account = Account()
     running = threading.Thread(target=run, args=(source.frames(), Packer(operator, 0.1), sink, account, stop))
     running.start()
-    while account.sent < 3:
-        time.sleep(0.005)
+    wait_for(lambda: account.sent >= 3, "three frames")
     stop.set()
     running.join(10)
     sink.close()
@@ -185,8 +185,7 @@ def test_frames_at_hand_at_the_stop_are_counted(operator: Operator) -> None:
 
     def filmed_once_the_first_is_sent() -> Iterator[Frame]:
         yield frame_of(GREY, 1)
-        while not sink.sent:
-            time.sleep(0.005)
+        wait_for(lambda: sink.sent, "the first frame")
         yield from filmed(2)
         stop.wait(20)
         yield frame_of(GREY, 1000)
@@ -194,8 +193,7 @@ def test_frames_at_hand_at_the_stop_are_counted(operator: Operator) -> None:
     frames = filmed_once_the_first_is_sent()
     running = threading.Thread(target=run, args=(frames, Packer(operator, 0.1), sink, account, stop))
     running.start()
-    while account.captured < 3:
-        time.sleep(0.005)
+    wait_for(lambda: account.captured >= 3, "three frames")
     stop.set()
     running.join(20)
     assert account.captured == 4

@@ -33,7 +33,8 @@ from protos.segment import Segment, SegmentError, SegmentWriter, index_of
 from protos.v1 import veilcam_pb2 as pb
 from tests.conftest import StartService, frame_of, hello_of
 from tests.encoder.test_cli import ENCODE, encode
-from tests.encoder.test_link import endless, lines, wait_for
+from tests.encoder.test_link import endless, lines
+from tests.waiting import wait_for
 
 HELLO = pb.Hello(camera="camera", operator_id="0" * 16, width=64, height=48, epoch=1)
 

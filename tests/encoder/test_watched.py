@@ -21,7 +21,8 @@ from encoder.sources import SourceError, open_source, source_class
 from encoder.sources.watched import WatchedSource
 from tests.conftest import Service
 from tests.encoder.test_cli import ENCODE
-from tests.encoder.test_link import lines, received, wait_for
+from tests.encoder.test_link import lines, received
+from tests.waiting import wait_for
 
 HANG, END = "hang", "end"
 
@@ -353,6 +354,7 @@ def hanging(self):
     for index, frame in enumerate(frames(self)):
         yield frame
         if index == 10:
+            print("hangs", flush=True)
             ctypes.CDLL(None).pause()  # without Python's lock, as a decoder that hangs
 PatternSource.frames = hanging
 from encoder.cli import main
@@ -363,10 +365,11 @@ main()
 
 def test_a_file_whose_read_never_returns_does_not_hold_up_the_end(tmp_path: Path) -> None:
     out = tmp_path / "messages"
-    with subprocess.Popen([sys.executable, "-c", _HANGS, str(out)], stderr=subprocess.PIPE, text=True) as encoder:
+    command, pipe = [sys.executable, "-c", _HANGS, str(out)], subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as encoder:
         try:
-            wait_for(lambda: out.exists() and out.stat().st_size > 1000, "messages")
-            time.sleep(0.5)
+            assert encoder.stdout is not None
+            assert encoder.stdout.readline() == "hangs\n"
             encoder.send_signal(signal.SIGTERM)
             _, told = encoder.communicate(timeout=20)
         finally:

@@ -1,4 +1,4 @@
-"""Small real training data: crops of the shipped clip as a folder of photographs."""
+"""Small real training data, and a small schedule that is done."""
 
 from pathlib import Path
 
@@ -7,6 +7,11 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+
+from tests.train.drawn import write_cifar10
+from tests.train.schedules import CPU, no_bar, write_schedule
+from train.data.small import SmallSet, open_set
+from train.reproduce import Runner, Schedule
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +27,27 @@ def folder(photographs: list[NDArray[np.uint8]], tmp_path_factory: pytest.TempPa
 def one_thread() -> None:
     """Sums in one order, so that equal runs are equal to the bit."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_cifar10(tmp_path_factory.mktemp("data") / "cifar10")
+
+
+@pytest.fixture(scope="session")
+def data(data_folder: Path) -> SmallSet:
+    return open_set("cifar10", [data_folder], data_folder)
+
+
+@pytest.fixture(scope="session")
+def done(data: SmallSet, tmp_path_factory: pytest.TempPathFactory) -> tuple[Schedule, Path]:
+    """A finished small schedule."""
+    torch.set_num_threads(1)
+    schedule = Schedule(write_schedule(tmp_path_factory.mktemp("schedules") / "reduced"))
+    runs = tmp_path_factory.mktemp("runs") / "reduced"
+    runner = Runner(schedule, runs, CPU, lambda name: data, no_bar)
+    for step in schedule.steps():
+        assert not runner.done(step)
+        runner.do(step)
+        assert runner.done(step)
+    return schedule, runs

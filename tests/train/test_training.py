@@ -15,7 +15,7 @@ from decoder.catalogue import SHIPPED, load_catalogue
 from encoder.packing import Packer
 from encoder.sampling import Operator
 from tests.conftest import StartService, frame_of, hello_of
-from tests.decoder.test_service import Camera, watched
+from tests.decoder.peers import Camera, watched
 from train import checkpoint, readers
 from train.cli import app
 from train.data.files import DataError

@@ -1,0 +1,120 @@
+"""What a camera is told to be kept is there, and on the disk itself; what late frames leave behind."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from decoder.recordings.recorder import Recorder
+from decoder.recordings.store import Retention, Store
+from decoder.settings import Settings
+from encoder.packing import Packer
+from encoder.sampling import Operator
+from protos.v1 import veilcam_pb2 as pb
+from tests.conftest import Service, StartService, frame_of
+from tests.decoder.peers import Camera
+from tests.decoder.test_backlog import backlog, kept, late, recorded, said
+from tests.waiting import wait_for
+
+
+@pytest.fixture
+def frames(operator: Operator, photographs: list[NDArray[np.uint8]]) -> list[pb.Frame]:
+    packer = Packer(operator, 0.1)
+    return [packer.pack(frame_of(p, n * 10**9), n, key=n % 2 == 1)[0] for n, p in enumerate(photographs[:6], 1)]
+
+
+def publish(service: Service, hello: pb.Hello, frames: list[pb.Frame]) -> Camera:
+    """A camera whose frames are kept."""
+    camera = Camera(service.channel())
+    camera.say(hello=hello)
+    for frame in frames:
+        camera.say(frame=frame)
+        camera.settled(frame.sequence)
+    kept(camera, frames[-1].sequence)
+    return camera
+
+
+def opened(folder: Path) -> set[Path]:
+    """Files of a folder that this process has open."""
+    found = set[Path]()
+    for each in Path("/proc/self/fd").iterdir():
+        try:
+            found.add(each.readlink())
+        except FileNotFoundError:
+            continue
+    return {path for path in found if folder in path.parents}
+
+
+@pytest.mark.parametrize("restarts", [False, True], ids=["of this process", "of the one before"])
+def test_frames_of_a_recording_that_someone_deleted_are_not_called_kept(
+    restarts: bool,
+    start_service: StartService,
+    operator: Operator,
+    photographs: list[NDArray[np.uint8]],
+    frames: list[pb.Frame],
+    tmp_path: Path,
+) -> None:
+    service = start_service(Settings(port=0, http=0, record=tmp_path, record_free=0))
+    camera = publish(service, said(operator, photographs[0]), frames[:2])
+    camera.bye()
+    cameras = service.server.cameras
+    wait_for(lambda: cameras.all()[0].stream is None, "the end of the stream")
+    if restarts:
+        service.stop()
+        service = start_service(Settings(port=0, http=0, record=tmp_path, record_free=0))
+    camera = publish(service, said(operator, photographs[0]), frames[4:])
+    assert backlog(service, said(operator, photographs[0]), frames[:2]).repeated == 2
+    (first, *_) = sorted(tmp_path.glob("camera/*.vcseg"))
+    first.unlink()
+    assert backlog(service, said(operator, photographs[0]), frames[:2]) == pb.BacklogResponse(recorded=2, repeated=0)
+    camera.bye()
+
+
+def test_a_backlog_that_repeats_a_live_frame_is_done_when_that_is_on_the_disk_itself(
+    operator: Operator,
+    photographs: list[NDArray[np.uint8]],
+    frames: list[pb.Frame],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With the name of its segment, and that of its folder."""
+    synced, fsync = set[Path](), os.fsync
+
+    def noted(descriptor: int) -> None:
+        fsync(descriptor)
+        synced.add(Path(f"/proc/self/fd/{descriptor}").readlink())
+
+    monkeypatch.setattr("decoder.recordings.recorder._FLUSH_EVERY_S", 3600.0)
+    monkeypatch.setattr(os, "fsync", noted)
+    hello = said(operator, photographs[0])
+    recorder = Recorder(Store(tmp_path, Retention(free_megabytes=0)))
+    recorder.begin(hello, lambda: None)
+    for frame in frames[:2]:
+        recorder.offer("camera", frame, 1)
+    wait_for(lambda: recorder.told()["camera"].frames == 2, "both frames")
+    (live,) = tmp_path.glob("camera/*.vcseg")
+    assert not synced
+    late(recorder, hello, frames[:2])
+    assert synced == {live, live.parent, tmp_path}
+    recorder.close()
+
+
+def test_a_segment_of_a_backlog_ends_when_nothing_comes(
+    operator: Operator,
+    photographs: list[NDArray[np.uint8]],
+    frames: list[pb.Frame],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("decoder.recordings.recorder._LATE_IDLE_S", 0.2)
+    hello = said(operator, photographs[0])
+    recorder = Recorder(Store(tmp_path, Retention(free_megabytes=0)))
+    recorder.begin(hello, lambda: None)
+    late(recorder, hello, frames[:2])
+    wait_for(lambda: not opened(tmp_path), "the end of the segments")
+    late(recorder, hello, frames[2:4])
+    assert len(list(tmp_path.glob("camera/*.vcseg"))) == 2
+    recorder.close()
+    assert [frame.sequence for frame in recorded(tmp_path)] == [1, 2, 3, 4]

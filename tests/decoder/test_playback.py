@@ -1,0 +1,95 @@
+"""Recordings back into pictures: any moment, spans and gaps, and segments that grow or were left empty."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from benchmarks.fidelity import psnr
+from decoder.catalogue import Catalogue
+from decoder.recordings.playback import Playback, Recording, RecordingError
+from decoder.recordings.store import Retention, Store
+from encoder.packing import Packer
+from encoder.sampling import Operator
+from protos.segment import SegmentWriter
+from tests.conftest import frame_of, hello_of
+from tests.protos.segments import HELLO, frames
+
+
+def test_a_recording_plays_the_pictures_that_were_live(
+    recorded: Path, catalogue: Catalogue, operator: Operator, photographs: list[NDArray[np.uint8]]
+) -> None:
+    shots = list(Recording(recorded, catalogue, "plain").shots())
+    assert [shot.capture_time_ns // 1_000_000_000 for shot in shots] == list(range(1, 9))
+    for shot, picture in zip(shots, photographs, strict=True):
+        assert shot.pixels.shape == picture.shape
+        assert psnr(shot.pixels, picture) > 25
+    part = list(Recording(recorded, catalogue, "plain").shots(3_000_000_000, 6_000_000_000))
+    assert [shot.capture_time_ns for shot in part] == [shot.capture_time_ns for shot in shots[2:5]]
+    assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(part, shots[2:5], strict=True))
+    assert not np.array_equal(next(Recording(recorded, catalogue, "veiled").shots()).pixels, shots[0].pixels)
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(times=st.lists(st.integers(0, 10_500), min_size=1, max_size=12))
+def test_any_moment_in_any_order_is_what_was_live_then(
+    recorded: Path, catalogue: Catalogue, operator: Operator, photographs: list[NDArray[np.uint8]], times: list[int]
+) -> None:
+    playback = Playback(Store(recorded.parent, Retention()), catalogue)
+    for time_ms in times:
+        moment = playback.at("camera", time_ms * 1_000_000)
+        assert moment is not None
+        second = min(8, max(1, time_ms // 1000))
+        assert moment.capture_time_ns == second * 1_000_000_000
+        assert moment.next_ns == (None if second == 8 else (second + 1) * 1_000_000_000)
+        picture = photographs[second - 1]
+        assert np.array_equal(moment.levels, operator.quantise(operator.sample(picture, 26), (21, 28)))
+
+
+def test_a_recording_that_grows_is_played_to_its_new_end(
+    recorded: Path, tmp_path: Path, catalogue: Catalogue, operator: Operator, photographs: list[NDArray[np.uint8]]
+) -> None:
+    store, packer = Store(tmp_path, Retention()), Packer(operator, 0.1)
+    writer = SegmentWriter(store.place("camera", 10**9), hello_of(operator, photographs[0]))
+    playback = Playback(store, catalogue)
+    for second, picture in enumerate(photographs, 1):
+        writer.append(packer.pack(frame_of(picture, second * 10**9), second)[0], second)
+        for asked in (second, 1):
+            moment = playback.at("camera", asked * 10**9)
+            assert moment is not None
+            assert moment.capture_time_ns == asked * 10**9
+            assert moment.next_ns == (None if asked == second else 2 * 10**9)
+    writer.close()
+
+
+def test_spans_join_segments_and_show_gaps(tmp_path: Path, catalogue: Catalogue) -> None:
+    store = Store(tmp_path, Retention())
+    for start in (1, 3, 60):
+        writer = SegmentWriter(store.place("porch", start * 10**9), HELLO)
+        for number, frame in enumerate(frames(3)):
+            frame.capture_time_ns = (start + number) * 10**9
+            writer.append(frame, 1)
+        writer.close()
+    playback = Playback(store, catalogue)
+    assert playback.spans("porch") == [(10**9, 5 * 10**9), (60 * 10**9, 62 * 10**9)]
+    assert playback.spans("nobody") == []
+    assert playback.at("nobody", 5) is None
+    with pytest.raises(RecordingError, match="no reconstructor for operator 0000000000000000"):
+        playback.at("porch", 5 * 10**9)
+
+
+def test_a_segment_that_a_kill_left_empty_is_left_out(
+    recorded: Path, tmp_path: Path, catalogue: Catalogue, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The service had made its file, and nothing was in it yet."""
+    folder = shutil.copytree(recorded, tmp_path / "camera")
+    empty = folder / "99999999999999999999.vcseg"
+    empty.touch()
+    assert Recording(folder, catalogue, "veiled").times() == Recording(recorded, catalogue, "veiled").times()
+    assert f"left out: {empty}: 0 bytes are too few" in caplog.text
+    with pytest.raises(RecordingError, match="0 bytes are too few"):
+        Recording(empty, catalogue, "veiled")

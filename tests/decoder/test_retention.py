@@ -1,0 +1,76 @@
+"""What is deleted of recordings goes by when it came to the server, however far off a camera's clock is."""
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from decoder.recordings.store import Retention, Store
+from decoder.settings import Settings
+from encoder.packing import Packer
+from encoder.sampling import Operator
+from protos.segment import index_of
+from tests.conftest import StartService, frame_of, hello_of
+from tests.decoder.peers import Camera
+from tests.waiting import wait_for
+
+YEAR_NS, HOUR_NS, MIB = 365 * 86_400 * 10**9, 3600 * 10**9, 1 << 20
+
+
+def received(store: Store, camera: str, captured_ns: int, hours_ago: float) -> Path:
+    """A segment of a megabyte, with its index, whose last frame came so long ago."""
+    path = store.place(camera, captured_ns)
+    path.write_bytes(b"\0" * MIB)
+    index_of(path).write_bytes(b"")
+    then_ns = time.time_ns() - int(hours_ago * HOUR_NS)
+    os.utime(path, ns=(then_ns, then_ns))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("retention", "left"),
+    [
+        (Retention(hours=24, free_megabytes=0), [2, 3, 4]),
+        (Retention(megabytes=2, free_megabytes=0), [3, 4]),
+        (Retention(free_megabytes=1 << 40), []),
+    ],
+)
+def test_the_order_is_that_of_receipt(retention: Retention, left: list[int], tmp_path: Path) -> None:
+    """The first two cameras are decades ahead and decades behind, in turns; the third is right."""
+    store, now = Store(tmp_path, retention), time.time_ns()
+    paths = {
+        1: received(store, "ahead", now + 30 * YEAR_NS, 30),
+        2: received(store, "behind", 5, 20),
+        3: received(store, "right", now - 10 * HOUR_NS, 10),
+        4: received(store, "behind", 0, 1),
+    }
+    deleted = store.tidy(set())
+    assert [paths[number] for number in sorted(set(paths) - set(left))] == [kept.path for kept in deleted]
+    assert [number for number, path in paths.items() if path.exists()] == left
+
+
+@pytest.mark.parametrize("years", [-56, 40], ids=["1970", "decades ahead"])
+def test_what_a_camera_with_a_wrong_clock_films_is_kept_for_as_long_as_any(
+    years: int, start_service: StartService, operator: Operator, photographs: list[NDArray[np.uint8]], tmp_path: Path
+) -> None:
+    """A recording that came yesterday goes, and with the same look the one that has just come stays."""
+    store = Store(tmp_path, Retention())
+    old = received(store, "camera", time.time_ns() + years * YEAR_NS - HOUR_NS, 30)
+    service = start_service(Settings(port=0, http=0, record=tmp_path, record_hours=24, record_free=0))
+    packer = Packer(operator, 0.1)
+    for number in (1, 2):
+        camera = Camera(service.channel())
+        camera.say(hello=hello_of(operator, photographs[0]))
+        captured_ns = time.time_ns() + years * YEAR_NS + number
+        camera.say(frame=packer.pack(frame_of(photographs[0], captured_ns), 1, key=True)[0])
+        camera.settled(1)
+        camera.bye()
+        wait_for(lambda: service.server.cameras.all()[0].stream is None, "the end of the stream")
+    wait_for(lambda: not old.exists(), "the end of the old segment")
+    service.stop()
+    store.retention = Retention(hours=24, free_megabytes=0)
+    assert store.tidy(set()) == []
+    assert len(store.segments("camera")) == 2

@@ -1,0 +1,78 @@
+"""What is measured of a model: recognition, fidelity, controls and purifiers."""
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.fidelity import ssim
+from tests.train.schedules import CPU
+from train.data.small import Pictures, SmallSet
+from train.evaluation.small import (
+    AS_IS,
+    BLUR,
+    ITSELF,
+    NOISE,
+    PURIFIERS,
+    Reader,
+    controls,
+    mean_psnr,
+    mean_ssim,
+    measure_model,
+    passes,
+    purify,
+)
+from train.networks.classifiers.classifier import Classifier
+from train.networks.csnet import CSNet
+
+
+class Bright(torch.nn.Module):
+    """Says 9 of a picture brighter than mid-grey, else 0."""
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        level = pictures.mean((1, 2, 3)) * 0.25
+        scores = torch.zeros(len(pictures), 10)
+        scores[:, 9], scores[:, 0] = level, -level
+        return scores
+
+
+def test_recognition_is_counted_rightly() -> None:
+    """Four flat pictures that any CSNet from principal directions gives back; one of the labels is wrong."""
+    flat = torch.tensor([30, 60, 200, 220], dtype=torch.uint8).reshape(4, 1, 1, 1).expand(4, 1, 32, 32).contiguous()
+    test = Pictures(flat, torch.tensor([0, 9, 9, 9]))
+    net = CSNet(1)
+    net.start_from(torch.full((1, 1024), 1 / 32))
+    torch.nn.init.zeros_(net.reconstruction.deep[-1].weight)  # type: ignore[arg-type]
+    torch.nn.init.zeros_(net.reconstruction.deep[-1].bias)  # type: ignore[arg-type]
+    reader = Classifier(torch.nn.Identity(), Bright()).eval()
+    counted: list[None] = []
+    result = measure_model(net, net, test, {"bright": Reader(reader, 75.0)}, True, CPU, lambda: counted.append(None))
+    assert result["recognition"]["bright"][ITSELF] == {AS_IS: 75.0} | dict.fromkeys(PURIFIERS, 75.0)
+    assert result["recognition"]["bright"][NOISE] == {AS_IS: 75.0}
+    assert result["originals"] == {"bright": 75.0}
+    assert result["psnr"][ITSELF] > 100
+    assert result["ssim"][ITSELF] == pytest.approx(1.0, abs=1e-4)
+    assert len(counted) == passes(1, True, True) == 6
+
+
+def test_controls_cost_as_much_as_is_asked(data: SmallSet) -> None:
+    plain = Pictures(data.test.x, data.test.y)
+    for control in controls(plain, data.test, 30.0, CPU).values():
+        assert mean_psnr(control, data.test) == pytest.approx(30.0, abs=0.1)
+    found = controls(plain, data.test, 25.0, CPU)
+    assert not torch.equal(found[NOISE].x, found[BLUR].x)
+    assert torch.equal(found[NOISE].y, data.test.y)
+
+
+def test_purifiers_are_those_of_opencv_and_keep_the_picture(data: SmallSet) -> None:
+    for way in PURIFIERS:
+        seen = purify(data.test, way)
+        assert not torch.equal(seen.x, data.test.x)
+        assert mean_psnr(seen, data.test) > 15
+
+
+def test_ssim_is_the_projects_other_definition(data: SmallSet) -> None:
+    """benchmarks.fidelity is held against scikit-image's."""
+    draw = torch.randn(data.test.x.shape, generator=torch.Generator().manual_seed(0))
+    noisy = Pictures((data.test.x.float() + 20 * draw).clamp(0, 255).byte(), data.test.y)
+    theirs = [ssim(a.numpy(), b.numpy()) for a, b in zip(noisy.x[:10, 0], data.test.x[:10, 0], strict=True)]
+    assert mean_ssim(noisy[:10], data.test[:10]) == pytest.approx(float(np.mean(theirs)), abs=1e-4)

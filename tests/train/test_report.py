@@ -1,0 +1,144 @@
+"""The report of finished runs: figures, targets, and what it doubts of itself."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.train.schedules import FILES, command, write_schedule
+from train import checkpoint
+from train.evaluation.small import (
+    AS_IS,
+    BLUR,
+    ITSELF,
+    NOISE,
+    PURIFIERS,
+)
+from train.report import printed
+from train.report.tables import doubts, lost, render, targets
+from train.reproduce import SCHEDULES, Schedule
+
+
+def test_the_report_is_written_from_its_numbers(
+    done: tuple[Schedule, Path], tmp_path: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schedule, runs = done
+    for other in ("short", "full"):
+        write_schedule(schedule.folder.parent / other)
+    monkeypatch.setattr("train.reproduce.RUN_FILES", schedule.folder.parent)
+    asked = ("report", "--data", data_folder, "--docs", tmp_path, "--runs")
+    assert command(*asked, tmp_path / "nothing")[0] == 2
+    assert not list(tmp_path.iterdir())
+    code, output = command(*asked, runs.parent)
+    assert code == 0, output
+    paper = json.loads((tmp_path / "paper.json").read_text())
+    page = (tmp_path / "paper.md").read_text()
+    assert page == render(paper)
+    ours = paper["schedules"]["reduced"]["models"]["csnet-r10"]["psnr"][ITSELF]
+    assert f"{ours:.2f} (25.01, {ours - 25.01:+.2f})" in page
+    assert "Not run yet: `veilcam-train reproduce --schedule full`" in page
+    for figure in paper["figures"]:
+        assert (tmp_path / "paper" / figure["file"]).read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "paper" / "reduced" / "csnet-r10.csv").read_text().startswith("iteration,loss")
+    assert "inception-retrained-on-adv-csnet-e-r10" in paper["schedules"]["reduced"]["retrained"]
+
+
+def test_a_report_keeps_what_was_told_of_runs_that_are_elsewhere(
+    done: tuple[Schedule, Path], tmp_path: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, runs = done
+    plans = tmp_path / "plans"
+    for name in SCHEDULES:
+        write_schedule(plans / name)
+    monkeypatch.setattr("train.reproduce.RUN_FILES", plans)
+    shutil.copytree(runs, tmp_path / "runs" / "reduced")
+
+    def figure5() -> tuple[set[str], bytes]:
+        """What it shows, and its picture."""
+        figures = json.loads((tmp_path / "docs" / "paper.json").read_text())["figures"]
+        (figure,) = (each for each in figures if each["file"] == "figure5-reduced.png")
+        return set(figure["runs"]), (tmp_path / "docs" / "paper" / figure["file"]).read_bytes()
+
+    def models() -> set[str]:
+        code, output = command(
+            "report", "--data", data_folder, "--docs", tmp_path / "docs", "--runs", tmp_path / "runs"
+        )
+        assert code == 0, output
+        paper = json.loads((tmp_path / "docs" / "paper.json").read_text())
+        assert all((tmp_path / "docs" / "paper" / figure["file"]).exists() for figure in paper["figures"])
+        return set(paper["schedules"]["reduced"]["models"])
+
+    everything = {"csnet-r10", "adv-csnet-vgg-r10", "adv-csnet-e-r10"}
+    assert models() == everything
+    whole = figure5()
+    assert whole[0] == everything
+    shutil.rmtree(tmp_path / "runs" / "reduced" / "adv-csnet-e-r10")
+    shutil.rmtree(tmp_path / "runs" / "reduced" / "adv-csnet-vgg-r10")
+    assert models() == everything
+    assert figure5() == whole, "not drawn anew without the pictures of those that are elsewhere"
+    (plans / "reduced" / "adv-csnet-vgg-r10.toml").write_text(FILES["adv-csnet-vgg-r10"] + "beta = 0.5")
+    assert models() == everything - {"adv-csnet-vgg-r10"}
+    assert figure5()[0] == {"csnet-r10"}, "it showed what is told of no more; the rest of it isn't here"
+    other = tmp_path / "runs" / "reduced" / "inception" / "final.pt"
+    checkpoint.save(other, checkpoint.load(other) | {"recognition": 1.0})
+    shutil.rmtree(tmp_path / "runs" / "reduced" / "inception-retrained-on-adv-csnet-e-r10")
+    assert command("report", "--data", data_folder, "--docs", tmp_path / "docs", "--runs", tmp_path / "runs")[0] == 2
+
+
+def told(**recognition: float) -> dict[str, Any]:
+    """A schedule in which every model keeps its PSNR and each reader reads as said, controls 60 %."""
+    readers = ("vgg16", "resnet110", "mobilenet_v2", "densenet", "convnext", "vit")
+
+    def table(value: float) -> dict[str, Any]:
+        ways = {AS_IS: value} | dict.fromkeys(PURIFIERS, value)
+        return {reader: {ITSELF: ways, NOISE: {AS_IS: 60.0}, BLUR: {AS_IS: 60.0}} for reader in readers}
+
+    models = {}
+    for ratio, fidelity in ((10, 25.0), (20, 28.5), (30, 31.2)):
+        ours = recognition.get("ours", 10.0)
+        for name, value in {"csnet": 50.0, "adv-csnet-e": ours, "adv-csnet-e-known": ours}.items():
+            psnr_of = {ITSELF: fidelity * (0.99 if name != "csnet" else 1.0), NOISE: fidelity, BLUR: fidelity}
+            models[f"{name}-r{ratio}"] = {"run": {"data": "cifar10"}, "psnr": psnr_of, "recognition": table(value)}
+    classifiers = {reader: {"run": {"network": reader}, "recognition": 92.0} for reader in readers}
+    return {"models": models, "classifiers": classifiers, "retrained": {}}
+
+
+def test_targets_are_judged_by_their_numbers() -> None:
+    reached = {target.what: target for target in targets(told())}
+    assert [target.missed_by for target in reached.values()] == [0.0] * 15
+    assert reached["Adv-CSNet-E, ours: PSNR lost, %"].ours == pytest.approx(1.0)
+    missed = {target.what: target.missed_by for target in targets(told(ours=12.6))}
+    assert missed["Adv-CSNet-E, ours: VGG-16 and ResNet-110, mean over the ratios, %"] == pytest.approx(0.1)
+    assert missed["Adv-CSNet-E, ours: four judges that it never saw, %"] == 0
+    part = told()
+    part["models"]["csnet-r10"]["psnr"][ITSELF] = 24.5
+    del part["models"]["adv-csnet-e-r30"]
+    found = targets(part)
+    assert found[0].missed_by == pytest.approx(0.21)
+    assert [target.missed_by for target in found[3:9]] == [None] * 6
+
+
+def test_what_psnr_costs_is_counted_as_the_paper_counts_it() -> None:
+    """It prints 10.6 % for Adv-CSNet and 1.0 % for Adv-CSNet-VGG: one minus the ratio of the means."""
+    paper = told()
+    for ratio, value in zip((10, 20, 30), printed.PSNR["Adv-CSNet"], strict=True):
+        paper["models"][f"adv-csnet-gamma1-r{ratio}"] = {
+            "run": {"data": "cifar10"},
+            "psnr": {ITSELF: value},
+            "recognition": {},
+        }
+        paper["models"][f"csnet-r{ratio}"]["psnr"][ITSELF] = printed.PSNR["CSNet"][(ratio // 10) - 1]
+    assert lost(paper, "adv-csnet-gamma1", (10, 20, 30)) == pytest.approx(10.6, abs=0.05)
+
+
+def test_the_report_doubts_itself() -> None:
+    assert doubts(told()) == []
+    weak = told(ours=61.0)
+    weak["classifiers"]["vgg16"]["recognition"] = 85.0
+    del weak["classifiers"]["vit"]
+    found = doubts(weak)
+    assert any("vgg16 reads 85.00 % of the originals" in line for line in found)
+    assert any("vit wasn't trained" in line for line in found)
+    assert sum("at equal PSNR leaves 60.00 %" in line for line in found) == 12
