@@ -90,6 +90,8 @@ class Proxy:
     async def _listen(self) -> asyncio.Server:
         listening = socket.create_server((self._host, 0))
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
+        # A packet that is larger than what is kept here would never go out whole, and Linux gives the connection up.
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, _CHUNK)
         return await asyncio.start_server(self._connected, sock=listening, limit=_BUFFER)
 
     async def _close(self) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import grpc
 
 from encoder.backoff import REFUSED_WAIT_S, Backoff
-from encoder.sinks import UNANSWERED_S, SinkError, open_channel
+from encoder.sinks import SinkError, open_channel, patience_s
 from encoder.spool import Part, Spool
 from encoder.tls import Tls
 from protos.segment import Segment, SegmentError, key_of, with_base
@@ -40,7 +40,7 @@ class Backlog:
         self._stop = threading.Event()
         self._channel: grpc.Channel | None = None
         self._backoff = Backoff()
-        self._told: set[grpc.StatusCode] = set()
+        self._told: set[str] = set()
         self._due = self._not_before = self._moved = 0.0
         self._since = spool.late
         self._thread = threading.Thread(target=self._run, name="backlog", daemon=True)
@@ -53,20 +53,35 @@ class Backlog:
 
     def _run(self) -> None:
         while not self._stop.wait(_POLL_S):
-            self._spool.tend()
-            while not self._stop.is_set() and self._flows() and time.monotonic() >= self._not_before:
-                part = self._spool.take()
-                if part is None:
-                    self._rest()
-                    break
-                self._send(part)
+            try:
+                self._round()
+            except Exception as error:  # noqa: BLE001 - nothing else listens to this thread, and it is to try for ever
+                self._tell(f"{self._address}: {error!r}", type(error).__name__)
+                self._not_before = time.monotonic() + REFUSED_WAIT_S
         self._hang_up()
+
+    def _round(self) -> None:
+        """Tend the spool, and send what is late until nothing is, or there is no room."""
+        self._spool.tend()
+        while not self._stop.is_set() and self._flows() and time.monotonic() >= self._not_before:
+            part = self._spool.take()
+            if part is None:
+                self._rest()
+                break
+            try:
+                self._send(part)
+            except Exception:
+                self._spool.put_back(part, REFUSED_WAIT_S)
+                raise
 
     def _rest(self) -> None:
         self._hang_up()
-        if self._spool.late > self._since:
-            log.info("%s: the backlog is through: %d frames sent late", self._address, self._spool.late - self._since)
+        if (sent := self._spool.late - self._since) > 0:
             self._since = self._spool.late
+            if waiting := self._spool.put_off:
+                log.info("%s: %d frames sent late; %d that it refused wait", self._address, sent, waiting)
+            else:
+                log.info("%s: the backlog is through: %d frames sent late", self._address, sent)
 
     def _send(self, part: Part) -> None:
         pending = list(part.pending)
@@ -74,30 +89,37 @@ class Backlog:
             self._spool.done(part, (), 0)
             return
         try:
+            part.path.open("rb").close()  # an error of the system, which may pass, isn't damage
             segment = Segment(part.path)
             offset = key_of(segment.entries(), pending[0])
             frames = [frame for frame in with_base(segment.frames(offset)) if frame.sequence <= pending[-1]]
-        except (SegmentError, OSError) as error:
+        except (SegmentError, FileNotFoundError) as error:
             log.warning("spool: %s can't be read: %s", part.path.name, error)
             frames = []
+        except OSError as error:
+            self._tell(f"{part.path} can't be read ({error.strerror})", "unreadable")
+            self._spool.put_back(part, REFUSED_WAIT_S)
+            return
         read = {frame.sequence for frame in frames}
         if not read & set(pending):
             self._spool.done(part, read, 0)
             return
-        over = threading.Event()
+        over, silent = threading.Event(), False
+        patience = patience_s(2 * max(len(frame.payload) for frame in frames))  # so many may be on the way
         self._moved = time.monotonic()
         try:
             self._channel = self._channel or open_channel(self._address, self._tls)
             call = CamerasStub(self._channel).Backlog.future(self._requests(segment.hello, frames, over))
-            while not call.done() and time.monotonic() - self._moved < UNANSWERED_S:
-                if self._stop.wait(_POLL_S / 10):
-                    break
+            while not (call.done() or silent or self._stop.wait(_POLL_S / 10)):
+                silent = time.monotonic() - self._moved > patience
             if not call.done():
                 call.cancel()
             response = call.result()
         except SinkError as error:
             self._refused(part, grpc.StatusCode.UNAUTHENTICATED, str(error))
         except grpc.FutureCancelledError:
+            if silent:
+                self._tell(f"{self._address}: the server has taken nothing of it for {patience:.0f} s", "silent")
             self._refused(part, grpc.StatusCode.CANCELLED, "")
         except grpc.RpcError as error:
             assert isinstance(error, grpc.Call)
@@ -123,13 +145,18 @@ class Backlog:
             yield pb.PublishRequest(frame=frame)
 
     def _refused(self, part: Part, status: grpc.StatusCode, problem: str) -> None:
-        if status not in _PASSING | self._told:
-            self._told.add(status)
-            log.warning("backlog: %s (%s); it waits in %s", problem, status.name, self._spool.folder)
+        if status not in _PASSING:
+            self._tell(f"{problem} ({status.name})", status.name)
         self._hang_up()
         of_the_part = status not in _PASSING | _LASTING  # others may not meet it
         self._spool.put_back(part, REFUSED_WAIT_S if of_the_part else 0.0)
         self._not_before = time.monotonic() + (REFUSED_WAIT_S if status in _LASTING else self._backoff.wait())
+
+    def _tell(self, problem: str, reason: str) -> None:
+        """One line for each reason, until a part is through."""
+        if reason not in self._told:
+            self._told.add(reason)
+            log.warning("backlog: %s; it waits in %s", problem, self._spool.folder)
 
     def _hang_up(self) -> None:
         if self._channel is not None:

@@ -45,12 +45,11 @@ class Throttle:
         self._interval_s = max(self._interval_s, min(_LONGEST_ASKED_S, wanted))
         self._eased = self._clock()
 
-    def sent(self, waited: bool, frame_rate: float) -> None:
-        """A frame was sent: half as many from now on, if the way is full.
+    def sent(self, waited: bool) -> None:
+        """A frame was sent: half as many from now on as the way carries, if it is full.
 
         Args:
             waited: whether it had to wait for room on the way.
-            frame_rate: frames a second that were sent lately.
         """
         now = self._clock()
         if not waited:
@@ -64,8 +63,8 @@ class Throttle:
             self._waited_since = now
         if self._waited < _FULL_FRAMES or now - self._waited_since < _FULL_S:
             return
+        carried_s = (now - self._waited_since) / (self._waited - 1)
         self._waited = 0
-        carried_s = 1 / frame_rate if frame_rate else 0.0
         self._interval_s = min(_LONGEST_S, max(self._interval_s, carried_s) * _HALVE)
         self._eased = now
         if not self._told:

@@ -12,8 +12,11 @@ from encoder.sources import Frame
 from protos.payload import Payload, Plane
 from protos.v1 import veilcam_pb2 as pb
 
-KEY_INTERVAL_NS = 4_000_000_000
-"""A key frame at least this often, so that a recording can be entered anywhere near."""
+KEY_INTERVAL_NS, KEY_INTERVAL_FRAMES = 4_000_000_000, 8
+"""A key frame once both have passed, so that a recording can be entered anywhere near. Where few frames are sent, since
+the way carries no more, most are to be differences: it carries several of them in the time of a key frame."""
+LONGEST_KEY_INTERVAL_NS = 60_000_000_000
+"""A key frame after so long at the latest."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Packer:
     """Packs the frames of one stream, in order.
 
     A frame is sent as differences to the one before whenever that has the smaller sum of magnitudes; a key frame comes
-    first, on request, and every few seconds.
+    first, on request, and every few seconds and frames.
     """
 
     def __init__(self, operator: Operator, ratio: float) -> None:
@@ -40,6 +43,7 @@ class Packer:
         self._last: NDArray[np.int8] | None = None
         self._capture_time_ns = 0
         self._last_key_ns = 0
+        self._since_key = 0
 
     def pack(self, frame: Frame, sequence: int, key: bool = False) -> tuple[pb.Frame, StageTimes]:
         """The message of a frame, and what it took.
@@ -79,10 +83,12 @@ class Packer:
 
     def _key_or_delta(self, quantised: NDArray[np.int8], now_ns: int, key: bool) -> tuple[NDArray[np.int16], int]:
         values = quantised.astype(np.int16)
-        due = not 0 <= now_ns - self._last_key_ns < KEY_INTERVAL_NS
+        self._since_key += 1
+        interval_ns = KEY_INTERVAL_NS if self._since_key >= KEY_INTERVAL_FRAMES else LONGEST_KEY_INTERVAL_NS
+        due = not 0 <= now_ns - self._last_key_ns < interval_ns
         if not (key or due or self._last is None or self._last.shape != quantised.shape):
             delta = values - self._last
             if np.abs(delta).sum() < np.abs(values).sum():
                 return delta, self._sequence
-        self._last_key_ns = now_ns
+        self._last_key_ns, self._since_key = now_ns, 0
         return values, 0

@@ -191,7 +191,7 @@ def run(
             if sink.send(pb.PublishRequest(frame=message)):
                 _note(account, message, stages)
             if not lossless:
-                throttle.sent(waited, account.recent()[0])
+                throttle.sent(waited)
             waited = False
             if observer:
                 observer(message, stages, time.time_ns())

@@ -24,13 +24,18 @@ UNSETTLED_S = 60.0
 """The same in a lossless stream, for a frame that isn't settled: an engine may take a while to be rebuilt."""
 UNACKNOWLEDGED_FRAMES = 8
 """Frames on the way at most: a slow network delays a picture by no more than these."""
+ON_WAY_S = 1.0
+"""No more than the way carries in so long is on it, but for one frame, however large that is."""
 
-
+_ASSUMED_BYTES_PER_S = 32_000.0
+"""What a way carries of which nothing is known yet."""
+_SLOWEST_BYTES_PER_S = 4_000.0
+"""On a way that carries less a large frame takes too long: it is as good as gone."""
 _SLICE_S = 0.1
 _OPTIONS = [
     ("grpc.max_send_message_length", -1),
     ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
     # Each connection is one of its own, not one that a channel closed before has left behind.
     ("grpc.use_local_subchannel_pool", 1),
 ]
@@ -104,6 +109,15 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
+@dataclass(frozen=True)
+class _Waiting:
+    """A frame on the way: its size in bytes, and when it was sent, by the monotonic clock."""
+
+    sequence: int
+    size: int
+    since: float
+
+
 class ServerSink:
     """A connection to a decoder service; over when that is over.
 
@@ -130,8 +144,9 @@ class ServerSink:
         self._lossless = lossless
         self._stop = stop or threading.Event()
         self._sent = 0
-        self._waiting: deque[int] = deque()
-        self._heard = time.monotonic()
+        self._waiting: deque[_Waiting] = deque()
+        self._carries = _ASSUMED_BYTES_PER_S
+        self._heard = self._moved = time.monotonic()
         self._progress = Progress()
         self._changes: set[int] = set()
         self._problem: SinkError | None = None
@@ -163,6 +178,11 @@ class ServerSink:
         return self._progress
 
     @property
+    def last_sent(self) -> int:
+        """Sequence of the frame sent last."""
+        return self._sent
+
+    @property
     def unacknowledged(self) -> int:
         """Frames sent that the server hasn't told to have, or in a lossless stream not to be through with."""
         with self._news:
@@ -176,12 +196,13 @@ class ServerSink:
         """
         with self._news:
             ready = self._news.wait_for(lambda: self._over or self._room(), timeout)
-            silent = self.is_silent(UNANSWERED_S)
+            silent = self.is_silent(patience_s(self._on_way))
             stuck = self._lossless and bool(self._waiting) and time.monotonic() - self._heard > UNSETTLED_S
         if self._over:
             raise self._problem or SinkError(f"{self.name}: the server ended the stream")
         if silent:
-            raise SinkError(f"{self.name}: the server has acknowledged nothing for {UNANSWERED_S:.0f} s")
+            seconds = time.monotonic() - self._heard
+            raise SinkError(f"{self.name}: the server has acknowledged nothing for {seconds:.0f} s")
         if stuck:
             raise SinkError(f"{self.name}: the server has settled nothing for {UNSETTLED_S:.0f} s")
         return ready
@@ -191,6 +212,12 @@ class ServerSink:
         """Whether a frame could be sent now."""
         with self._news:
             return not self._over and self._room()
+
+    @property
+    def needs_s(self) -> float:
+        """Seconds that the way needs for what is on it, by what it carried lately."""
+        with self._news:
+            return self._on_way / self._carries
 
     def is_silent(self, seconds: float) -> bool:
         """Whether the server has frames to acknowledge and has said nothing for so long."""
@@ -213,7 +240,7 @@ class ServerSink:
             if self._sent <= self._progress.received:
                 self._heard = time.monotonic()
             self._sent = message.frame.sequence
-            self._waiting.append(self._sent)
+            self._waiting.append(_Waiting(self._sent, len(message.frame.payload), time.monotonic()))
         self._requests.put(message)
         return True
 
@@ -268,7 +295,29 @@ class ServerSink:
     def _room(self) -> bool:
         if self._lossless:
             return self._sent <= self._progress.settled
-        return len(self._waiting) < UNACKNOWLEDGED_FRAMES
+        if not self._waiting:
+            return True
+        fresh = time.monotonic() - self._waiting[0].since < ON_WAY_S
+        return fresh and len(self._waiting) < UNACKNOWLEDGED_FRAMES and self._on_way < self._carries * ON_WAY_S
+
+    @property
+    def _on_way(self) -> int:
+        return sum(each.size for each in self._waiting)
+
+    def _arrived(self, sequence: int) -> None:
+        """The frames up to this one aren't on the way any more: what it carries is measured by them.
+
+        A short time says little: acknowledgements of frames that arrived one by one may come together.
+        """
+        now, size, since = time.monotonic(), 0, self._moved
+        while self._waiting and self._waiting[0].sequence <= sequence:
+            first = self._waiting.popleft()
+            since = since if size else max(since, first.since)
+            size += first.size
+        if size:
+            took = max(now - since, 1e-6)
+            self._carries += min(1.0, took) * (size / took - self._carries)
+            self._moved = now
 
     def _read(self) -> None:
         problem = None
@@ -281,9 +330,7 @@ class ServerSink:
                         told = response.acknowledgement
                         self._progress = Progress(told.received, told.shown, told.dropped, told.settled, told.unwatched)
                         self._changes.update(told.changes)
-                        done = told.settled if self._lossless else told.received
-                        while self._waiting and self._waiting[0] <= done:
-                            self._waiting.popleft()
+                        self._arrived(told.settled if self._lossless else told.received)
                     self._news.notify_all()
                 if self._kept and response.acknowledgement.kept:
                     self._kept(response.acknowledgement.kept)
@@ -350,6 +397,11 @@ def read_messages(path: Path) -> Iterator[pb.PublishRequest]:
     with path.open("rb") as file:
         while message := parse_length_prefixed(pb.PublishRequest, file):  # type: ignore[arg-type]
             yield message
+
+
+def patience_s(size: int) -> float:
+    """How long a server may say nothing while so many bytes are on the way to it."""
+    return UNANSWERED_S + size / _SLOWEST_BYTES_PER_S
 
 
 def open_channel(address: str, tls: Tls | None) -> grpc.Channel:

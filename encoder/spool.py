@@ -17,6 +17,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from encoder.ranges import Ranges
 from protos.segment import SUFFIX, Segment, SegmentError, SegmentVersionError, SegmentWriter, index_of, indexed
 from protos.v1 import veilcam_pb2 as pb
 
@@ -32,6 +33,10 @@ _MOST_ON_WAY = 10_000
 """Frames sent of which the server may yet tell that it keeps them; older ones are late, if they are here."""
 _CLOCK_SET = 1_700_000_000
 """Seconds since 1970; a file from before was written while the clock of a camera without a battery wasn't set yet."""
+_LOCK_WAIT_S = 1.0
+"""Another camera here looks for a moment whether this one runs."""
+_UNKEPT_S = 60.0
+"""A server that takes frames and keeps none for so long can't, and that is told."""
 _FLUSH_S = 10.0
 """What the server hasn't taken for so long is brought onto the disk itself; until then a loss of power takes it."""
 
@@ -53,7 +58,7 @@ class Part:
 
     path: Path
     epoch: int
-    pending: dict[int, None] = field(default_factory=dict)
+    pending: Ranges = field(default_factory=Ranges)
     last: int = 0
     written: float = field(default_factory=time.monotonic)
     size: int = 0
@@ -92,21 +97,25 @@ class Spool:
         self._writer: SegmentWriter | None = None
         self._writing: Part | None = None
         self._on_way: dict[int, Part | None] = {}
-        self._broken = False
+        self._broken = self._undeleted = False
+        self._unkept_since, self._keeps = time.monotonic(), True
         self._tended = 0.0
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.folder.mkdir(mode=0o700, exist_ok=True)
-            self._locked = os.open(self.folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
-            fcntl.flock(self._locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._parts = [part for path in sorted(self.folder.glob(f"*{SUFFIX}")) if (part := self._found(path))]
-            self._total = sum(part.size for part in self._parts)
-            self.epoch = self._next_epoch()
+            self._locked = _lock(self.folder)
+            try:
+                self.epoch, self._parts = self._begin()
+            except OSError:
+                os.close(self._locked)
+                raise
         except BlockingIOError:
             raise SpoolError(f"--spool {self.folder}: another veilcam-encode has it") from None
         except OSError as error:
-            raise SpoolError(f"--spool {self.folder}: can't be used ({error.strerror})") from None
+            raise SpoolError(f"--spool {error.filename or self.folder}: can't be used ({_why(error)})") from None
+        self._total = sum(part.size for part in self._parts)
         self._bound()
+        self._tell_others()
 
     @property
     def waiting(self) -> int:
@@ -139,6 +148,8 @@ class Spool:
                 self._end()
             stored = self._write(hello, frame) if key or self._writing is not None else False
             if sent:
+                if not self._on_way:
+                    self._unkept_since = time.monotonic()
                 self._on_way[frame.sequence] = self._writing if stored else None
                 if len(self._on_way) > _MOST_ON_WAY and self._on_way.pop(next(iter(self._on_way))) is None:
                     self._dropped["lost on the way"] += 1
@@ -149,6 +160,10 @@ class Spool:
     def keep(self, kept: Sequence[pb.Sequences]) -> None:
         """The server has these frames of this run."""
         with self._lock:
+            self._unkept_since = time.monotonic()
+            if not self._keeps:
+                self._keeps = True
+                log.info("spool %s: the server keeps frames again", self.folder)
             newest = max((each.last for each in kept), default=0)
             for sequence in [sequence for sequence in self._on_way if sequence <= newest]:
                 has = any(each.first <= sequence <= each.last for each in kept)
@@ -158,15 +173,14 @@ class Spool:
             for part in list(self._parts):
                 if part.epoch == self.epoch and part.last >= oldest and part.pending:
                     for each in kept:
-                        for sequence in [one for one in part.pending if each.first <= one <= each.last]:
-                            del part.pending[sequence]
+                        part.pending.remove(each.first, each.last)
                     self._delete_if_through(part)
 
-    def lose(self) -> None:
-        """The connection is over: what was on the way on it is late now."""
+    def lose(self, last: int) -> None:
+        """A connection is over: what was on the way on it, and ended with this frame, is late now."""
         with self._lock:
-            self._dropped["lost on the way"] += sum(part is None for part in self._on_way.values())
-            self._on_way.clear()
+            for sequence in [sequence for sequence in self._on_way if sequence <= last]:
+                self._dropped["lost on the way"] += self._on_way.pop(sequence) is None
 
     def take(self) -> Part | None:
         """The oldest late part, to be sent; ``done`` or ``put_back`` follows."""
@@ -179,6 +193,13 @@ class Spool:
                     return part
             return None
 
+    @property
+    def put_off(self) -> int:
+        """Late frames whose part isn't to be sent before a while."""
+        with self._lock:
+            now = time.monotonic()
+            return sum(len(part.pending) for part in self._parts if part.not_before > now)
+
     def done(self, part: Part, read: Collection[int], recorded: int) -> None:
         """The server has all that could be read of a part.
 
@@ -189,7 +210,7 @@ class Spool:
         with self._lock:
             part.sending = False
             self.late += recorded
-            lost = part.pending.keys() - set(read)
+            lost = set(part.pending) - set(read)
             if lost:
                 log.warning("spool: %s is damaged: %d frames are lost", part.path.name, len(lost))
                 self._dropped["spool damaged"] += len(lost)
@@ -204,7 +225,8 @@ class Spool:
             self._delete_if_through(part)
 
     def tend(self) -> None:
-        """Drop what is too old, and bring what has waited for a while onto the disk itself. May be slow."""
+        """Drop what is too old, bring what has waited for a while onto the disk itself, and tell of a server that keeps
+        nothing. May be slow."""
         if time.monotonic() - self._tended < _TEND_EVERY_S:
             return
         self._tended = time.monotonic()
@@ -213,6 +235,13 @@ class Spool:
             for part in list(self._parts):
                 if part is not self._writing and not part.sending and now - part.written > self._hours * 3600:
                     self._drop(part, "spool old")
+                self._delete_if_through(part)
+            if self._keeps and self._on_way and now - self._unkept_since > _UNKEPT_S:
+                self._keeps = False
+                log.warning(
+                    "spool %s: the server takes frames and has kept none for %.0f s (its log says why); they wait here",
+                    *(self.folder, now - self._unkept_since),
+                )
             due = [part for part in self._parts if part.unflushed and part.pending and now - part.flushed > _FLUSH_S]
             for part in due:
                 part.unflushed, part.flushed = False, now
@@ -227,7 +256,7 @@ class Spool:
     def close(self) -> None:
         """Leave what is late to the next run."""
         with self._lock:
-            self.lose()
+            self.lose(max(self._on_way, default=0))
             self._end()
             os.close(self._locked)
 
@@ -254,7 +283,7 @@ class Spool:
                 self._drop(oldest, "spool full")
             return False
         part = self._writing
-        part.pending[frame.sequence] = None
+        part.pending.add(frame.sequence)
         part.last, part.written = frame.sequence, time.monotonic()
         self._total += self._writer.size_on_disk - part.size
         part.size, part.unflushed = self._writer.size_on_disk, True
@@ -286,12 +315,14 @@ class Spool:
                 self._end()
             if oldest in self._parts:
                 self._drop(oldest, "spool full")
+            if oldest in self._parts:  # it can't be deleted, and nor can those after it
+                return
 
     def _drop(self, part: Part, reason: str) -> None:
         for sequence, stored in self._on_way.items():
             if stored is part:
                 self._on_way[sequence] = None
-                part.pending.pop(sequence, None)
+                part.pending.remove(sequence, sequence)
         self._dropped[reason] += len(part.pending)
         part.pending.clear()
         self._delete_if_through(part)
@@ -299,14 +330,30 @@ class Spool:
     def _delete_if_through(self, part: Part) -> None:
         if part.pending or part is self._writing or part.sending or part not in self._parts:
             return
-        self._parts.remove(part)
-        self._total -= part.size
-        _delete(part.path)
+        if self._delete(part.path):
+            self._parts.remove(part)
+            self._total -= part.size
+
+    def _delete(self, path: Path) -> bool:
+        """Whether it could be; if not, that is told once, and it is tried again."""
+        try:
+            index_of(path).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            if not self._undeleted:
+                self._undeleted = True
+                told = (
+                    "spool: %s can't be deleted (%s); it is tried again, and after a restart its frames are sent again"
+                )
+                log.error(told, error.filename, _why(error))
+            return False
+        self._undeleted = False
+        return True
 
     def _found(self, path: Path) -> Part | None:
         """A part that a run before has left; none if there is nothing in it."""
-        if not os.access(path, os.R_OK):
-            log.warning("spool: %s can't be read by this user, and stays where it is", path)
+        if not os.access(path, os.R_OK, effective_ids=True):
+            log.warning("spool: %s can't be read by this user, and stays where it is (%s)", path, _OWN)
             return None
         try:
             segment = Segment(path)
@@ -318,30 +365,46 @@ class Spool:
             lost = indexed(path)
             log.warning("spool: %s; %d frames are lost", error, lost)
             self._dropped["spool damaged"] += lost
-            _delete(path)
+            self._delete(path)
             return None
         if not entries or not segment.hello.epoch:
-            _delete(path)
+            self._delete(path)
             return None
         told = path.stat()
         size = told.st_size + (index_of(path).stat().st_size if index_of(path).exists() else 0)
-        pending = dict.fromkeys(entry.sequence for entry in entries)
+        pending = Ranges()
+        for entry in entries:
+            pending.add(entry.sequence)
         # Both by a clock that may have been set meanwhile: how old it is isn't known if one of them is absurd.
         age = time.time() - told.st_mtime if told.st_mtime > _CLOCK_SET else 0.0
         written = time.monotonic() - max(0.0, age)
         return Part(path, segment.hello.epoch, pending, entries[-1].sequence, written=written, size=size)
 
-    def _next_epoch(self) -> int:
-        """Milliseconds since 1970, or more if a run before had more: a clock can go back."""
+    def _begin(self) -> tuple[int, list[Part]]:
+        """The number of this run, and the parts that those before have left.
+
+        That number is milliseconds since 1970, or more if a run before had more: a clock can go back.
+        """
+        before = self._epoch_before()
+        self._write_epoch(before)  # or nothing is looked at, and nothing deleted
+        parts = [part for path in sorted(self.folder.glob(f"*{SUFFIX}")) if (part := self._found(path))]
+        epoch = max(time.time_ns() // 1_000_000, before + 1, *(part.epoch + 1 for part in parts), 0)
+        self._write_epoch(epoch)
+        return epoch, parts
+
+    def _epoch_before(self) -> int:
+        """The number of the run before, 0 for none."""
         file = self.folder / "epoch"
         try:
-            before = int(file.read_text())
+            return int(file.read_text())
         except FileNotFoundError:
-            before = 0
+            pass
         except ValueError:
             log.warning("spool: %s holds no number; the clock alone numbers this run", file)
-            before = 0
-        epoch = max(time.time_ns() // 1_000_000, before + 1, *(part.epoch + 1 for part in self._parts), 0)
+        return 0
+
+    def _write_epoch(self, epoch: int) -> None:
+        file = self.folder / "epoch"
         written = file.with_suffix(".new")
         with os.fdopen(os.open(written, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "w") as opened:
             opened.write(f"{epoch}\n")
@@ -349,13 +412,56 @@ class Spool:
             os.fsync(opened.fileno())
         written.replace(file)
         _fsync(self.folder)
-        return epoch
+
+    def _tell_others(self) -> None:
+        """One line for each camera whose frames wait beside these and which doesn't run: this one's former name?"""
+        with contextlib.suppress(PermissionError):  # other users' spools, in a folder that isn't to be looked into
+            for other in sorted(self.folder.parent.iterdir()):
+                if other != self.folder and (size := _unsent(other)):
+                    log.warning(
+                        "spool %s: %.1f MB of camera %s wait there, and only veilcam-encode --name %s sends them; if "
+                        "it isn't to run again, delete that folder",
+                        *(other, size / 1e6, other.name, other.name),
+                    )
 
 
-def _delete(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        index_of(path).unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
+def _unsent(folder: Path) -> int:
+    """Bytes of parts in the spool of another camera; 0 while that runs, or if it isn't this user's."""
+    try:
+        if (folder / "lock").exists():
+            os.close(_lock(folder, wait_s=0.0))
+            return sum(path.stat().st_size for path in folder.glob(f"*{SUFFIX}"))
+    except OSError:
+        pass  # it runs, or it is another user's, who is told
+    return 0
+
+
+_OWN = "give it to the user that runs veilcam-encode, with chown"
+
+
+def _why(error: OSError) -> str:
+    denied = error.errno in (errno.EACCES, errno.EPERM)
+    return f"{error.strerror}; {_OWN}" if denied else error.strerror or str(error)
+
+
+def _lock(folder: Path, wait_s: float = _LOCK_WAIT_S) -> int:
+    """A descriptor that holds a spool's lock until it is closed.
+
+    Raises:
+        BlockingIOError: another process has it, also after a while.
+    """
+    deadline = time.monotonic() + wait_s
+    locked = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+    while True:
+        try:
+            fcntl.flock(locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                os.close(locked)
+                raise
+            time.sleep(_LOCK_WAIT_S / 20)
+        else:
+            return locked
 
 
 def _fsync(path: Path) -> None:

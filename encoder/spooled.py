@@ -13,7 +13,8 @@ from encoder.tls import Tls
 from protos.v1 import veilcam_pb2 as pb
 
 STALLED_S = 1.0
-"""A server that acknowledges nothing for so long takes no frames for now: they are late, not dropped."""
+"""A server that acknowledges nothing for so long, beside what the way needs for what is on it, takes no frames for now:
+they are late, not dropped."""
 
 
 class SpooledLink(ServerLink):
@@ -47,7 +48,7 @@ class SpooledLink(ServerLink):
     def wait_until_ready(self, timeout: float) -> bool:
         self._sends = super().wait_until_ready(0)
         sink = self._sink
-        if not self._sends and sink is not None and not sink.is_silent(STALLED_S):
+        if not self._sends and sink is not None and not sink.is_silent(STALLED_S + sink.needs_s):
             self._sends = super().wait_until_ready(timeout)
             return self._sends or self._sink is None
         return True
@@ -87,7 +88,7 @@ class SpooledLink(ServerLink):
         self.spool.keep(kept)
 
     def _lose(self, sink: ServerSink) -> None:
-        self.spool.lose()
+        self.spool.lose(sink.last_sent)
 
     def _also(self) -> str:
         return f"; {self.spool.told()}"

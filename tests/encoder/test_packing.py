@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from encoder.packing import KEY_INTERVAL_NS, Packer
+from encoder.packing import KEY_INTERVAL_FRAMES, KEY_INTERVAL_NS, Packer
 from encoder.sampling import Operator, OperatorError
 from protos.payload import Payload
 from protos.v1 import veilcam_pb2 as pb
@@ -52,8 +52,9 @@ def test_keys_come_every_few_seconds_and_when_the_clock_jumps(
 ) -> None:
     packer, start = Packer(operator, 0.1), 10**18
     packer.pack(frame_of(photographs[0], start), 1)
-    assert packer.pack(frame_of(photographs[0], start + 10), 2)[0].kind == pb.FRAME_KIND_DELTA
-    assert packer.pack(frame_of(photographs[0], start + later_ns), 3)[0].kind == pb.FRAME_KIND_KEY
+    for number in range(2, KEY_INTERVAL_FRAMES + 1):
+        assert packer.pack(frame_of(photographs[0], start + number), number)[0].kind == pb.FRAME_KIND_DELTA
+    assert packer.pack(frame_of(photographs[0], start + later_ns), 100)[0].kind == pb.FRAME_KIND_KEY
 
 
 def test_a_key_comes_when_it_is_asked_for(operator: Operator, photographs: list[NDArray[np.uint8]]) -> None:

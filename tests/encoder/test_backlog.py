@@ -1,0 +1,365 @@
+"""What is late goes out beside what is live: never before it, at its rate, and what hinders it is said once."""
+
+import errno
+import logging
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from encoder import backlog as backlog_module
+from encoder import sinks
+from encoder import spool as spool_module
+from encoder.backlog import Backlog
+from encoder.sampling import Operator
+from encoder.spool import LEAST_BYTES, Spool, SpoolError
+from protos.segment import key_of
+from protos.v1 import veilcam_pb2 as pb
+from protos.v1.veilcam_pb2_grpc import CamerasServicer, add_CamerasServicer_to_server
+from tests.encoder.test_link import endless, lines
+from tests.encoder.test_spool import HELLO, OTHER, Spooling, frames, unwritable
+from tests.waiting import wait_for
+
+
+class Server(CamerasServicer):
+    """Takes a backlog, or does what it is told to do with a frame; a live stream it never answers after the hello."""
+
+    def __init__(self) -> None:
+        self.late: list[int] = []
+        self.calls = 0
+        self.meets: Callable[[pb.Frame, grpc.ServicerContext], object] = lambda _frame, _context: None
+        self.over = threading.Event()
+
+    def Backlog(
+        self, request_iterator: Iterator[pb.PublishRequest], context: grpc.ServicerContext
+    ) -> pb.BacklogResponse:
+        self.calls += 1
+        next(request_iterator)
+        taken = 0
+        for request in request_iterator:
+            self.meets(request.frame, context)
+            self.late.append(request.frame.sequence)
+            taken += 1
+        return pb.BacklogResponse(recorded=taken)
+
+    def Publish(
+        self, request_iterator: Iterator[pb.PublishRequest], context: grpc.ServicerContext
+    ) -> Iterator[pb.PublishResponse]:
+        next(request_iterator)
+        yield pb.PublishResponse(accepted=pb.Accepted(max_payload_bytes=1 << 20))
+        for _ in request_iterator:
+            pass
+        self.over.wait(30)
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[Server, str]]:
+    servicer, serving = Server(), grpc.server(ThreadPoolExecutor(8))
+    add_CamerasServicer_to_server(servicer, serving)
+    port = serving.add_insecure_port("127.0.0.1:0")
+    serving.start()
+    yield servicer, f"127.0.0.1:{port}"
+    servicer.over.set()
+    serving.stop(0).wait()
+
+
+def late(folder: Path, *counts: int) -> Spool:
+    """A spool with late parts of so many frames."""
+    spool, first = Spool(folder, "camera", LEAST_BYTES, 1.0, Counter()), 1
+    for number, count in enumerate(counts):
+        for frame in frames(count, first=first):
+            spool.append(pb.Hello(camera="camera", width=number, epoch=1), frame, sent=False)
+        first += count
+    spool.append(pb.Hello(camera="other", epoch=1), frames(1, first=first)[0], sent=True)  # what is live ends the last
+    return spool
+
+
+def test_what_is_live_goes_first(server: tuple[Server, str], tmp_path: Path) -> None:
+    """The live stream has room for a look and four frames, and then none until it has again."""
+    taking, address = server
+    spool, looks, room = late(tmp_path, 20), 0, threading.Event()
+
+    def flows() -> bool:
+        nonlocal looks
+        looks += 1
+        return looks <= 5 or room.is_set()
+
+    with closing(spool), closing(Backlog(address, None, spool, 1e6, flows)):
+        wait_for(lambda: looks > 15, "it looks for room again and again")
+        wait_for(lambda: len(taking.late) == 4, "what there was room for")
+        assert (taking.late, spool.late) == ([1, 2, 3, 4], 0)
+        room.set()
+        wait_for(lambda: spool.late == 20, "the rest")
+
+
+def test_it_goes_at_its_rate(server: tuple[Server, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One frame in a thousand seconds, after the first, by a clock that is set on."""
+    taking, address = server
+    monkeypatch.setattr(sinks, "UNANSWERED_S", 1e9)
+
+    class Clock:
+        asked, ahead = 0, 0.0
+
+        def monotonic(self) -> float:
+            self.asked += 1
+            return time.monotonic() + self.ahead
+
+    clock = Clock()
+    monkeypatch.setattr(backlog_module, "time", clock)
+    spool = late(tmp_path, 20)
+    with closing(spool), closing(Backlog(address, None, spool, 0.001, lambda: True)):
+        for number in (2, 3, 4):
+            wait_for(lambda least=number: len(taking.late) >= least, "a frame")  # type: ignore[misc]
+            asked = clock.asked
+            wait_for(lambda least=asked + 100: clock.asked > least, "it waits")  # type: ignore[misc]
+            assert len(taking.late) == number
+            clock.ahead += 1000
+
+
+def test_a_part_that_is_put_back_waits_and_the_next_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = late(tmp_path, 2, 3)
+    first = spool.take()
+    assert first is not None
+    spool.put_back(first, 60.0)
+    second = spool.take()
+    assert second is not None
+    assert list(second.pending) == [3, 4, 5]
+    assert spool.put_off == 2
+    spool.put_back(second, 120.0)
+    assert spool.take() is None
+    later = time.monotonic() + 61
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert spool.take() is first
+    spool.close()
+
+
+def test_a_server_that_never_answers_is_told_once(
+    server: tuple[Server, str], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taking, address = server
+    monkeypatch.setattr(sinks, "UNANSWERED_S", 0.3)
+    taking.meets = lambda _frame, context: taking.over.wait(0 if not context.is_active() else 30)
+    spool = late(tmp_path, 4)
+    with closing(spool), closing(Backlog(address, None, spool, 1e6, lambda: True)):
+        wait_for(lambda: taking.calls >= 3, "it is tried again")
+        taking.meets = lambda _frame, _context: None
+        taking.over.set()
+        wait_for(lambda: spool.late == 4, "it takes them at last")
+    assert len(lines(caplog.text, "the server has taken nothing of it for")) == 1
+
+
+def test_it_is_not_through_while_a_part_waits_that_was_refused(
+    server: tuple[Server, str], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(backlog_module, "REFUSED_WAIT_S", 1.0)
+    taking, address = server
+    mended = threading.Event()
+
+    def meets(frame: pb.Frame, context: grpc.ServicerContext) -> None:
+        if frame.sequence <= 3 and not mended.is_set():
+            context.abort(grpc.StatusCode.INTERNAL, "as it happens")
+
+    taking.meets = meets
+    spool = late(tmp_path, 3, 5)
+    with closing(spool), closing(Backlog(address, None, spool, 1e6, lambda: True)):
+        wait_for(lambda: "frames sent late" in caplog.text, "a line")
+        assert lines(caplog.text, "5 frames sent late; 3 that it refused wait")
+        assert "is through" not in caplog.text
+        mended.set()
+        wait_for(lambda: "the backlog is through: 3 frames sent late" in caplog.text, "the rest")
+
+
+def test_what_nobody_thought_of_ends_no_backlog(
+    server: tuple[Server, str], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backlog_module, "REFUSED_WAIT_S", 0.2)
+    spool, times = late(tmp_path, 3), iter(range(2))
+    whole = key_of
+
+    def broken(*told: object) -> int | None:
+        if next(times, None) is not None:
+            raise MemoryError
+        return whole(*told)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(backlog_module, "key_of", broken)
+    with closing(spool), closing(Backlog(server[1], None, spool, 1e6, lambda: True)):
+        wait_for(lambda: spool.late == 3, "it goes on")
+    assert len(lines(caplog.text, "MemoryError()")) == 1
+
+
+def test_a_part_that_the_system_cannot_open_for_now_is_sent_later(
+    server: tuple[Server, str], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backlog_module, "REFUSED_WAIT_S", 0.2)
+    spool, opened, times = late(tmp_path, 3), Path.open, iter(range(2))
+
+    def few(path: Path, *told: Any, **named: Any) -> object:
+        if path.suffix == ".vcseg" and next(times, None) is not None:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return opened(path, *told, **named)
+
+    monkeypatch.setattr(Path, "open", few)
+    with closing(spool), closing(Backlog(server[1], None, spool, 1e6, lambda: True)):
+        wait_for(lambda: spool.late == 3, "all of it")
+    assert len(lines(caplog.text, "Too many open files")) == 1
+
+
+def test_frames_that_a_mute_server_does_not_take_are_late(
+    server: tuple[Server, str], operator: Operator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sinks, "CLOSE_TIMEOUT_S", 0.2)
+    running = Spooling(operator, server[1], tmp_path, endless(30))
+    try:
+        wait_for(lambda: running.spool.waiting > 3 * sinks.UNACKNOWLEDGED_FRAMES, "frames that wait", 10)
+    finally:
+        server[0].over.set()
+        running.end()
+    account = running.account
+    assert account.dropped.total() < sinks.UNACKNOWLEDGED_FRAMES + 50, "those of a second or two"
+
+
+def test_what_waits_is_brought_onto_the_disk_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool, flushed = late(tmp_path, 3), []
+    (first, _) = sorted((tmp_path / "camera").glob("*.vcseg"))
+    sync = os.fsync
+
+    def fsync(opened: int) -> None:
+        flushed.append(Path(f"/proc/self/fd/{opened}").readlink())
+        sync(opened)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    spool.tend()
+    assert not flushed, "that would wear out a card"
+    later = time.monotonic() + 11
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    spool.tend()
+    assert {first, tmp_path / "camera"} <= set(flushed)
+    flushed.clear()
+    later += 11
+    spool.tend()
+    assert not flushed
+    spool.close()
+
+
+def test_what_was_sent_unwritten_and_is_passed_over_is_lost_on_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dropped: Counter[str] = Counter()
+    spool = Spool(tmp_path, "camera", LEAST_BYTES, 1.0, dropped)
+    monkeypatch.setattr(spool_module, "SegmentWriter", unwritable)
+    for frame in frames(5):
+        spool.append(HELLO, frame, sent=True)
+    spool.keep([pb.Sequences(first=2, last=2), pb.Sequences(first=4, last=4)])
+    assert dropped == Counter({"lost on the way": 2})
+    spool.close()
+    assert dropped == Counter({"lost on the way": 3})
+
+
+def test_a_connection_that_is_over_loses_nothing_of_the_next(tmp_path: Path) -> None:
+    """As when pictures get another size while the connection of before is still being closed."""
+    spool = Spool(tmp_path, "camera", LEAST_BYTES, 1.0, Counter())
+    for frame in frames(4):
+        spool.append(HELLO, frame, sent=True)
+    spool.append(OTHER, frames(1, first=5)[0], sent=True)
+    spool.append(HELLO, frames(1, first=6)[0], sent=True)
+    spool.lose(4)
+    part = spool.take()
+    assert part is not None
+    assert list(part.pending) == [1, 2, 3, 4]
+    spool.done(part, {1, 2, 3, 4}, 4)
+    assert spool.take() is None, "the fifth is on the way"
+    spool.close()
+
+
+def test_a_server_that_keeps_nothing_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    spool = Spool(tmp_path, "camera", LEAST_BYTES, 1.0, Counter())
+    for number, frame in enumerate(frames(100), 1):
+        spool.append(HELLO, frame, sent=True)
+        now += 2
+        spool.tend()
+        assert len(lines(caplog.text, "has kept none for")) == (1 if number > 30 else 0)
+    spool.keep([pb.Sequences(first=1, last=100)])
+    assert "keeps frames again" in caplog.text
+    now += 1000
+    spool.tend()
+    assert len(lines(caplog.text, "has kept none for")) == 1, "there was nothing to keep"
+    spool.close()
+
+
+def test_what_cannot_be_deleted_is_told_counted_and_tried_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = late(tmp_path, 300)
+    size = spool._total
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "unlink", refused)
+        part = spool.take()
+        assert part is not None
+        spool.done(part, set(part.pending), 300)
+        assert spool._total == size, "it takes room"
+        assert spool.take() is None
+        assert len(lines(caplog.text, "can't be deleted (Read-only file system)")) == 1
+    later = time.monotonic() + 2
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    spool.tend()
+    assert spool._total < size
+    assert not part.path.exists()
+    spool.close()
+
+
+def refused(path: Path, missing_ok: bool = False) -> None:
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+
+def test_a_spool_that_is_partly_roots_loses_nothing_and_says_which_file(caplog: pytest.LogCaptureFixture) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give files to root")
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        folder = Path(name)
+        spool = Spool(folder / "spool", "camera", LEAST_BYTES, 1.0, Counter())
+        spool.close()
+        damaged = folder / "spool" / "camera" / f"{0:020d}-{0:012d}.vcseg"
+        damaged.write_bytes(b"no segment")
+        for path in (folder, folder / "spool", folder / "spool" / "camera", damaged):
+            shutil.chown(path, 65534)
+        (folder / "spool" / "camera" / "epoch.new").touch(0o600)  # a run of root's that was killed in that moment
+        for file in ("lock", "epoch", "epoch.new"):
+            os.seteuid(65534)
+            try:
+                with pytest.raises(SpoolError, match=rf"camera/{file}: can't be used \(Permission denied; give it to"):
+                    Spool(folder / "spool", "camera", LEAST_BYTES, 1.0, Counter())
+            finally:
+                os.seteuid(0)
+            assert damaged.exists()
+            shutil.chown(folder / "spool" / "camera" / file, 65534)
+        assert np.all([line.levelno < logging.WARNING for line in caplog.records])
+
+
+def test_frames_under_a_former_name_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    former = Spool(tmp_path, "porch", LEAST_BYTES, 1.0, Counter())
+    former.append(HELLO, frames(1, size=200_000)[0], sent=False)
+    spool = Spool(tmp_path, "door", LEAST_BYTES, 1.0, Counter())
+    assert not caplog.text, "that one runs"
+    spool.close()
+    former.close()
+    spool = Spool(tmp_path, "door", LEAST_BYTES, 1.0, Counter())
+    assert len(lines(caplog.text, "0.2 MB of camera porch wait there, and only veilcam-encode --name porch")) == 1
+    Spool(tmp_path, "porch", LEAST_BYTES, 1.0, Counter()).close()
+    spool.close()
