@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import shlex
+import shutil
 import signal
 import socket
 import sys
@@ -196,8 +197,7 @@ def decode(
             Certificates(settings)
         if check_config and settings.users is not None:
             People(settings.users)
-        for name in ("save", "record") if check_config else ():
-            _check_folder(name, getattr(settings, name))
+        _check_disks(settings)
         # A check doesn't look for the fastest engine: that takes as long as a start, and the start does it anyway.
         unmeasured = check_config and settings.engine == "auto"
         catalogue = _catalogue(settings.model_copy(update={"engine": REFERENCE}) if unmeasured else settings)
@@ -263,6 +263,7 @@ async def _follow(server: "Server", config: Path | None, given: Mapping[str, Any
         try:
             after = read_settings(config, given)
             names = changed(server.settings, after)
+            _check_disks(after)
             if not names and not anyway:
                 continue
             catalogue = None
@@ -273,7 +274,8 @@ async def _follow(server: "Server", config: Path | None, given: Mapping[str, Any
                 log.error("settings stay as they were: %s", line)
             continue
         later = server.apply(after, catalogue)
-        log.info("settings taken up: %s", ", ".join(name for name in names if name not in later) or "none changed")
+        told = [f"{name} = {getattr(after, name)}" for name in names if name not in later]
+        log.info("settings taken up: %s", ", ".join(told) or "none changed")
         if catalogue is not None:
             _tell_reconstructors(catalogue)
         if "allow_plain" in names and after.allow_plain:
@@ -290,16 +292,26 @@ def _stamp(config: Path | None) -> tuple[int, int] | None:
     return (told.st_mtime_ns, told.st_size) if told is not None else None
 
 
-def _check_folder(name: str, folder: Path | None) -> None:
-    """Refuse, as the start would, a folder that can't be written."""
+def _check_disks(settings: "Settings") -> None:
+    """Refuse folders that can't be written, and to leave more of a disk free than there is of it.
+
+    Raises:
+        SettingsError: it is so.
+    """
     from decoder.private import check_folder
     from decoder.settings import SettingsError
 
-    try:
-        if folder is not None:
-            check_folder(folder)
-    except OSError as error:
-        raise SettingsError(f"--{name} {folder}: can't be written ({error.strerror})") from None
+    for name, folder in (("save", settings.save), ("record", settings.record)):
+        if folder is None:
+            continue
+        try:
+            there = check_folder(folder)
+            size = shutil.disk_usage(there).total >> 20
+        except OSError as error:
+            raise SettingsError(f"--{name} {folder}: can't be written ({error.strerror})") from None
+        if name == "record" and settings.record_free >= max(size, 1):
+            free = f"--record-free {settings.record_free}: expected megabytes, fewer than the disk of {folder} has"
+            raise SettingsError(f"{free} in all ({size}); all recordings would be deleted")
 
 
 def _catalogue(settings: "Settings", renditions: Collection[str] = tuple(_RENDITION.values())) -> "Catalogue":

@@ -28,8 +28,11 @@ def make_folder(path: Path) -> None:
         tell_if_loose(path)
 
 
-def check_folder(path: Path) -> None:
+def check_folder(path: Path) -> Path:
     """Whether a folder is there, or could be made, and be written; nothing is made.
+
+    Returns:
+        It, or the one above it that is there.
 
     Raises:
         OSError: it isn't so.
@@ -39,6 +42,7 @@ def check_folder(path: Path) -> None:
         raise NotADirectoryError(errno.ENOTDIR, f"{there} is a file, not a folder", str(path))
     if not os.access(there, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(there))
+    return there
 
 
 def tell_if_loose(path: Path) -> None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from decoder.admission import Refusal, next_levels
 from decoder.catalogue import Catalogue, fit_rows
-from decoder.recordings.store import Kept, Store
+from decoder.recordings.store import GAP_NS, Kept, Store
 from protos.segment import SUFFIX, Entry, Segment, SegmentError, key_before, last_entry, with_base
 from protos.v1 import veilcam_pb2 as pb
 
@@ -30,8 +30,6 @@ _T = TypeVar("_T")
 
 _POSITIONS = 16
 """Places in recordings that are remembered, each with the measurements of one frame."""
-_GAP_NS = 5_000_000_000
-"""A recording that stops for longer is shown with a gap."""
 _REACH_NS = 3600 * 10**9
 """A segment that began longer ago is over: the recorder ends it after 10 minutes, by the camera's clock too."""
 
@@ -144,7 +142,7 @@ class Playback:
         spans: list[tuple[int, int]] = []
         for kept in self._store.segments(camera):
             end_ns = max(kept.start_ns, _last_time(kept.path))
-            if spans and kept.start_ns - spans[-1][1] < _GAP_NS:
+            if spans and kept.start_ns - spans[-1][1] < GAP_NS:
                 spans[-1] = (spans[-1][0], max(end_ns, spans[-1][1]))
             else:
                 spans.append((kept.start_ns, end_ns))
