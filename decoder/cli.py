@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -53,7 +54,7 @@ def main() -> None:
 
 def _tell_version(asked: bool) -> None:
     if asked:
-        print(f"veilcam {version('veilcam')}")
+        typer.echo(f"veilcam {version('veilcam')}")
         raise typer.Exit
 
 
@@ -65,6 +66,8 @@ EngineName = Annotated[
     str | None, typer.Option(help="runtime, as onnxruntime-int8; auto takes the fastest that agrees [auto]")
 ]
 Threads = Annotated[int | None, typer.Option(help="threads of the engine [all cores]")]
+
+
 def _time(text: str) -> datetime:
     """A date, or a date and a time, as ISO 8601 has it: UTC, unless it names an offset."""
     try:
@@ -78,9 +81,7 @@ Begin = Annotated[
     datetime | None,
     typer.Option("--from", metavar="TIME", parser=_time, help="capture time, as 2026-11-25T08:00:00, UTC"),
 ]
-End = Annotated[
-    datetime | None, typer.Option("--to", metavar="TIME", parser=_time, help="capture time, UTC; left out")
-]
+End = Annotated[datetime | None, typer.Option("--to", metavar="TIME", parser=_time, help="capture time, UTC; left out")]
 AllowPlain = Annotated[
     bool | None,
     typer.Option(
@@ -237,7 +238,10 @@ def _reached_as(settings: "Settings") -> str:
     """The host in the addresses that are told: one that a browser can use, and finds in the certificate."""
     from decoder.access.tls import names_in
 
-    if settings.host not in ("0.0.0.0", "::"):
+    everywhere = False
+    with contextlib.suppress(ValueError):
+        everywhere = ip_address(settings.host).is_unspecified
+    if not everywhere:
         return f"[{settings.host}]" if ":" in settings.host else settings.host
     named = names_in(settings.certificate.read_bytes()) if settings.certificate is not None else ()
     return next((each for each in named if "*" not in each), socket.gethostname())
@@ -344,6 +348,7 @@ def export(
     begin: Begin = None,
     end: End = None,
     plain: Annotated[bool, typer.Option("--plain", help="faithful pictures, which classifiers can read")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a film that is there")] = False,
     reconstructor: Reconstructors = None,
     engine: EngineName = None,
     threads: Threads = None,
@@ -362,19 +367,19 @@ def export(
         from decoder.access.audit import made
         from decoder.catalogue import CatalogueError
         from decoder.engines import EngineError
-        from decoder.recordings.film import free_part, utc, write_film
-        from decoder.recordings.playback import Recording, RecordingError
+        from decoder.recordings.film import free_part, write_film
+        from decoder.recordings.playback import Recording, RecordingError, times_of, utc
         from decoder.settings import SettingsError
-    start_ns, end_ns = _ns(begin, 0), _ns(end, 2**63 - 1)
-    if film.suffix != ".mp4":
-        log.error("%s: expected a name that ends in .mp4", film)
+    start_ns, end_ns = _range(begin, end)
+    if (problem := _unwritable(film, overwrite)) is not None:
+        log.error("%s: %s", film, problem)
         sys.exit(UNUSABLE)
     try:
+        times = times_of(recording, start_ns, end_ns)  # before engines are measured, which takes a while
         settings = _own_settings({"reconstructor": reconstructor or None, "engine": engine, "threads": threads})
         played = Recording(recording, _catalogue(settings, [_RENDITION[plain]]), _RENDITION[plain])
         with _stopping() as asked, Progress() as bar:
-            times = played.times(start_ns, end_ns)
-            if plain and times:
+            if plain:
                 made("export", played.segments[0].hello.camera, times[0], times[-1])
             task = bar.add_task(film.name, total=len(times))
             written = write_film(played.shots(start_ns, end_ns), film, lambda: bar.advance(task), asked)
@@ -418,24 +423,22 @@ def replay(
         from decoder.access.audit import made
         from decoder.catalogue import CatalogueError
         from decoder.engines import EngineError
-        from decoder.recordings.playback import Recording, RecordingError
+        from decoder.recordings.playback import Recording, RecordingError, times_of
         from decoder.recordings.replay import replay as play
         from decoder.server import Server, ServerError
         from decoder.settings import SettingsError
+    start_ns, end_ns = _range(begin, end)
     # The pace is this command's own, as fast as --speed says.
     given: dict[str, Any] = {"port": port, "http": http, "allow_plain": allow_plain}
     given |= {"max_frame_rate": 0, "max_byte_rate": 0}
     given |= {"reconstructor": reconstructor or None, "engine": engine, "threads": threads}
 
     async def serve() -> NoReturn:
+        times = times_of(recording, start_ns, end_ns)
         settings = _own_settings(given)
         renditions = list(_RENDITION.values())[: 1 + settings.allow_plain]
         catalogue = _catalogue(settings, renditions)
         played = Recording(recording, catalogue, *renditions)
-        start_ns, end_ns = _ns(begin, 0), _ns(end, 2**63 - 1)
-        times = played.times(start_ns, end_ns)
-        if not times:
-            raise RecordingError(f"{recording}: no pictures in that range of time")
         if settings.allow_plain:
             made("replay", played.segments[0].hello.camera, times[0], times[-1])
         server = Server(catalogue, settings)
@@ -482,6 +485,25 @@ def _give_up(error: Exception) -> NoReturn:
     for line in str(error).splitlines():
         log.error("%s", line)
     sys.exit(UNUSABLE)
+
+
+def _range(begin: datetime | None, end: datetime | None) -> tuple[int, int]:
+    """From when to when, in ns since 1970, the end left out."""
+    if begin is not None and end is not None and end <= begin:
+        log.error("--to %s: expected a time after --from %s", end, begin)
+        sys.exit(UNUSABLE)
+    return _ns(begin, 0), _ns(end, 2**63 - 1)
+
+
+def _unwritable(film: Path, overwrite: bool) -> str | None:
+    """Why a film can't be written there, as far as it shows before."""
+    if film.suffix != ".mp4":
+        return "expected a name that ends in .mp4"
+    if not film.parent.is_dir():
+        return f"{film.parent} is no folder"
+    if film.exists() and not overwrite:
+        return "is there already: another name, or --overwrite"
+    return None
 
 
 def _ns(time: datetime | None, otherwise: int) -> int:

@@ -69,6 +69,13 @@ class Store:
         """Segments of one camera or of all, in order of capture."""
         return sorted(self._found(camera), key=lambda kept: (kept.start_ns, kept.camera))
 
+    def cameras(self) -> dict[str, int]:
+        """Whose segments there are, those seen last first, and when the last frame of each was received."""
+        newest: dict[str, int] = {}
+        for kept in self._found(None):
+            newest[kept.camera] = max(kept.received_ns, newest.get(kept.camera, 0))
+        return dict(sorted(newest.items(), key=lambda each: -each[1]))
+
     def place(self, camera: str, start_ns: int) -> Path:
         """A new segment's path."""
         folder = self.folder / camera

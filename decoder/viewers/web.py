@@ -75,7 +75,7 @@ def web_app(
         if refusal := not_given(request.path_params["name"]):
             return refusal
         camera = cameras.get(request.path_params["name"])
-        if camera is None:
+        if camera is None or not camera.came:
             return text(404, f"no camera {request.path_params['name']!r} here")
         rendition = asked_rendition(request, policy, camera.renditions)
         if isinstance(rendition, Response):

@@ -136,8 +136,8 @@ def test_the_page_comes_back_after_a_restart_of_the_server(
 def test_a_name_is_text_and_never_markup(page: Page, start_service: StartService) -> None:
     service = start_service()
     page.route("**/cameras.json", lambda route: route.fulfill(json=[
-        {"name": "<b>x</b>", "state": "live", "renditions": [], "silent_s": 0, "fps": 1, "latency_ms": 5, "sequence": 1, "size": None,
-         "kbit_s": 7, "reconstructor": "abc"},
+        {"name": "<b>x</b>", "state": "live", "renditions": [], "silent_s": 0, "fps": 1, "latency_ms": 5, "sequence": 1,
+         "size": None, "kbit_s": 7, "reconstructor": "abc"},
     ]))  # fmt: skip
     page.route("**/reconstructors.json", lambda route: route.fulfill(json=[
         {"id": "abc", "name": "<i>y</i>", "rendition": "veiled", "operator_id": "<i>o</i>", "rows": 1, "engine": "e",

@@ -110,6 +110,7 @@ def test_retention_deletes_the_oldest_and_says_why(
     retention: Retention, left: list[int], reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Four segments of a megabyte, two older than an hour; 2 and 4 are being written in the third case."""
+    caplog.set_level(logging.INFO)
     store, now = Store(tmp_path, retention), time.time_ns()
     ages = {1: 3.0, 2: 2.0, 3: 0.5, 4: 0.1}
     paths = {}

@@ -113,6 +113,7 @@ def test_any_file_is_settings_or_told(tmp_path: Path, data: bytes) -> None:
         ('record = "veilcam.toml"\n', 2, "veilcam.toml: can't be written"),
         ('save = "veilcam.toml/below"\n', 2, "veilcam.toml is a file, not a folder"),
         ('record = "new/folder"\n', 0, "settings are sound"),
+        ('record = "new"\nrecord_free = 9000000000\n', 2, "all recordings would be deleted"),
     ],
 )
 def test_check_config(tmp_path: Path, text: str, code: int, told: str) -> None:
@@ -124,7 +125,7 @@ def test_check_config(tmp_path: Path, text: str, code: int, told: str) -> None:
     assert "Traceback" not in done.stderr
     assert " ms" not in done.stderr, "no engine is timed for a check"
     assert "secret" not in done.stderr
-    assert os.listdir(tmp_path) == ["veilcam.toml"], "a check makes nothing"
+    assert [path.name for path in tmp_path.iterdir()] == ["veilcam.toml"], "a check makes nothing"
 
 
 class Running:
@@ -173,7 +174,7 @@ def test_changes_are_taken_up_while_cameras_go_on(running: Running, config: Path
     assert get(plain)[0] == 403
 
     config.write_text(before.replace("port = 0", "port = 50999", 1) + "allow_plain = true\nmax_cameras = 1\n")
-    assert running.until("taken up")["message"] == "settings taken up: allow_plain, max_cameras"
+    assert running.until("taken up")["message"] == "settings taken up: allow_plain = True, max_cameras = 1"
     assert running.until("next start")["message"] == "settings that wait for the next start: port"
     assert get(f"{running.page}/cameras.json")[0] == 200
     another = Camera(grpc.insecure_channel(running.address))
