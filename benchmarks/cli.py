@@ -13,10 +13,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from random import Random
 from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console, RenderableType
+from rich.progress import Progress
 
 from benchmarks.machine import described
 
@@ -167,6 +169,42 @@ def faults(
     machine = described()
     with _mistakes_told(ProcessError):
         result = measure(damaged, connects, seconds, seed, log.info)
+    _show(result | {"machine": machine}, printed, json_file)
+
+
+@app.command()
+def film(
+    pictures: Annotated[list[Path], typer.Argument(help="folders of labelled photographs, as `evaluate` takes them")],
+    readers_folder: Annotated[Path, typer.Option(help="where readers' weights lie that no package has")],
+    readers: Annotated[str, typer.Option(help="classifiers, comma-separated")],
+    count: Annotated[int, typer.Option(min=1, help="photographs at most, drawn from all")] = 300,
+    ratio: Ratio = 0.1,
+    operator: OperatorFile = None,
+    reconstructor: Reconstructors = None,
+    json_file: Json = None,
+) -> None:
+    """What `veilcam-decode export` leaves of a veil: readers look at pictures as shown, and in a film of them."""
+    try:
+        from benchmarks.film import measure, printed
+        from train.data.files import DataError
+        from train.data.labelled import labelled_pictures
+        from train.readers import ReaderError, open_reader
+    except ModuleNotFoundError as error:
+        _unusable(f"{error.name} is missing: pip install 'veilcam[train]'")
+
+    _check_writable(json_file)
+    machine = described()
+    try:
+        items = [item for folder in pictures for item in labelled_pictures(folder)]
+        opened = {name: open_reader(name, readers_folder) for name in readers.split(",")}
+    except (DataError, ReaderError) as error:
+        _unusable(str(error))
+    drawn = Random(0).sample(items, min(count, len(items)))  # noqa: S311 - the same of another run
+    with _mistakes_told(), Progress(console=console) as bar:
+        catalogue, phi, _ = _loaded(reconstructor, operator, "onnxruntime", _CORES)
+        task = bar.add_task("film", total=len(drawn))
+        result = measure(drawn, opened, phi, ratio, catalogue, lambda: bar.advance(task))
+        result["data"] = [folder.name for folder in pictures]
     _show(result | {"machine": machine}, printed, json_file)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 from rich.table import Table
 
 from benchmarks.fidelity import psnr, ssim
@@ -95,10 +96,17 @@ def _pictures(folder: Path, operator: Operator, ratio: float, reconstructor: Rec
                 f"{path}: not a picture that can be read, or a side of less than {_SMALLEST_SIDE} pixels"
             )
         luma, _ = gray(np.asarray(read, np.uint8))
-        height, width = luma.shape
-        message, _ = Packer(operator, ratio).pack(Frame(luma, 1, 0.0, False), 1)
-        hello = pb.Hello(camera="quality", operator_id=operator.id, width=width, height=height)
-        levels = checked_levels(unpack(message, hello, operator.block))
-        seen = reconstructor.engine.reconstruct(fit_rows(levels, reconstructor.engine.rows)[None])[0, :height, :width]
-        bits = 8 * len(message.payload) / (height * width)
-        yield Quality(path.name, psnr(seen, luma), ssim(seen, luma), bits)
+        seen, size = rebuilt(luma, operator, ratio, reconstructor)
+        yield Quality(path.name, psnr(seen, luma), ssim(seen, luma), 8 * size / luma.size)
+
+
+def rebuilt(
+    luma: NDArray[np.uint8], operator: Operator, ratio: float, reconstructor: Reconstructor
+) -> tuple[NDArray[np.uint8], int]:
+    """A picture (H, W) the whole way, as a key frame of its own: what people see, and the bytes of its payload."""
+    height, width = luma.shape
+    message, _ = Packer(operator, ratio).pack(Frame(luma, 1, 0.0, False), 1)
+    hello = pb.Hello(camera="quality", operator_id=operator.id, width=width, height=height)
+    levels = checked_levels(unpack(message, hello, operator.block))
+    seen = reconstructor.engine.reconstruct(fit_rows(levels, reconstructor.engine.rows)[None])[0, :height, :width]
+    return seen, len(message.payload)

@@ -123,6 +123,26 @@ def veil_tables(veil: Reconstructor) -> list[str]:
     return lines
 
 
+def film_table(result: dict[str, Any]) -> list[str]:
+    """What readers read of pictures as they are shown, and in a film of them."""
+    readers = list(next(iter(result["recognition"].values())))
+    lines = ["## What a film leaves of the veil", ""]
+    lines += [
+        f"{result['pictures']} photographs, r = {result['ratio']}, each a scene that moves: its middle picture as it "
+        "is shown, and as it is in the film that `veilcam-decode export` makes (H.264). Recognition in percent.",
+        "",
+        "| pictures | PSNR, dB | bytes | " + " | ".join(readers) + " |",
+        "|---|--:|--:|" + "--:|" * len(readers),
+    ]
+    for rendition, read in result["recognition"].items():
+        for way, told in (("shown", "as shown"), ("film", "in a film")):
+            cells = [f"{read[name][way]:.1f}" for name in readers]
+            size = result["bytes_a_picture"][rendition] if way == "film" else "–"
+            name, fidelity = result["names"][rendition], result["psnr"][rendition][way]
+            lines.append(f"| {name}, {told} | {fidelity:.2f} | {size} | " + " | ".join(cells) + " |")
+    return [*lines, "", _measured_on(result), ""]
+
+
 def form_table() -> list[str]:
     """What integer forms lose, and what readers read through a veil's, as ``veilcam-train quantise`` measured it."""
     lines = ["## Integer forms of reconstructors", ""]
@@ -362,6 +382,7 @@ def fuzz_table(result: dict[str, Any]) -> list[str]:
 
 
 SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
+    "film": film_table,
     "latency": latency_table,
     "engines": engine_tables,
     "serve": serve_table,

@@ -241,7 +241,7 @@ def last_entry(path: Path) -> Entry | None:
                 last = _entry(*_ROW.unpack(file.read(_ROW.size)))
     except FileNotFoundError:
         pass
-    if last is not None:
+    if last is not None and last.offset < path.stat().st_size:
         with path.open("rb") as file:
             after = [entry for entry, _, _ in _records(file, last.offset)]
         if after and after[0] == last:
