@@ -13,6 +13,7 @@ Capture times rise in a segment, but for little: where a camera's clock is set, 
 """
 
 import logging
+import math
 import queue
 import threading
 import time
@@ -277,11 +278,10 @@ class Recorder:
 
     def _write_all(self) -> None:
         """What the writer's thread does. Nothing ends it but ``close``: it is the only one, of all cameras."""
-        tidied = looked = 0.0
+        tidied = looked = -math.inf
         going = True
         while going:
             try:
-                going = self._take_next(_LOOK_EVERY_S if self._open or self._parked else None)
                 now = time.monotonic()
                 if now - tidied > _TIDY_EVERY_S:
                     tidied = now
@@ -289,6 +289,7 @@ class Recorder:
                 if now - looked > _LOOK_EVERY_S:
                     looked = now
                     self._look(now)
+                going = self._take_next(_LOOK_EVERY_S if self._open or self._parked else _TIDY_EVERY_S)
             except Exception:  # noqa: BLE001 - whatever it is, what comes next may be recorded all the same
                 self._fault("recordings: a fault; recording goes on")
         try:
@@ -300,7 +301,7 @@ class Recorder:
         for asked in self._looks.values():
             asked.put(None)
 
-    def _take_next(self, timeout: float | None) -> bool:
+    def _take_next(self, timeout: float) -> bool:
         """Do what is next in the queue, if anything comes in time; False at the end of all."""
         try:
             offer = self._queue.get(timeout=timeout)

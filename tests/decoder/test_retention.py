@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from decoder.recordings.recorder import Recorder
 from decoder.recordings.store import Retention, Store
 from decoder.settings import Settings
 from encoder.packing import Packer
@@ -74,3 +75,17 @@ def test_what_a_camera_with_a_wrong_clock_films_is_kept_for_as_long_as_any(
     store.retention = Retention(hours=24, free_megabytes=0)
     assert store.tidy(set()) == []
     assert len(store.segments("camera")) == 2
+
+
+def test_what_is_too_old_goes_at_the_start_and_later_though_no_camera_sends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("decoder.recordings.recorder._TIDY_EVERY_S", 0.1)
+    store = Store(tmp_path, Retention(hours=24, free_megabytes=0))
+    first = received(store, "camera", 1, 30)
+    recorder = Recorder(store)
+    wait_for(lambda: not first.exists(), "the end of what was too old at the start")
+    later, new = received(store, "camera", 2, 30), received(store, "camera", 3, 1)
+    wait_for(lambda: not later.exists(), "the end of what is too old now")
+    recorder.close()
+    assert new.exists()
