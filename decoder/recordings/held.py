@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from decoder.recordings.store import Store
+from decoder.recordings.store import Store, sync
 from protos.segment import Segment, SegmentError, last_entry
 
 log = logging.getLogger("veilcam.decode")
@@ -159,6 +159,8 @@ class Held:
 def look(store: Store, camera: str, late: bool) -> list[tuple[int, Span]]:
     """Look at a camera's segments: of each the head, the first and the last frame. In any thread.
 
+    What is found is brought onto the disk itself: a process that was killed may have left it to the system.
+
     Args:
         store: where they are.
         camera: whose.
@@ -168,12 +170,15 @@ def look(store: Store, camera: str, late: bool) -> list[tuple[int, Span]]:
         The number of each one's run, and its sequences. What can't be read is told and left out.
 
     Raises:
-        OSError: the folder can't be read.
+        OSError: the folder can't be read, or not be brought onto the disk.
     """
     segments = store.segments(camera)
     if not late:
         segments = sorted(segments, key=lambda kept: kept.received_ns)[-NEWEST:]
-    return [each for kept in segments if (each := _looked(kept.path)) is not None]
+    found = [each for kept in segments if (each := _looked(kept.path)) is not None]
+    if found:
+        store.secure(found[0][1].path)
+    return found
 
 
 def _looked(path: Path) -> tuple[int, Span] | None:
@@ -183,6 +188,7 @@ def _looked(path: Path) -> tuple[int, Span] | None:
             return None
         first = next(segment.frames(), None)
         last = last_entry(path)
+        sync(path)
     except (SegmentError, OSError) as error:
         log.warning("recording %s: what it has isn't known: %s", path.name, error)
         return None

@@ -89,3 +89,25 @@ def test_what_is_too_old_goes_at_the_start_and_later_though_no_camera_sends(
     wait_for(lambda: not later.exists(), "the end of what is too old now")
     recorder.close()
     assert new.exists()
+
+
+def test_what_came_before_the_server_knew_the_time_counts_from_when_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a board without a battery: first it is 1970 for a day and more, then time comes over the network."""
+    store, now_ns = Store(tmp_path, Retention(hours=24, free_megabytes=0)), time.time_ns()
+    early, being_written = received(store, "camera", 1, 0), received(store, "camera", 2, 0)
+    old, new = received(store, "camera", 3, 30), received(store, "camera", 4, 20)
+    for path in (early, being_written):
+        os.utime(path, (60, 60))
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time_ns", lambda: 30 * HOUR_NS)
+        assert store.tidy({being_written}) == []
+    assert [kept.path for kept in store.tidy({being_written})] == [old]
+    assert store.tidy({being_written}) == []
+    assert being_written.stat().st_mtime == 60
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time_ns", lambda: now_ns + 5 * HOUR_NS)
+        assert [kept.path for kept in store.tidy(set())] == [new]
+        patch.setattr(time, "time_ns", lambda: now_ns + 26 * HOUR_NS)
+        assert [kept.path for kept in store.tidy(set())] == [early]
