@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from benchmarks.fidelity import psnr
 from decoder.catalogue import Catalogue
-from decoder.recordings.film import free_part, write_film
+from decoder.recordings.film import Film, free_part, write_film
 from decoder.recordings.playback import Place, Recording, RecordingError, Shot, times_of
 from encoder.packing import Packer
 from encoder.sampling import Operator
@@ -243,6 +243,12 @@ def set_back(
     return folder
 
 
+def stopped(played: Recording, path: Path, count: int) -> Film:
+    """A film that is stopped after so many pictures."""
+    done = list[None]()
+    return write_film(played.shots(), path, lambda: done.append(None), lambda: len(done) == count)
+
+
 def test_wherever_a_film_is_stopped_and_goes_on_every_picture_is_there_once(
     set_back: Path, tmp_path: Path, catalogue: Catalogue
 ) -> None:
@@ -250,13 +256,7 @@ def test_wherever_a_film_is_stopped_and_goes_on_every_picture_is_there_once(
     whole = [shot.place for shot in played.shots()]
     assert len(set(whole)) == 14
     for count in range(1, 14):
-        done = list[None]()
-        part = write_film(
-            played.shots(),
-            tmp_path / "film.mp4",
-            lambda: done.append(None),
-            lambda: len(done) == count,  # noqa: B023 - called at once
-        )
+        part = stopped(played, tmp_path / "film.mp4", count)
         assert part.pictures == count
         assert part.rest is not None
         assert Place.read(str(part.rest)) == part.rest
