@@ -159,7 +159,8 @@ class Held:
 def look(store: Store, camera: str, late: bool) -> list[tuple[int, Span]]:
     """Look at a camera's segments: of each the head, the first and the last frame. In any thread.
 
-    What is found is brought onto the disk itself: a process that was killed may have left it to the system.
+    What is found of a process before is brought onto the disk itself: killed, it may have left it to the system. What
+    this one writes is its writer's, who alone is to be told how that goes.
 
     Args:
         store: where they are.
@@ -175,20 +176,22 @@ def look(store: Store, camera: str, late: bool) -> list[tuple[int, Span]]:
     segments = store.segments(camera)
     if not late:
         segments = sorted(segments, key=lambda kept: kept.received_ns)[-NEWEST:]
-    found = [each for kept in segments if (each := _looked(kept.path)) is not None]
-    if found:
-        store.secure(found[0][1].path)
+    found = [each for kept in segments if (each := _looked(kept.path, kept.path in store.placed)) is not None]
+    before = [span.path for _, span in found if span.path not in store.placed]
+    if before:
+        store.secure(before[0])
     return found
 
 
-def _looked(path: Path) -> tuple[int, Span] | None:
+def _looked(path: Path, own: bool) -> tuple[int, Span] | None:
     try:
         segment = Segment(path)
         if not segment.hello.epoch:
             return None
         first = next(segment.frames(), None)
         last = last_entry(path)
-        sync(path)
+        if not own:
+            sync(path)
     except (SegmentError, OSError) as error:
         log.warning("recording %s: what it has isn't known: %s", path.name, error)
         return None

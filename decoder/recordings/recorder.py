@@ -37,6 +37,8 @@ _FLUSH_EVERY_S = 2.0
 _TEND_EVERY_S = 0.5
 _LATE_IDLE_S = 30.0
 """A segment of a backlog ends when nothing came for so long."""
+_MOST_LATE = 4
+"""Segments of a camera's backlogs that are open at once; each run has its own."""
 _UNSTEADY_NS = 10**9
 """Capture times may fall by so much without that the clock was set."""
 _HOLE = 10
@@ -464,6 +466,8 @@ class Recorder:
         track.passed = None
         begun = track.writer is None
         if track.writer is None:
+            if track.late:
+                self._make_room(track)
             path = self._store.place(camera, frame.capture_time_ns)
             track.writer, track.began = SegmentWriter(path, track.hello), now
             track.first_ns, track.named = frame.capture_time_ns, False
@@ -483,6 +487,13 @@ class Recorder:
             track.told.bytes += track.writer.size - before
         if self._broken.pop(camera, None) is not None:
             log.info("recording of camera %s goes on", camera)
+
+    def _make_room(self, track: Track) -> None:
+        """End the segments that a camera's other backlogs left open, the oldest first, but for a few."""
+        late = [each for each in self._open if each.late and each.writer and each.hello.camera == track.hello.camera]
+        for each in sorted(late, key=lambda each: each.began)[: max(0, len(late) - _MOST_LATE + 1)]:
+            self._end(each)
+            self._open.discard(each)
 
     def _end_before(self, track: Track, frame: pb.Frame, apart: bool, hole: bool, now: float) -> None:
         """End a track's segment if this frame isn't to be in it."""

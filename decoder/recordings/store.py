@@ -64,10 +64,14 @@ class Store:
     Args:
         folder: made, for its owner alone, if it isn't there.
         retention: how much is kept.
+
+    Attributes:
+        placed: segments that are there by ``place``; others are of a process before.
     """
 
     def __init__(self, folder: Path, retention: Retention) -> None:
         self.folder, self.retention = folder, retention
+        self.placed: set[Path] = set()
         if not folder.is_dir():
             make_folder(folder)
         self._looked: set[Path] = set()
@@ -93,6 +97,7 @@ class Store:
         while path.exists():
             start_ns += 1
             path = folder / f"{start_ns:020d}{SUFFIX}"
+        self.placed.add(path)
         return path
 
     def secure(self, path: Path) -> None:
@@ -148,6 +153,7 @@ class Store:
                 break
             kept.path.unlink(missing_ok=True)
             index_of(kept.path).unlink(missing_ok=True)
+            self.placed.discard(kept.path)
             total -= kept.size
             deleted.append(kept)
             told[level, kept.camera, reason] += 1

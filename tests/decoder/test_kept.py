@@ -113,8 +113,8 @@ def test_a_frame_that_a_killed_process_left_is_called_kept_when_it_is_on_the_dis
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Killed when it had written them and flushed nothing; the camera sends them again."""
-    hello, store = said(operator, photographs[0]), Store(tmp_path, Retention(free_megabytes=0))
-    killed = SegmentWriter(store.place("camera", 10**9), hello)
+    hello = said(operator, photographs[0])
+    killed = SegmentWriter(Store(tmp_path, Retention()).place("camera", 10**9), hello)
     for frame in frames:
         killed.append(frame, 1)
     killed.close()
@@ -125,7 +125,7 @@ def test_a_frame_that_a_killed_process_left_is_called_kept_when_it_is_on_the_dis
         synced.add(Path(f"/proc/self/fd/{descriptor}").readlink())
 
     monkeypatch.setattr(os, "fsync", noted)
-    recorder = Recorder(store)
+    recorder = Recorder(Store(tmp_path, Retention(free_megabytes=0)))
     recorder.begin(hello, lambda: None, lambda _: at_kept.append(set(synced)))
     for frame in frames:
         recorder.offer("camera", frame, 1)
@@ -177,3 +177,18 @@ def test_a_segment_of_a_backlog_ends_when_nothing_comes(
     assert len(list(tmp_path.glob("camera/*.vcseg"))) == 2
     recorder.close()
     assert [frame.sequence for frame in recorded(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_backlogs_of_many_runs_leave_few_segments_open(
+    operator: Operator, photographs: list[NDArray[np.uint8]], frames: list[pb.Frame], tmp_path: Path
+) -> None:
+    """A call of each with a frame or two, then all of them go on; each frame is recorded once."""
+    recorder = Recorder(Store(tmp_path, Retention(free_megabytes=0)))
+    recorder.begin(said(operator, photographs[0]), lambda: None)
+    runs = range(10, 30)
+    for part in (frames[:2], frames[2:4]):
+        for epoch in runs:
+            late(recorder, said(operator, photographs[0], epoch), part)
+        assert len(opened(tmp_path)) <= 8, "two files a segment"
+    recorder.close()
+    assert sorted(frame.sequence for frame in recorded(tmp_path)) == sorted([1, 2, 3, 4] * len(runs))
