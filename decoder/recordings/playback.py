@@ -255,7 +255,7 @@ class Playback:
             return None
         if moment.next_ns is not None:
             after = [*after, moment.next_ns]
-        else:
+        elif _last_time(shown.path) >= time_ns:  # else none of the others goes on until then either
             until_ns = max(time_ns, moment.capture_time_ns)
             unshown = (each for each in chain([newest], _readable(others)) if each.path != shown.path)
             for entries in map(self._entries_of, unshown):
