@@ -23,7 +23,7 @@ from decoder.admission import Policy, Refusal, check_frame, check_hello, next_le
 from decoder.settings import SettingsError, read_settings
 from encoder.sampling import Operator, OperatorError, finest_steps
 from protos.payload import Payload, PayloadError, Plane
-from protos.segment import Segment, SegmentError, SegmentWriter, index_of, key_before, last_entry, with_base
+from protos.segment import Segment, SegmentError, SegmentWriter, index_of, key_of, last_entry, with_base
 from protos.v1 import veilcam_pb2 as pb
 from train import settings as runs
 
@@ -86,7 +86,7 @@ def _segment(data: bytes, folder: Path) -> None:
             for _ in with_base(segment.frames(start)):
                 pass
         for entry in entries[:3]:
-            key_before(entries, entry.capture_time_ns)
+            key_of(entries, entry.sequence)
         last_entry(path)
 
 

@@ -347,6 +347,9 @@ def export(
     film: Annotated[Path, typer.Argument(help="film to write, .mp4 (H.264)")],
     begin: Begin = None,
     end: End = None,
+    go_on: Annotated[
+        str | None, typer.Option(metavar="SEGMENT:SEQUENCE", help="begin where an export that was stopped told to")
+    ] = None,
     plain: Annotated[bool, typer.Option("--plain", help="faithful pictures, which classifiers can read")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a film that is there")] = False,
     reconstructor: Reconstructors = None,
@@ -368,21 +371,27 @@ def export(
         from decoder.catalogue import CatalogueError
         from decoder.engines import EngineError
         from decoder.recordings.film import free_part, write_film
-        from decoder.recordings.playback import Recording, RecordingError, times_of, utc
+        from decoder.recordings.playback import Place, Recording, RecordingError, times_of
         from decoder.settings import SettingsError
     start_ns, end_ns = _range(begin, end)
+    try:
+        place = Place.read(go_on) if go_on is not None else Place()
+    except ValueError as error:
+        log.error("--go-on %s", error)
+        sys.exit(UNUSABLE)
     if (problem := _unwritable(film, overwrite)) is not None:
         log.error("%s: %s", film, problem)
         sys.exit(UNUSABLE)
     try:
-        times = times_of(recording, start_ns, end_ns)  # before engines are measured, which takes a while
+        times = times_of(recording, start_ns, end_ns, place)  # before engines are measured, which takes a while
         settings = _own_settings({"reconstructor": reconstructor or None, "engine": engine, "threads": threads})
         played = Recording(recording, _catalogue(settings, [_RENDITION[plain]]), _RENDITION[plain])
         with _stopping() as asked, Progress() as bar:
             if plain:
                 made("export", played.segments[0].hello.camera, times[0], times[-1])
             task = bar.add_task(film.name, total=len(times))
-            written = write_film(played.shots(start_ns, end_ns), film, lambda: bar.advance(task), asked)
+            shots = played.shots(start_ns, end_ns, place)
+            written = write_film(shots, film, lambda: bar.advance(task), asked)
     except (SettingsError, CatalogueError, EngineError, RecordingError) as error:
         _give_up(error)
     except OSError as error:
@@ -392,9 +401,10 @@ def export(
         log.error("interrupted; nothing was written")
         sys.exit(BROKE)
     log.info("%s: %d %s pictures", written.path, written.pictures, _RENDITION[plain])
-    if written.next_ns is not None:
+    if written.rest is not None:
         again = ["veilcam-decode", "export", str(recording), str(free_part(written.path))]
-        again += ["--from", utc(written.next_ns)]
+        again += ["--go-on", str(written.rest)]
+        again += ["--from", begin.replace(tzinfo=None).isoformat()] if begin is not None else []
         again += ["--to", end.replace(tzinfo=None).isoformat()] if end is not None else []
         again += ["--plain"] if plain else []
         again += [word for each in reconstructor or [] for word in ("--reconstructor", str(each))]

@@ -199,10 +199,8 @@ class Server:
         # Beside each other: an engine that hangs doesn't take the time that what was recorded needs to reach the disk.
         last = max(_LAST_S, left())
         parts: list[Callable[[], None]] = [part.close for part in (self._worker, self._recorder) if part is not None]
-        if self._hook is not None:
-            parts.append(
-                partial(self._hook.close, min(ON_CLOSE_S, last / 2))
-            )  # it still has to say what it hasn't told
+        if self._hook is not None:  # it still has to say what it hasn't told
+            parts.append(partial(self._hook.close, min(ON_CLOSE_S, last / 2)))
         closing = [asyncio.create_task(asyncio.to_thread(close)) for close in parts]
         await asyncio.wait(closing, timeout=last)
 

@@ -125,9 +125,10 @@ class CamerasService(CamerasServicer):
                 problem = f"{request.frame.base_sequence} isn't the frame before, expected that or a key frame"
                 raise invalid("frame.base_sequence", problem)
             offer = partial(self._recorder.offer_late, track, request.frame, measurement.levels, time.time_ns())
+            # Before it is taken: of calls with a frame each, which end then, none would wait for the one before.
+            await asyncio.sleep(camera.late_pace.wait_after(len(request.frame.payload), camera.lately))
             await _written(offer)
             frames += 1
-            await asyncio.sleep(camera.late_pace.wait_after(len(request.frame.payload), camera.lately))
         await _written(partial(self._recorder.flush_late, track))
         recorded = track.told.late - before
         # Another backlog of the camera may have been recorded beside this one.

@@ -190,12 +190,6 @@ class Segment:
                 offset = later[0]
 
 
-def key_before(entries: Sequence[Entry], time_ns: int) -> int | None:
-    """Offset of the last key frame captured at a time or before it, to begin at; None for the first frame."""
-    offsets = [entry.offset for entry in entries if entry.key and entry.capture_time_ns <= time_ns]
-    return offsets[-1] if offsets else None
-
-
 def key_of(entries: Sequence[Entry], sequence: int) -> int | None:
     """Offset of the key frame that a frame is built on, by its sequence; None for the first frame."""
     offsets = [entry.offset for entry in entries if entry.key and entry.sequence <= sequence]

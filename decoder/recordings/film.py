@@ -11,7 +11,7 @@ import av
 import numpy as np
 
 from decoder.private import open_new
-from decoder.recordings.playback import RecordingError, Shot, utc
+from decoder.recordings.playback import Place, RecordingError, Shot, utc
 
 _TICKS = 1000
 """A second; picture times are kept to a millisecond."""
@@ -28,12 +28,12 @@ class Film:
     Attributes:
         path: where; as asked for if it is whole, else a part's (``free_part``).
         pictures: their number.
-        next_ns: when the first picture was captured that isn't in it any more; None if it is whole.
+        rest: where the first picture is that isn't in it any more; None if it is whole.
     """
 
     path: Path
     pictures: int
-    next_ns: int | None
+    rest: Place | None
 
 
 def free_part(path: Path) -> Path:
@@ -73,7 +73,7 @@ def write_film(
         raise RecordingError("no pictures in that range of time")
     partial = path.with_name(path.name + ".partial")
     height, width = first.pixels.shape
-    count, last, next_ns, before_ns, passed_ns = 0, -1, None, first.capture_time_ns, 0
+    count, last, rest, before_ns, passed_ns = 0, -1, None, first.capture_time_ns, 0
     try:
         open_new(partial).close()  # av keeps what it finds, and whom it is for
     except OSError as error:
@@ -86,7 +86,7 @@ def write_film(
             container.start_encoding()  # x264 looks some 50 pictures ahead; a place that can't be written shows now
             for shot in chain([first], pictures):
                 if count and stop():
-                    next_ns = shot.capture_time_ns
+                    rest = shot.place
                     break
                 if shot.pixels.shape != (height, width):
                     changed = f"{width}×{height} to {shot.pixels.shape[1]}×{shot.pixels.shape[0]}"
@@ -113,6 +113,6 @@ def write_film(
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    written = path if next_ns is None else free_part(path)
+    written = path if rest is None else free_part(path)
     partial.replace(written)
-    return Film(written, count, next_ns)
+    return Film(written, count, rest)

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from decoder.recordings.store import Store
+from decoder.recordings.store import Store, sync
 from protos.segment import Segment, SegmentError, last_entry
 
 log = logging.getLogger("veilcam.decode")
@@ -159,6 +159,9 @@ class Held:
 def look(store: Store, camera: str, late: bool) -> list[tuple[int, Span]]:
     """Look at a camera's segments: of each the head, the first and the last frame. In any thread.
 
+    What is found of a process before is brought onto the disk itself: killed, it may have left it to the system. What
+    this one writes is its writer's, who alone is to be told how that goes.
+
     Args:
         store: where they are.
         camera: whose.
@@ -168,21 +171,27 @@ def look(store: Store, camera: str, late: bool) -> list[tuple[int, Span]]:
         The number of each one's run, and its sequences. What can't be read is told and left out.
 
     Raises:
-        OSError: the folder can't be read.
+        OSError: the folder can't be read, or not be brought onto the disk.
     """
     segments = store.segments(camera)
     if not late:
         segments = sorted(segments, key=lambda kept: kept.received_ns)[-NEWEST:]
-    return [each for kept in segments if (each := _looked(kept.path)) is not None]
+    found = [each for kept in segments if (each := _looked(kept.path, kept.path in store.placed)) is not None]
+    before = [span.path for _, span in found if span.path not in store.placed]
+    if before:
+        store.secure(before[0])
+    return found
 
 
-def _looked(path: Path) -> tuple[int, Span] | None:
+def _looked(path: Path, own: bool) -> tuple[int, Span] | None:
     try:
         segment = Segment(path)
         if not segment.hello.epoch:
             return None
         first = next(segment.frames(), None)
         last = last_entry(path)
+        if not own:
+            sync(path)
     except (SegmentError, OSError) as error:
         log.warning("recording %s: what it has isn't known: %s", path.name, error)
         return None

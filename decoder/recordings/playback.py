@@ -1,18 +1,20 @@
 """Recordings back into pictures: a range of time in order, or any moment.
 
 Where a camera's clock was set back, its segments overlap. Films and replays have all of their pictures, one segment
-after the other by when they begin; a moment is shown as the segment has it that began last of those that reach it.
+after the other by when they begin; a moment is shown as the segment has it that began last of those that reach it. So
+no time tells how far a film has come: a place does.
 """
 
 import contextlib
 import logging
+import re
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,7 +24,7 @@ from numpy.typing import NDArray
 from decoder.admission import Refusal, next_levels
 from decoder.catalogue import Catalogue, fit_rows
 from decoder.recordings.store import GAP_NS, Kept, Store
-from protos.segment import SUFFIX, Entry, Segment, SegmentError, key_before, last_entry, with_base
+from protos.segment import SUFFIX, Entry, Segment, SegmentError, key_of, last_entry, with_base
 from protos.v1 import veilcam_pb2 as pb
 
 log = logging.getLogger("veilcam.decode")
@@ -48,12 +50,41 @@ class NoReconstructorError(RecordingError):
     """A recording of an operator for which there is no reconstructor here."""
 
 
+@dataclass(frozen=True, order=True)
+class Place:
+    """Where a picture of a recording is, in the order of films.
+
+    Attributes:
+        segment: the name of its file, without a suffix.
+        sequence: of its frame.
+    """
+
+    segment: str = ""
+    sequence: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.segment}:{self.sequence}"
+
+    @classmethod
+    def read(cls, told: str) -> "Place":
+        """The place that is told so.
+
+        Raises:
+            ValueError: it is none.
+        """
+        segment, _, sequence = told.rpartition(":")
+        if not segment or not re.fullmatch(r"[0-9]{1,20}", sequence):
+            raise ValueError(f"{told!r}, expected SEGMENT:SEQUENCE, as an export that was stopped told it")
+        return cls(segment, int(sequence))
+
+
 @dataclass(frozen=True, eq=False)
 class Shot:
-    """One picture of a recording: uint8 (H, W), and when it was captured, in ns since 1970."""
+    """One picture of a recording: uint8 (H, W), when it was captured, in ns since 1970, and where it is."""
 
     capture_time_ns: int
     pixels: NDArray[np.uint8]
+    place: Place = Place()
 
 
 def segments_of(path: Path) -> list[Segment]:
@@ -78,14 +109,19 @@ def segments_of(path: Path) -> list[Segment]:
     return segments
 
 
-def times_of(path: Path, start_ns: int = 0, end_ns: int = 2**63 - 1) -> list[int]:
-    """Capture times of the frames of a recording in a range of time, the end left out.
+def times_of(path: Path, start_ns: int = 0, end_ns: int = 2**63 - 1, begin: Place = Place()) -> list[int]:
+    """Capture times of the frames of a recording in a range of time, the end left out, from a place on.
 
     Raises:
         RecordingError: there are none, or the recording can't be read.
     """
     try:
-        times = [entry.capture_time_ns for segment in segments_of(path) for entry in segment.entries()]
+        times = [
+            entry.capture_time_ns
+            for segment in segments_of(path)
+            for entry in segment.entries()
+            if Place(segment.path.stem, entry.sequence) >= begin
+        ]
     except OSError as error:
         raise RecordingError(f"{error.filename or path}: {error.strerror}") from None
     found = [time_ns for time_ns in times if start_ns <= time_ns < end_ns]
@@ -120,20 +156,29 @@ class Recording:
                 raise RecordingError(f"{segment.path}: {refusal}") from None
         self._catalogue, self._renditions = catalogue, renditions
 
-    def shots(self, start_ns: int = 0, end_ns: int = 2**63 - 1) -> Iterator[Shot]:
-        """Pictures in a range of time, the end left out. Frames without their base, after damage, are passed over."""
-        for segment in self.segments:
-            yield from self._of_segment(segment, key_before(segment.entries(), start_ns), start_ns, end_ns)
+    def shots(self, start_ns: int = 0, end_ns: int = 2**63 - 1, begin: Place = Place()) -> Iterator[Shot]:
+        """Pictures in a range of time, the end left out, from a place on.
 
-    def _of_segment(self, segment: Segment, offset: int | None, start_ns: int, end_ns: int) -> Iterator[Shot]:
-        hello = segment.hello
+        Frames without their base, after damage, are passed over.
+        """
+        for segment in self.segments:
+            entries = segment.entries()
+            asked = {
+                entry.sequence
+                for entry in entries
+                if start_ns <= entry.capture_time_ns < end_ns and Place(segment.path.stem, entry.sequence) >= begin
+            }
+            if asked:
+                yield from self._of_segment(segment, key_of(entries, min(asked)), asked)
+
+    def _of_segment(self, segment: Segment, offset: int | None, sequences: set[int]) -> Iterator[Shot]:
+        hello, last = segment.hello, max(sequences)
         for frame, levels in _decoded(segment, self._catalogue.block(hello.operator_id), offset):
-            if frame.capture_time_ns >= end_ns:
+            if frame.sequence in sequences:
+                pixels = self._reconstructed(levels, hello.operator_id, hello.height, hello.width)
+                yield Shot(frame.capture_time_ns, pixels, Place(segment.path.stem, frame.sequence))
+            if frame.sequence >= last:
                 return
-            if frame.capture_time_ns >= start_ns:
-                yield Shot(
-                    frame.capture_time_ns, self._reconstructed(levels, hello.operator_id, hello.height, hello.width)
-                )
 
     def _reconstructed(self, levels: NDArray[np.int8], operator_id: str, height: int, width: int) -> NDArray[np.uint8]:
         found = (self._catalogue.choose(operator_id, rendition, len(levels)) for rendition in self._renditions)
@@ -192,36 +237,39 @@ class Playback:
         after = [each.start_ns for each in kept[begun : begun + 1]]
         with self._lock:
             try:
-                return self._of_segments([Segment(newest.path), *_readable(others)], time_ns, after)
+                return self._of_segments(Segment(newest.path), others, time_ns, after)
             except (SegmentError, OSError) as error:
                 raise RecordingError(str(error)) from None
 
-    def _of_segments(self, segments: list[Segment], time_ns: int, after: list[int]) -> Moment | None:
-        """What was seen at a time by segments that have begun, the newest first.
+    def _of_segments(self, newest: Segment, others: list[Kept], time_ns: int, after: list[int]) -> Moment | None:
+        """What was seen at a time by segments that have begun.
 
         Args:
+            newest: that began last.
+            others: before it, the newest first; opened only where it takes them to tell.
             after: when the next segment begins, if there is one.
         """
-        shown = self._shown(segments, time_ns)
+        shown = self._shown(chain([newest], _readable(others)), time_ns)
         moment = self._moment(shown, time_ns)
         if moment is None:
             return None
         if moment.next_ns is not None:
             after = [*after, moment.next_ns]
-        else:
+        elif _last_time(shown.path) >= time_ns:  # else none of the others goes on until then either
             until_ns = max(time_ns, moment.capture_time_ns)
-            for entries in (self._entries_of(each) for each in segments if each is not shown):
+            unshown = (each for each in chain([newest], _readable(others)) if each.path != shown.path)
+            for entries in map(self._entries_of, unshown):
                 after = [*after, *(entry.capture_time_ns for entry in entries if entry.capture_time_ns > until_ns)]
         return replace(moment, next_ns=min(after, default=None))
 
-    def _shown(self, segments: list[Segment], time_ns: int) -> Segment:
+    def _shown(self, segments: Iterable[Segment], time_ns: int) -> Segment:
         """The first that goes on until a time, or the one that went on for longest."""
-        ends = []
+        ends = list[tuple[int, Segment]]()
         for segment in segments:
-            ends.append(_last_time(segment.path))
-            if ends[-1] >= time_ns:
-                return segment
-        return segments[ends.index(max(ends))]
+            ends.append((_last_time(segment.path), segment))
+            if ends[-1][0] >= time_ns:
+                break
+        return max(ends, key=lambda each: each[0])[1]
 
     def _moment(self, segment: Segment, time_ns: int) -> Moment | None:
         operator_id = segment.hello.operator_id

@@ -13,6 +13,7 @@ Capture times rise in a segment, but for little: where a camera's clock is set, 
 """
 
 import logging
+import math
 import queue
 import threading
 import time
@@ -33,9 +34,11 @@ log = logging.getLogger("veilcam.decode")
 
 _TIDY_EVERY_S = 10.0
 _FLUSH_EVERY_S = 2.0
-_LOOK_EVERY_S = 0.5
+_TEND_EVERY_S = 0.5
 _LATE_IDLE_S = 30.0
 """A segment of a backlog ends when nothing came for so long."""
+_MOST_LATE = 4
+"""Segments of a camera's backlogs that are open at once; each run has its own."""
 _UNSTEADY_NS = 10**9
 """Capture times may fall by so much without that the clock was set."""
 _HOLE = 10
@@ -43,6 +46,8 @@ _HOLE = 10
 _LOOKED_S = 2.0
 """Live frames wait so long for a look at their camera's newest segments, at most: then one may be recorded twice."""
 _TELL_EVERY_S = 60.0
+_ASK_AGAIN_S = 5.0
+"""A camera that can't be recorded is asked for a key frame as often: each costs it as much as many other frames."""
 _FAULT = "the server failed, see its log"
 
 
@@ -165,7 +170,7 @@ class Recorder:
         self._waiting = 0
         self._lock = threading.Lock()
         self._open: set[Track] = set()
-        self._broken = False
+        self._broken: dict[str, float] = {}
         self._told_fault = -_TELL_EVERY_S
         for late, name in ((False, "recordings-newest"), (True, "recordings-all")):
             asked = self._looks[late] = queue.SimpleQueue()
@@ -194,7 +199,7 @@ class Recorder:
 
     def forget(self, camera: str) -> None:
         """The server no longer knows the camera; what was recorded of it stays."""
-        self.end(camera, lambda _: self._held.forget(camera))
+        self.end(camera, lambda _: self._forget(camera))
         self._tracks.pop(camera, None)
         self._late.pop(camera, None)
 
@@ -277,18 +282,18 @@ class Recorder:
 
     def _write_all(self) -> None:
         """What the writer's thread does. Nothing ends it but ``close``: it is the only one, of all cameras."""
-        tidied = looked = 0.0
+        tidied = tended = -math.inf
         going = True
         while going:
             try:
-                going = self._take_next(_LOOK_EVERY_S if self._open or self._parked else None)
                 now = time.monotonic()
                 if now - tidied > _TIDY_EVERY_S:
                     tidied = now
                     self._tidy()
-                if now - looked > _LOOK_EVERY_S:
-                    looked = now
-                    self._look(now)
+                if now - tended > _TEND_EVERY_S:
+                    tended = now
+                    self._tend(now)
+                going = self._take_next(_TEND_EVERY_S if self._open or self._parked else _TIDY_EVERY_S)
             except Exception:  # noqa: BLE001 - whatever it is, what comes next may be recorded all the same
                 self._fault("recordings: a fault; recording goes on")
         try:
@@ -300,7 +305,7 @@ class Recorder:
         for asked in self._looks.values():
             asked.put(None)
 
-    def _take_next(self, timeout: float | None) -> bool:
+    def _take_next(self, timeout: float) -> bool:
         """Do what is next in the queue, if anything comes in time; False at the end of all."""
         try:
             offer = self._queue.get(timeout=timeout)
@@ -366,6 +371,16 @@ class Recorder:
 
     def _do(self, offer: _Offer) -> None:
         """Write a frame, end a stream or flush a backlog; whoever waits for it is told, however it goes."""
+        problem: str | None = _FAULT
+        try:
+            problem = self._tried(offer)
+        except Exception:  # noqa: BLE001 - what else waits is to be done all the same
+            self._fault("recording of camera %s: a fault; recording goes on", offer.track.hello.camera)
+        finally:
+            offer.done(problem)
+
+    def _tried(self, offer: _Offer) -> str | None:
+        """Do it; returns why it couldn't be."""
         track, problem = offer.track, None
         if offer.frame is not None and not track.late:
             with self._lock:
@@ -386,8 +401,11 @@ class Recorder:
             problem = _FAULT
             self._fault("recording of camera %s: a frame can't be written", track.hello.camera)
             self._failed(track, problem)
-        finally:
-            offer.done(problem)
+        return problem
+
+    def _forget(self, camera: str) -> None:
+        self._held.forget(camera)
+        self._broken.pop(camera, None)
 
     def _end(self, track: Track) -> str | None:
         return self._or_part(track, self._finish)
@@ -408,7 +426,7 @@ class Recorder:
             self._told_fault = now
             log.exception(*told)
 
-    def _look(self, now: float) -> None:
+    def _tend(self, now: float) -> None:
         """Flush what was written a while ago, end idle backlogs, and wait for no look for long."""
         for track in list(self._parked):
             if not track.late and now - track.began > _LOOKED_S:
@@ -448,6 +466,8 @@ class Recorder:
         track.passed = None
         begun = track.writer is None
         if track.writer is None:
+            if track.late:
+                self._make_room(track)
             path = self._store.place(camera, frame.capture_time_ns)
             track.writer, track.began = SegmentWriter(path, track.hello), now
             track.first_ns, track.named = frame.capture_time_ns, False
@@ -465,9 +485,15 @@ class Recorder:
             track.told.frames += 1
             track.told.late += track.late
             track.told.bytes += track.writer.size - before
-        if self._broken:
-            self._broken = False
-            log.info("recording goes on")
+        if self._broken.pop(camera, None) is not None:
+            log.info("recording of camera %s goes on", camera)
+
+    def _make_room(self, track: Track) -> None:
+        """End the segments that a camera's other backlogs left open, the oldest first, but for a few."""
+        late = [each for each in self._open if each.late and each.writer and each.hello.camera == track.hello.camera]
+        for each in sorted(late, key=lambda each: each.began)[: max(0, len(late) - _MOST_LATE + 1)]:
+            self._end(each)
+            self._open.discard(each)
 
     def _end_before(self, track: Track, frame: pb.Frame, apart: bool, hole: bool, now: float) -> None:
         """End a track's segment if this frame isn't to be in it."""
@@ -489,16 +515,20 @@ class Recorder:
 
     def _failed(self, track: Track, problem: str) -> None:
         """A frame couldn't be written: its segment ends, old ones make room, and the camera starts with a key frame."""
-        if not self._broken:
-            self._broken = True
-            log.error("recording of camera %s: %s; live pictures go on", track.hello.camera, problem)
+        camera, now = track.hello.camera, time.monotonic()
+        if camera not in self._broken:
+            log.error("recording of camera %s: %s; live pictures go on", camera, problem)
+        ask = now - self._broken.get(camera, -math.inf) > _ASK_AGAIN_S
+        if ask:
+            self._broken[camera] = now
         self._end(track)
         if not track.late:
             with self._lock:
                 track.told.dropped += 1
                 track.needs_key = True
         self._tidy(full=True)
-        track.ask_key()
+        if ask:
+            track.ask_key()
 
     def _was_set(self, before_ns: int, captured_ns: int) -> bool:
         """Whether the camera's clock was set between two frames: a segment is short by that clock too, and rises."""

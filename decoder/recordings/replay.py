@@ -8,7 +8,7 @@ import grpc
 from grpc import aio
 
 from decoder.recordings.playback import RecordingError
-from protos.segment import Segment, key_before, with_base
+from protos.segment import Segment, key_of, with_base
 from protos.v1 import veilcam_pb2 as pb
 from protos.v1.veilcam_pb2_grpc import CamerasStub
 
@@ -42,9 +42,10 @@ async def replay(
         for segment in segments:
             try:
                 entries = segment.entries()
-                if not entries or entries[-1].capture_time_ns < start_ns or entries[0].capture_time_ns >= end_ns:
+                asked = [entry.sequence for entry in entries if start_ns <= entry.capture_time_ns < end_ns]
+                if not asked:
                     continue
-                frames = _requests(segment, key_before(entries, start_ns), speed, start_ns, end_ns, progress)
+                frames = _requests(segment, key_of(entries, asked[0]), speed, start_ns, asked[-1], progress)
                 async for _ in CamerasStub(channel).Publish(_until_unread(frames, unread)):
                     pass
             except OSError as error:
@@ -69,14 +70,14 @@ async def _until_unread(
 
 
 async def _requests(
-    segment: Segment, offset: int | None, speed: float, start_ns: int, end_ns: int, progress: Callable[[], None]
+    segment: Segment, offset: int | None, speed: float, start_ns: int, last: int, progress: Callable[[], None]
 ) -> AsyncIterator[pb.PublishRequest]:
     hello = pb.Hello.FromString(segment.hello.SerializeToString())
     hello.epoch = 0  # it may be played again
     yield pb.PublishRequest(hello=hello)
     due, before_ns = time.monotonic(), 0
     for sent, frame in enumerate(with_base(segment.frames(offset)), 1):
-        if frame.capture_time_ns >= end_ns:
+        if frame.sequence > last:
             return
         # Numbered anew: it may begin in the middle, and the service counts from one.
         frame.sequence, frame.base_sequence = sent, sent - 1 if frame.base_sequence else 0

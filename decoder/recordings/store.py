@@ -1,21 +1,28 @@
 """Where recordings lie, FOLDER/CAMERA/START.vcseg, and how much of them is kept."""
 
+import contextlib
+import errno
 import logging
 import os
 import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from decoder.private import make_folder
+from protos.rules import CLOCK_SET
 from protos.segment import SUFFIX, index_of
 
 GAP_NS = 5_000_000_000
 """A recording that stops for longer is shown with a gap, and goes on in another segment."""
 _ROOM = 64 << 20
 """Bytes made free on a full disk before recording goes on, or a tenth of a smaller one."""
+
+_CLOCK_SET_NS = CLOCK_SET * 10**9
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP)
+"""What file systems of a network or of FUSE answer that have no names to bring to a disk: the other side does it."""
 
 log = logging.getLogger("veilcam.decode")
 
@@ -57,10 +64,14 @@ class Store:
     Args:
         folder: made, for its owner alone, if it isn't there.
         retention: how much is kept.
+
+    Attributes:
+        placed: segments that are there by ``place``; others are of a process before.
     """
 
     def __init__(self, folder: Path, retention: Retention) -> None:
         self.folder, self.retention = folder, retention
+        self.placed: set[Path] = set()
         if not folder.is_dir():
             make_folder(folder)
         self._looked: set[Path] = set()
@@ -86,6 +97,7 @@ class Store:
         while path.exists():
             start_ns += 1
             path = folder / f"{start_ns:020d}{SUFFIX}"
+        self.placed.add(path)
         return path
 
     def secure(self, path: Path) -> None:
@@ -95,16 +107,17 @@ class Store:
             OSError: it can't be.
         """
         for folder in (path.parent, self.folder):
-            opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             try:
-                os.fsync(opened)
-            finally:
-                os.close(opened)
+                sync(folder)
+            except OSError as error:
+                if error.errno not in _NO_SYNC:
+                    raise
 
     def tidy(self, writing: set[Path], full: bool = False) -> list[Kept]:
         """Delete the segments that are beyond what is kept, those received first, and say so.
 
-        How old one is, this server's clock says: a camera's may be decades off.
+        How old one is, this server's clock says: a camera's may be decades off. What was received before that was set,
+        as on a board without a battery, counts from when it is.
 
         Args:
             writing: segments that are still being written.
@@ -118,17 +131,19 @@ class Store:
         room = self.retention.free_megabytes << 20
         if full:
             room = max(room, min(_ROOM, shutil.disk_usage(self.folder).total // 10))
-        found = list(self._found(None))
+        now_ns = time.time_ns()
+        found = [self._dated(kept, now_ns, writing) for kept in self._found(None)]
         segments = sorted(
             (kept for kept in found if kept.path not in writing), key=lambda kept: (kept.received_ns, kept.start_ns)
         )
         total = sum(kept.size for kept in found)
         limit = self.retention.megabytes << 20
-        too_old = time.time_ns() - int(self.retention.hours * 3600e9)
+        by_age = self.retention.hours and now_ns >= _CLOCK_SET_NS
+        too_old = now_ns - int(self.retention.hours * 3600e9) if by_age else 0
         for kept in segments:
             free = shutil.disk_usage(self.folder).free
             level = logging.INFO
-            if self.retention.hours and kept.received_ns < too_old:
+            if kept.received_ns < too_old:
                 reason = f"older than {self.retention.hours:g} h"
             elif limit and total > limit:
                 reason = f"recordings take more than {self.retention.megabytes} MiB"
@@ -138,12 +153,21 @@ class Store:
                 break
             kept.path.unlink(missing_ok=True)
             index_of(kept.path).unlink(missing_ok=True)
+            self.placed.discard(kept.path)
             total -= kept.size
             deleted.append(kept)
             told[level, kept.camera, reason] += 1
         for (level, camera, reason), count in told.items():
             log.log(level, "recordings of camera %s: %d of the oldest segments deleted: %s", camera, count, reason)
         return deleted
+
+    def _dated(self, kept: Kept, now_ns: int, writing: set[Path]) -> Kept:
+        """A segment with a time at which it may have been received, once this server knows any."""
+        if kept.received_ns >= _CLOCK_SET_NS or now_ns < _CLOCK_SET_NS or kept.path in writing:
+            return kept
+        with contextlib.suppress(OSError):  # deleted meanwhile, or another's, which is taken for new each time
+            os.utime(kept.path, ns=(now_ns, now_ns))
+        return replace(kept, received_ns=now_ns)
 
     def _found(self, camera: str | None) -> Iterator[Kept]:
         folders = [self.folder / camera] if camera is not None else [p for p in self.folder.iterdir() if p.is_dir()]
@@ -154,3 +178,16 @@ class Store:
                     yield Kept(path, folder.name, int(path.stem), told.st_mtime_ns, told.st_size)
                 except (ValueError, FileNotFoundError):
                     continue
+
+
+def sync(path: Path) -> None:
+    """Bring what is in a file, or the names in a folder, onto the disk itself.
+
+    Raises:
+        OSError: it can't be.
+    """
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from benchmarks.fidelity import psnr
 from decoder.catalogue import Catalogue
-from decoder.recordings.film import free_part, write_film
-from decoder.recordings.playback import Recording, RecordingError, Shot
+from decoder.recordings.film import Film, free_part, write_film
+from decoder.recordings.playback import Place, Recording, RecordingError, Shot, times_of
 from encoder.packing import Packer
 from encoder.sampling import Operator
 from protos.segment import SegmentWriter
@@ -50,6 +50,7 @@ def test_a_film_has_every_picture_at_its_time(recorded: Path, tmp_path: Path, ca
         (["RECORDED", "film.avi"], "film.avi: expected a name that ends in .mp4"),
         (["RECORDED", "film.mp4", "--from", "1980-01-01"], "there are some from 1970-01-01T00:00:0"),
         (["RECORDED", "film.mp4", "--from", "1970-01-02", "--to", "1970-01-01"], "expected a time after --from"),
+        (["RECORDED", "film.mp4", "--go-on", "1:x"], "--go-on '1:x', expected SEGMENT:SEQUENCE"),
         (["RECORDED", "nowhere/film.mp4"], "nowhere is no folder"),
         (["RECORDED", "THERE"], "is there already: another name, or --overwrite"),
         (["EMPTY", "film.mp4"], "no segments (*.vcseg) there"),
@@ -125,7 +126,7 @@ def test_a_film_that_is_stopped_again_from_its_beginning_is_another_part(long: P
             assert process.stderr is not None
             output = process.stderr.read()
         assert f"film.part{count}.mp4: " in output
-        assert f"film.part{count + 1}.mp4 --from" in output
+        assert f"film.part{count + 1}.mp4 --go-on" in output
         written = written or (tmp_path / "film.part1.mp4").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["film.part1.mp4", "film.part2.mp4"]
     assert (tmp_path / "film.part1.mp4").read_bytes() == written
@@ -149,7 +150,7 @@ def test_a_film_that_is_stopped_goes_on_with_the_command_that_is_told(
         assert sorted(tmp_path.iterdir()) == parts[:count]
         (line,) = [line for line in output.splitlines() if "ERROR" in line]
         name, *arguments = shlex.split(line.partition("to go on: ")[2])
-        assert (name, arguments[:4]) == ("veilcam-decode", ["export", str(long), str(parts[count]), "--from"])
+        assert (name, arguments[:4]) == ("veilcam-decode", ["export", str(long), str(parts[count]), "--go-on"])
         assert arguments[5:] == options
     code, output = told(*arguments)
     assert code == 0, output
@@ -221,3 +222,56 @@ def test_a_camera_that_changes_its_size_is_told_with_the_time_to_part_the_film_a
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(OSError, match="No such file or directory"):
         write_film(shots[:1], tmp_path / "nowhere" / "film.mp4")
+
+
+@pytest.fixture(scope="module")
+def set_back(
+    tmp_path_factory: pytest.TempPathFactory, operator: Operator, photographs: list[NDArray[np.uint8]]
+) -> Path:
+    """Seven seconds, whose last pictures fall a little, and then the clock is set back by four."""
+    folder, packer = tmp_path_factory.mktemp("camera"), Packer(operator, 0.1)
+    sequence = 0
+    for seconds in ((0, 1, 2, 3, 4, 5, 4.5, 5.5, 7), (3, 4, 5, 6, 8)):
+        times_ns = [10**12 + int(each * 10**9) for each in seconds]
+        writer = SegmentWriter(folder / f"{times_ns[0]:020d}.vcseg", hello_of(operator, photographs[0]))
+        for number, time_ns in enumerate(times_ns):
+            sequence += 1
+            frame = packer.pack(frame_of(photographs[number % 2], sequence), sequence, key=number in (0, 5))[0]
+            frame.capture_time_ns = time_ns
+            writer.append(frame, 1)
+        writer.close()
+    return folder
+
+
+def stopped(played: Recording, path: Path, count: int) -> Film:
+    """A film that is stopped after so many pictures."""
+    done = list[None]()
+    return write_film(played.shots(), path, lambda: done.append(None), lambda: len(done) == count)
+
+
+def test_wherever_a_film_is_stopped_and_goes_on_every_picture_is_there_once(
+    set_back: Path, tmp_path: Path, catalogue: Catalogue
+) -> None:
+    played = Recording(set_back, catalogue, "veiled")
+    whole = [shot.place for shot in played.shots()]
+    assert len(set(whole)) == 14
+    for count in range(1, 14):
+        part = stopped(played, tmp_path / "film.mp4", count)
+        assert part.pictures == count
+        assert part.rest is not None
+        assert Place.read(str(part.rest)) == part.rest
+        assert [shot.place for shot in played.shots(begin=part.rest)] == whole[count:]
+        assert len(times_of(set_back, begin=part.rest)) == 14 - count
+    code, output = told("export", set_back, tmp_path / "rest.mp4", "--go-on", str(whole[5]), "--engine", "onnxruntime")
+    assert code == 0, output
+    assert "9 veiled pictures" in output
+
+
+def test_a_film_up_to_a_time_and_one_from_then_on_have_every_picture_once(set_back: Path, catalogue: Catalogue) -> None:
+    played = Recording(set_back, catalogue, "veiled")
+    whole = [shot.place for shot in played.shots()]
+    for time_ns in times_of(set_back):
+        before, after = list(played.shots(0, time_ns)), list(played.shots(time_ns))
+        assert sorted(shot.place for shot in before + after) == whole
+        assert all(shot.capture_time_ns < time_ns for shot in before)
+        assert all(shot.capture_time_ns >= time_ns for shot in after)

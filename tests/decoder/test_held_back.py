@@ -13,6 +13,7 @@ from decoder.settings import Settings
 from encoder.packing import Packer
 from encoder.sampling import Operator
 from protos.v1 import veilcam_pb2 as pb
+from protos.v1.veilcam_pb2_grpc import CamerasStub
 from tests.conftest import StartService, frame_of, hello_of
 from tests.decoder.peers import Camera
 from tests.decoder.test_backlog import backlog
@@ -78,6 +79,27 @@ def test_backlogs_of_one_camera_are_read_together_no_faster_than_its_limit(
         assert [answer.recorded for answer in answers] == [40, 40]
     assert time.monotonic() - began > 80 / 40 - 1.05
     assert metric(service, "veilcam_slowed_seconds_total", camera="porch") > 0
+    camera.bye()
+
+
+def test_calls_that_end_while_they_are_held_back_record_nothing_more(
+    start_service: StartService, operator: Operator, tmp_path: Path
+) -> None:
+    """Each has one frame, and begins a segment; the limit takes one in minutes."""
+    service = start_service(Settings(port=0, http=0, record=tmp_path, record_free=0, max_frame_rate=0.01))
+    camera, (frame,) = Camera(service.channel()), frames_of(operator, 1)
+    hello = hello_of(operator, SMALL, "porch")
+    hello.epoch = 1
+    camera.say(hello=hello)
+    camera.answer()
+    with service.channel() as channel:
+        for epoch in (2, 3):
+            hello.epoch = epoch
+            requests = [pb.PublishRequest(hello=hello), pb.PublishRequest(frame=frame)]
+            with pytest.raises(grpc.RpcError, match="DEADLINE_EXCEEDED"):
+                CamerasStub(channel).Backlog(iter(requests), timeout=1)
+    assert metric(service, "veilcam_slowed_seconds_total", camera="porch") > 0, "the frame came"
+    assert list(tmp_path.glob("*/*")) == []
     camera.bye()
 
 

@@ -1,6 +1,8 @@
 """What a camera is told to be kept is there, and on the disk itself; what late frames leave behind."""
 
+import errno
 import os
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +14,12 @@ from decoder.recordings.store import Retention, Store
 from decoder.settings import Settings
 from encoder.packing import Packer
 from encoder.sampling import Operator
+from protos.segment import SegmentWriter
 from protos.v1 import veilcam_pb2 as pb
 from tests.conftest import Service, StartService, frame_of
 from tests.decoder.peers import Camera
 from tests.decoder.test_backlog import backlog, kept, late, recorded, said
+from tests.decoder.test_recorder_faults import Answer
 from tests.waiting import wait_for
 
 
@@ -101,6 +105,61 @@ def test_a_backlog_that_repeats_a_live_frame_is_done_when_that_is_on_the_disk_it
     recorder.close()
 
 
+def test_a_frame_that_a_killed_process_left_is_called_kept_when_it_is_on_the_disk_itself(
+    operator: Operator,
+    photographs: list[NDArray[np.uint8]],
+    frames: list[pb.Frame],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Killed when it had written them and flushed nothing; the camera sends them again."""
+    hello = said(operator, photographs[0])
+    killed = SegmentWriter(Store(tmp_path, Retention()).place("camera", 10**9), hello)
+    for frame in frames:
+        killed.append(frame, 1)
+    killed.close()
+    synced, at_kept, fsync = set[Path](), list[set[Path]](), os.fsync
+
+    def noted(descriptor: int) -> None:
+        fsync(descriptor)
+        synced.add(Path(f"/proc/self/fd/{descriptor}").readlink())
+
+    monkeypatch.setattr(os, "fsync", noted)
+    recorder = Recorder(Store(tmp_path, Retention(free_megabytes=0)))
+    recorder.begin(hello, lambda: None, lambda _: at_kept.append(set(synced)))
+    for frame in frames:
+        recorder.offer("camera", frame, 1)
+    recorder.end("camera")
+    wait_for(lambda: at_kept, "the frames that are kept")
+    recorder.close()
+    assert at_kept[0] == {killed.path, killed.path.parent, tmp_path}
+    assert recorder.told()["camera"].repeated == len(frames)
+
+
+@pytest.mark.parametrize(("number", "fine"), [(errno.EINVAL, True), (errno.ENOTSUP, True), (errno.EIO, False)], ids=str)
+def test_a_file_system_that_brings_no_names_to_a_disk_keeps_frames_all_the_same(
+    number: int, fine: bool, frames: list[pb.Frame], operator: Operator, photographs: list[NDArray[np.uint8]],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """As some of a network, and of FUSE; one of a disk that is broken keeps none."""
+    fsync = os.fsync
+
+    def refused(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refused)
+    recorder, told, answer = Recorder(Store(tmp_path, Retention(free_megabytes=0))), list[int](), Answer()
+    recorder.begin(said(operator, photographs[0]), lambda: None, told.extend)
+    for frame in frames:
+        recorder.offer("camera", frame, 1)
+    recorder.end("camera", answer)
+    assert answer.problem == (None if fine else os.strerror(number))
+    assert told == ([frame.sequence for frame in frames] if fine else [])
+    recorder.close()
+
+
 def test_a_segment_of_a_backlog_ends_when_nothing_comes(
     operator: Operator,
     photographs: list[NDArray[np.uint8]],
@@ -118,3 +177,18 @@ def test_a_segment_of_a_backlog_ends_when_nothing_comes(
     assert len(list(tmp_path.glob("camera/*.vcseg"))) == 2
     recorder.close()
     assert [frame.sequence for frame in recorded(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_backlogs_of_many_runs_leave_few_segments_open(
+    operator: Operator, photographs: list[NDArray[np.uint8]], frames: list[pb.Frame], tmp_path: Path
+) -> None:
+    """A call of each with a frame or two, then all of them go on; each frame is recorded once."""
+    recorder = Recorder(Store(tmp_path, Retention(free_megabytes=0)))
+    recorder.begin(said(operator, photographs[0]), lambda: None)
+    runs = range(10, 30)
+    for part in (frames[:2], frames[2:4]):
+        for epoch in runs:
+            late(recorder, said(operator, photographs[0], epoch), part)
+        assert len(opened(tmp_path)) <= 8, "two files a segment"
+    recorder.close()
+    assert sorted(frame.sequence for frame in recorded(tmp_path)) == sorted([1, 2, 3, 4] * len(runs))

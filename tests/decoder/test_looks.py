@@ -20,6 +20,7 @@ from decoder.recordings.store import Retention, Store
 from decoder.settings import Settings
 from encoder.packing import Packer
 from encoder.sampling import Operator
+from protos.rules import CLOCK_SET
 from protos.segment import SegmentWriter
 from protos.v1 import veilcam_pb2 as pb
 from tests.conftest import StartService, frame_of
@@ -95,7 +96,7 @@ def test_what_is_live_does_not_wait_for_what_only_a_backlog_needs(
 ) -> None:
     """Of many recordings the oldest can't be read for now: the backlog is answered when it can."""
     (pipe,) = stuck.glob("stuck/*.vcseg")
-    os.utime(pipe, (5, 5))
+    os.utime(pipe, (CLOCK_SET, CLOCK_SET))
     hello = named(said(operator, photographs[0]), "stuck")
     for number in range(12):
         before = named(said(operator, photographs[0], epoch=1), "stuck")

@@ -1,6 +1,8 @@
 """Recordings back into pictures: any moment, spans and gaps, and segments that grow or were left empty."""
 
+import os
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 
 from benchmarks.fidelity import psnr
 from decoder.catalogue import Catalogue
-from decoder.recordings.playback import Playback, Recording, RecordingError, times_of
+from decoder.recordings.playback import Moment, Playback, Recording, RecordingError, times_of
 from decoder.recordings.store import Retention, Store
 from encoder.packing import Packer
 from encoder.sampling import Operator
@@ -93,3 +95,15 @@ def test_a_segment_that_a_kill_left_empty_is_left_out(
     assert f"left out: {empty}: 0 bytes are too few" in caplog.text
     with pytest.raises(RecordingError, match="0 bytes are too few"):
         Recording(empty, catalogue, "veiled")
+
+
+def test_a_moment_opens_no_more_segments_than_it_takes(recorded: Path, tmp_path: Path, catalogue: Catalogue) -> None:
+    """A pipe in place of the segment before keeps whoever opens it, as a disk does that hangs."""
+    folder = shutil.copytree(recorded, tmp_path / "camera")
+    pipe = folder / f"{5:020d}.vcseg"
+    os.mkfifo(pipe)
+    playback, answer = Playback(Store(tmp_path, Retention()), catalogue), list[Moment | None]()
+    asking = threading.Thread(target=lambda: answer.append(playback.at("camera", 3 * 10**9)), daemon=True)
+    asking.start()
+    asking.join(20)
+    assert [moment and moment.capture_time_ns for moment in answer] == [3 * 10**9]

@@ -94,7 +94,7 @@ def test_a_full_disk_deletes_the_oldest_and_recording_goes_on(tmp_path: Path, ca
     assert kept[-1].sequence > 1400
     assert "No space left on device; live pictures go on" in caplog.text
     assert "MiB of the disk were free" in caplog.text
-    assert "recording goes on" in caplog.text
+    assert "recording of camera porch goes on" in caplog.text
 
 
 @pytest.mark.parametrize(

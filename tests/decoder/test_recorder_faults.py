@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from decoder.recordings.held import Span, look
 from decoder.recordings.recorder import Recorder
 from decoder.recordings.store import Retention, Store
 from protos.segment import Segment, SegmentWriter
 from protos.v1 import veilcam_pb2 as pb
 from tests.protos.segments import HELLO, frames
+from tests.waiting import wait_for
 
 
 class Answer:
@@ -85,3 +87,55 @@ def test_the_writer_goes_on_and_whoever_waits_is_told(
         assert ended.problem == problem
     assert ("Input/output error" if isinstance(error, OSError) else "RuntimeError: a fault") in caplog.text
     recorder.close()
+
+
+def test_a_camera_that_can_not_be_recorded_is_told_once_beside_one_that_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where its folder should be is a file; each frame is a key frame, and what was told isn't told with each."""
+    caplog.set_level("INFO", "veilcam.decode")
+    monkeypatch.setattr("decoder.recordings.recorder._ASK_AGAIN_S", 3600.0)
+    (tmp_path / "porch").write_text("no folder")
+    recorder, asked = Recorder(Store(tmp_path, Retention(free_megabytes=0))), list[None]()
+    recorder.begin(hello_of("porch"), lambda: asked.append(None))
+    recorder.begin(hello_of("yard"), lambda: None)
+    told = frames(60, every=1)
+    for frame in told[:40]:
+        for camera in ("porch", "yard"):
+            recorder.offer(camera, frame, 1)
+    wait_for(lambda: recorder.told()["porch"].dropped == 40, "the last frame that can't be recorded")
+    (tmp_path / "porch").unlink()
+    for frame in told[40:]:
+        recorder.offer("porch", frame, 1)
+    recorder.close()
+    assert recorder.told()["porch"].frames == 20
+    lines = [line for line in caplog.messages if "recording of camera" in line]
+    problem = "it is a file, not a folder; live pictures go on"
+    assert lines == [f"recording of camera porch: {problem}", "recording of camera porch goes on"]
+    assert len(asked) == 1
+
+
+def test_of_what_waited_for_a_look_a_fault_takes_one_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whom a frame that fails would be asked for anew, that fails as well; the frames after it are recorded."""
+    go_on, told = threading.Event(), frames(40, every=1)
+
+    def slow(store: Store, camera: str, late: bool) -> list[tuple[int, Span]]:
+        assert go_on.wait(20)
+        return look(store, camera, late)
+
+    def broken() -> None:
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr("decoder.recordings.recorder.look", slow)
+    failing = iter([True])
+    fails(monkeypatch, "append", RuntimeError("a fault"), lambda _: next(failing, False))
+    recorder = Recorder(Store(tmp_path, Retention(free_megabytes=0)))
+    recorder.begin(hello_of("porch"), broken)
+    for frame in told:
+        assert recorder.offer("porch", frame, 1)
+    ended = Answer()
+    recorder.end("porch", ended)
+    go_on.set()
+    assert ended.problem is None
+    recorder.close()
+    assert recorder.told()["porch"].frames == 39

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from decoder.recordings.recorder import Recorder
 from decoder.recordings.store import Retention, Store
 from decoder.settings import Settings
 from encoder.packing import Packer
@@ -74,3 +75,39 @@ def test_what_a_camera_with_a_wrong_clock_films_is_kept_for_as_long_as_any(
     store.retention = Retention(hours=24, free_megabytes=0)
     assert store.tidy(set()) == []
     assert len(store.segments("camera")) == 2
+
+
+def test_what_is_too_old_goes_at_the_start_and_later_though_no_camera_sends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("decoder.recordings.recorder._TIDY_EVERY_S", 0.1)
+    store = Store(tmp_path, Retention(hours=24, free_megabytes=0))
+    first = received(store, "camera", 1, 30)
+    recorder = Recorder(store)
+    wait_for(lambda: not first.exists(), "the end of what was too old at the start")
+    later, new = received(store, "camera", 2, 30), received(store, "camera", 3, 1)
+    wait_for(lambda: not later.exists(), "the end of what is too old now")
+    recorder.close()
+    assert new.exists()
+
+
+def test_what_came_before_the_server_knew_the_time_counts_from_when_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a board without a battery: first it is 1970 for a day and more, then time comes over the network."""
+    store, now_ns = Store(tmp_path, Retention(hours=24, free_megabytes=0)), time.time_ns()
+    early, being_written = received(store, "camera", 1, 0), received(store, "camera", 2, 0)
+    old, new = received(store, "camera", 3, 30), received(store, "camera", 4, 20)
+    for path in (early, being_written):
+        os.utime(path, (60, 60))
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time_ns", lambda: 30 * HOUR_NS)
+        assert store.tidy({being_written}) == []
+    assert [kept.path for kept in store.tidy({being_written})] == [old]
+    assert store.tidy({being_written}) == []
+    assert being_written.stat().st_mtime == 60
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time_ns", lambda: now_ns + 5 * HOUR_NS)
+        assert [kept.path for kept in store.tidy(set())] == [new]
+        patch.setattr(time, "time_ns", lambda: now_ns + 26 * HOUR_NS)
+        assert [kept.path for kept in store.tidy(set())] == [early]
