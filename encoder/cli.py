@@ -293,7 +293,8 @@ def _line(account: Account, source: Source, sink: Sink) -> str:
         f"{rate:.1f} fps · {kbit_s:.0f} kbit/s · ms: capture {mean.capture:.1f}, sample {mean.sample:.1f}, "
         f"quantise {mean.quantise:.1f}, pack {mean.pack:.1f} · sent {account.sent}, "
         f"acknowledged up to {told.received}, shown up to {told.shown}, unwatched {told.unwatched}, "
-        f"dropped here {_dropped(account)}, at the server {told.dropped}" + (f" · {sink.spool.told()}" if isinstance(sink, SpooledLink) else "")
+        f"dropped here {_dropped(account)}, at the server {told.dropped}"
+        + (f" · {sink.spool.told()}" if isinstance(sink, SpooledLink) else "")
     )
 
 

@@ -47,12 +47,12 @@ class SinkError(Exception):
     Args:
         problem: the message.
         status: what the server ended the stream with, UNAUTHENTICATED also if TLS can't come about; None if neither.
-        tls: TLS didn't come about, for now or at all.
+        known: the message says why no connection comes about, and not only that none does.
     """
 
-    def __init__(self, problem: str, status: grpc.StatusCode | None = None, tls: bool = False) -> None:
+    def __init__(self, problem: str, status: grpc.StatusCode | None = None, known: bool = False) -> None:
         super().__init__(problem)
-        self.status, self.tls = status, tls
+        self.status, self.known = status, known
 
 
 @dataclass(frozen=True)
@@ -286,7 +286,7 @@ class ServerSink:
                     continue
                 if told := None if self._stop.is_set() else why_not(self.name, self._tls):
                     status = None if told.passes else grpc.StatusCode.UNAUTHENTICATED
-                    raise SinkError(f"{self.name}: {told.why}", status, tls=True)
+                    raise SinkError(f"{self.name}: {told.why}", status, known=True)
                 if over:
                     raise SinkError(f"{self.name}: no decoder service answers (start one with veilcam-decode)")
         finally:
@@ -415,7 +415,7 @@ def open_channel(address: str, tls: Tls | None) -> grpc.Channel:
     try:
         return grpc.secure_channel(address, tls.credentials(), _OPTIONS)
     except TlsError as error:
-        raise SinkError(f"{address}: {error}", grpc.StatusCode.UNAUTHENTICATED, tls=True) from None
+        raise SinkError(f"{address}: {error}", grpc.StatusCode.UNAUTHENTICATED, known=True) from None
 
 
 def _explained(error: grpc.RpcError) -> str:
