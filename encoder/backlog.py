@@ -118,9 +118,11 @@ class Backlog:
         except SinkError as error:
             self._refused(part, grpc.StatusCode.UNAUTHENTICATED, str(error))
         except grpc.FutureCancelledError:
-            if silent:
+            if silent:  # it may be this part on which it hangs
                 self._tell(f"{self._address}: the server has taken nothing of it for {patience:.0f} s", "silent")
-            self._refused(part, grpc.StatusCode.CANCELLED, "")
+                self._try_later(part, REFUSED_WAIT_S, self._backoff.wait())
+            else:
+                self._spool.put_back(part)
         except grpc.RpcError as error:
             assert isinstance(error, grpc.Call)
             self._refused(part, error.code(), f"{self._address}: {error.details()}")
@@ -147,10 +149,15 @@ class Backlog:
     def _refused(self, part: Part, status: grpc.StatusCode, problem: str) -> None:
         if status not in _PASSING:
             self._tell(f"{problem} ({status.name})", status.name)
-        self._hang_up()
         of_the_part = status not in _PASSING | _LASTING  # others may not meet it
-        self._spool.put_back(part, REFUSED_WAIT_S if of_the_part else 0.0)
-        self._not_before = time.monotonic() + (REFUSED_WAIT_S if status in _LASTING else self._backoff.wait())
+        wait_s = REFUSED_WAIT_S if status in _LASTING else self._backoff.wait()
+        self._try_later(part, REFUSED_WAIT_S if of_the_part else 0.0, wait_s)
+
+    def _try_later(self, part: Part, part_s: float, any_s: float) -> None:
+        """This part not before ``part_s`` seconds, any not before ``any_s``."""
+        self._hang_up()
+        self._spool.put_back(part, part_s)
+        self._not_before = time.monotonic() + any_s
 
     def _tell(self, problem: str, reason: str) -> None:
         """One line for each reason, until a part is through."""

@@ -10,11 +10,13 @@ import errno
 import fcntl
 import logging
 import os
+import stat
 import threading
 import time
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 from encoder.ranges import Ranges
@@ -37,6 +39,9 @@ _LOCK_WAIT_S = 1.0
 """Another camera here looks for a moment whether this one runs."""
 _UNKEPT_S = 60.0
 """A server that takes frames and keeps none for so long can't, and that is told."""
+_DROPPED_EVERY_S = 60.0
+"""Frames that are dropped are told at once, and then no more often."""
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _FLUSH_S = 10.0
 """What the server hasn't taken for so long is brought onto the disk itself; until then a loss of power takes it."""
 
@@ -52,6 +57,7 @@ class Part:
     Attributes:
         epoch: the run that it is of.
         pending: sequences of its frames that the server isn't known to have, in order.
+        captured: when its first frame was, and its last, in ns since 1970.
         written: when its last frame was, by the monotonic clock; before that began, for what an earlier run has left.
         not_before: when it may be sent again, by the monotonic clock.
     """
@@ -60,6 +66,7 @@ class Part:
     epoch: int
     pending: Ranges = field(default_factory=Ranges)
     last: int = 0
+    captured: tuple[int, int] = (0, 0)
     written: float = field(default_factory=time.monotonic)
     size: int = 0
     hello: pb.Hello | None = None
@@ -98,11 +105,15 @@ class Spool:
         self._writing: Part | None = None
         self._on_way: dict[int, Part | None] = {}
         self._broken = self._undeleted = False
+        self._unwritten = 0
+        self._gone: dict[str, tuple[int, int, int]] = {}
+        self._gone_told = -_DROPPED_EVERY_S
         self._unkept_since, self._keeps = time.monotonic(), True
         self._tended = 0.0
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.folder.mkdir(mode=0o700, exist_ok=True)
+            _tell_if_loose(folder, self.folder)
             self._locked = _lock(self.folder)
             try:
                 self.epoch, self._parts = self._begin()
@@ -115,6 +126,7 @@ class Spool:
             raise SpoolError(f"--spool {error.filename or self.folder}: can't be used ({_why(error)})") from None
         self._total = sum(part.size for part in self._parts)
         self._bound()
+        self._tell_gone()
         self._tell_others()
 
     @property
@@ -155,7 +167,12 @@ class Spool:
                     self._dropped["lost on the way"] += 1
             elif not stored:
                 self._dropped["spool unwritable" if self._broken else "spool full"] += 1
+                if self._broken:
+                    self._unwritten += 1
+                else:
+                    self._note_gone(_FULL, 1, frame.capture_time_ns, frame.capture_time_ns)
             self._bound()
+            self._tell_gone()
 
     def keep(self, kept: Sequence[pb.Sequences]) -> None:
         """The server has these frames of this run."""
@@ -234,8 +251,9 @@ class Spool:
             now = time.monotonic()
             for part in list(self._parts):
                 if part is not self._writing and not part.sending and now - part.written > self._hours * 3600:
-                    self._drop(part, "spool old")
+                    self._drop(part, "spool old", "it was older than --spool-hours")
                 self._delete_if_through(part)
+            self._tell_gone()
             if self._keeps and self._on_way and now - self._unkept_since > _UNKEPT_S:
                 self._keeps = False
                 log.warning(
@@ -258,39 +276,57 @@ class Spool:
         with self._lock:
             self.lose(max(self._on_way, default=0))
             self._end()
+            self._tell_gone(at_once=True)
             os.close(self._locked)
 
     def _is_over(self, part: Part, hello: pb.Hello, sent: bool) -> bool:
         oldest, first = next(iter(part.pending), None), next(iter(self._on_way), None)
         late = oldest is not None and (first is None or oldest < first)
         long = time.monotonic() - part.began > (_PART_S if sent else _LATE_PART_S)
-        return long or part.size > min(_PART_BYTES, self._size // 8) or part.hello != hello or (late and sent)
+        return long or part.size > min(_PART_BYTES, self._room() // 8) or part.hello != hello or (late and sent)
+
+    def _room(self) -> int:
+        """Bytes that the spool can have: as many as it may, or as the disk has for it."""
+        with contextlib.suppress(OSError):  # whatever it is, it is told when a frame is written
+            disk = os.statvfs(self.folder)
+            return min(self._size, self._total + disk.f_bavail * disk.f_frsize)
+        return self._size
 
     def _write(self, hello: pb.Hello, frame: pb.Frame) -> bool:
-        try:
-            if self._writing is None or self._writer is None:
-                path = self.folder / f"{self.epoch:020d}-{frame.sequence:012d}{SUFFIX}"
-                self._writer = SegmentWriter(path, hello)
-                told = pb.Hello.FromString(hello.SerializeToString())
-                self._writing = Part(path, self.epoch, hello=told)
-                self._parts.append(self._writing)
-            self._writer.append(frame, time.time_ns())
-        except OSError as error:
-            self._tell_broken(error)
-            self._end()
-            oldest = next((part for part in self._parts if not part.sending), None)
-            if oldest is not None and error.errno in (errno.ENOSPC, errno.EDQUOT):  # newer frames may have its room
-                self._drop(oldest, "spool full")
-            return False
-        part = self._writing
+        """Whether it could be; on a full disk the oldest parts make room for it, one after the other."""
+        while True:
+            try:
+                part, writer = self._opened(hello, frame)
+                writer.append(frame, time.time_ns())
+                break
+            except OSError as error:
+                if error.errno in _NO_ROOM and self._make_room():
+                    continue
+                self._tell_broken(error)
+                writing = self._writing
+                self._end()
+                if writing is not None and error.errno in _NO_ROOM:  # a newer one may have its room
+                    self._drop(writing, "spool full", _DISK_FULL)
+                return False
         part.pending.add(frame.sequence)
         part.last, part.written = frame.sequence, time.monotonic()
-        self._total += self._writer.size_on_disk - part.size
-        part.size, part.unflushed = self._writer.size_on_disk, True
+        part.captured = part.captured[0] or frame.capture_time_ns, frame.capture_time_ns
+        self._total += writer.size_on_disk - part.size
+        part.size, part.unflushed = writer.size_on_disk, True
         if self._broken:
             self._broken = False
-            log.info("spool %s: frames are kept again", self.folder)
+            log.info("spool %s: frames are kept again; %d were not", self.folder, self._unwritten)
+            self._unwritten = 0
         return True
+
+    def _opened(self, hello: pb.Hello, frame: pb.Frame) -> tuple[Part, SegmentWriter]:
+        """The part that is written, or a new one that this frame begins."""
+        if self._writing is None or self._writer is None:
+            path = self.folder / f"{self.epoch:020d}-{frame.sequence:012d}{SUFFIX}"
+            self._writer = SegmentWriter(path, hello)
+            self._writing = Part(path, self.epoch, hello=pb.Hello.FromString(hello.SerializeToString()))
+            self._parts.append(self._writing)
+        return self._writing, self._writer
 
     def _tell_broken(self, error: OSError) -> None:
         if not self._broken:
@@ -309,21 +345,46 @@ class Spool:
         """Drop the oldest parts until the rest fits."""
         while self._total > self._size:
             oldest = next((part for part in self._parts if not part.sending), None)
-            if oldest is None:
-                return
-            if oldest is self._writing:
+            if oldest is not None and oldest is self._writing:
                 self._end()
-            if oldest in self._parts:
-                self._drop(oldest, "spool full")
-            if oldest in self._parts:  # it can't be deleted, and nor can those after it
+            if oldest is None or not self._drop_for_room(oldest, _FULL):
                 return
 
-    def _drop(self, part: Part, reason: str) -> None:
+    def _make_room(self) -> bool:
+        """Drop the oldest part but for the one that is written; whether the disk has its room now."""
+        oldest = next((part for part in self._parts if not part.sending and part is not self._writing), None)
+        return oldest is not None and self._drop_for_room(oldest, _DISK_FULL)
+
+    def _drop_for_room(self, part: Part, why: str) -> bool:
+        """Whether there is room now; if not, it can't be deleted, and nor can those after it."""
+        if part in self._parts:
+            self._drop(part, "spool full", why)
+        return part not in self._parts
+
+    def _note_gone(self, why: str, count: int, first_ns: int, last_ns: int) -> None:
+        if count:
+            before, since, until = self._gone.get(why, (0, first_ns, last_ns))
+            self._gone[why] = before + count, min(since, first_ns), max(until, last_ns)
+
+    def _tell_gone(self, at_once: bool = False) -> None:
+        now = time.monotonic()
+        if not self._gone or not (at_once or now - self._gone_told >= _DROPPED_EVERY_S):
+            return
+        for why, (count, first_ns, last_ns) in self._gone.items():
+            log.warning(
+                "spool %s: frames dropped: %d, captured from %s to %s: %s",
+                *(self.folder, count, _told_time(first_ns), _told_time(last_ns), why),
+            )
+        self._gone.clear()
+        self._gone_told = now
+
+    def _drop(self, part: Part, reason: str, why: str) -> None:
         for sequence, stored in self._on_way.items():
             if stored is part:
                 self._on_way[sequence] = None
                 part.pending.remove(sequence, sequence)
         self._dropped[reason] += len(part.pending)
+        self._note_gone(why, len(part.pending), *part.captured)
         part.pending.clear()
         self._delete_if_through(part)
 
@@ -363,7 +424,8 @@ class Spool:
             return None
         except SegmentError as error:
             lost = indexed(path)
-            log.warning("spool: %s; %d frames are lost", error, lost)
+            how_many = f"{lost} frames are lost" if lost else "how many frames are lost with it isn't known"
+            log.warning("spool: %s; %s", error, how_many)
             self._dropped["spool damaged"] += lost
             self._delete(path)
             return None
@@ -378,7 +440,8 @@ class Spool:
         # Both by a clock that may have been set meanwhile: how old it is isn't known if one of them is absurd.
         age = time.time() - told.st_mtime if told.st_mtime > _CLOCK_SET else 0.0
         written = time.monotonic() - max(0.0, age)
-        return Part(path, segment.hello.epoch, pending, entries[-1].sequence, written=written, size=size)
+        captured = entries[0].capture_time_ns, entries[-1].capture_time_ns
+        return Part(path, segment.hello.epoch, pending, entries[-1].sequence, captured, written=written, size=size)
 
     def _begin(self) -> tuple[int, list[Part]]:
         """The number of this run, and the parts that those before have left.
@@ -436,6 +499,24 @@ def _unsent(folder: Path) -> int:
     return 0
 
 
+def _tell_if_loose(folder: Path, camera: Path) -> None:
+    """One line each if others may put something else in the place of a camera's spool, or look into it."""
+    mode = stat.S_IMODE(folder.stat().st_mode)
+    if mode & 0o022 and not mode & stat.S_ISVTX:
+        log.warning(
+            "spool %s: others may write into it (mode %o); if they shouldn't: chmod 700 %s", folder, mode, folder
+        )
+    if (mode := stat.S_IMODE(camera.stat().st_mode)) & 0o077:
+        log.warning(
+            "spool %s: others may look into it (mode %o); if they shouldn't: chmod 700 %s", camera, mode, camera
+        )
+
+
+def _told_time(time_ns: int) -> str:
+    return datetime.fromtimestamp(time_ns / 1e9).astimezone().isoformat(" ", "seconds")
+
+
+_FULL, _DISK_FULL = "no more fits into --spool-size", "the disk is full"
 _OWN = "give it to the user that runs veilcam-encode, with chown"
 
 

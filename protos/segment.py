@@ -102,6 +102,7 @@ class SegmentWriter:
 
         Raises:
             OSError: the disk is full or gone; what was written of the record is cut off, here or by the next reader.
+                The frame can be written again.
         """
         told = frame.SerializeToString()
         covered = _COVERED.pack(len(told), received_ns)
@@ -111,8 +112,10 @@ class SegmentWriter:
             self._put(self._file, record)
             self._put(self._index, _ROW.pack(frame.capture_time_ns, self.size << 1 | key, frame.sequence))
         except OSError:
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._file.fileno(), self.size)
+            for file, size in ((self._file, self.size), (self._index, self.size_on_disk - self.size)):
+                with contextlib.suppress(OSError):
+                    file.seek(size)  # what comes next is written there, also if this can't be cut off
+                    file.truncate()
             raise
         self.size += len(record)
         self.frames += 1

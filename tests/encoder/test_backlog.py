@@ -149,6 +149,7 @@ def test_a_server_that_never_answers_is_told_once(
 ) -> None:
     taking, address = server
     monkeypatch.setattr(sinks, "UNANSWERED_S", 0.3)
+    monkeypatch.setattr(backlog_module, "REFUSED_WAIT_S", 0.5)
     taking.meets = lambda _frame, context: taking.over.wait(0 if not context.is_active() else 30)
     spool = late(tmp_path, 4)
     with closing(spool), closing(Backlog(address, None, spool, 1e6, lambda: True)):
@@ -157,6 +158,20 @@ def test_a_server_that_never_answers_is_told_once(
         taking.over.set()
         wait_for(lambda: spool.late == 4, "it takes them at last")
     assert len(lines(caplog.text, "the server has taken nothing of it for")) == 1
+
+
+def test_a_part_on_which_the_server_hangs_does_not_hold_up_newer_ones(
+    server: tuple[Server, str], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(sinks, "UNANSWERED_S", 0.3)
+    taking, address = server
+    taking.meets = lambda frame, _context: frame.sequence <= 3 and taking.over.wait(30)
+    spool = late(tmp_path, 3, 5)
+    with closing(spool), closing(Backlog(address, None, spool, 1e6, lambda: True)):
+        wait_for(lambda: spool.late == 5, "the newer part")
+        wait_for(lambda: "5 frames sent late; 3 that it refused wait" in caplog.text, "a line")
+        taking.over.set()
 
 
 def test_it_is_not_through_while_a_part_waits_that_was_refused(

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -453,7 +454,7 @@ def test_damage_in_a_spool_is_told_counted_and_stepped_over(
     service.stop()
     assert running.account.dropped["spool damaged"] == 3
     assert "is damaged: 3 frames are lost" in caplog.text
-    assert f"{bad.name}: 10 bytes are too few for a segment" in caplog.text
+    assert f"{bad.name}: 10 bytes are too few for a segment; how many frames are lost with it isn't" in caplog.text
     assert [frame.sequence for frame in recorded(tmp_path / "recordings")][:9] == [1, 2, 3, 4, 5, 9, 10, 11, 12]
 
 
@@ -461,29 +462,120 @@ def test_a_full_disk_under_the_spool_does_not_stop_the_live_stream(
     start_service: StartService, operator: Operator, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A real file system with no room but for its folders."""
-    small = tmp_path / "small"
-    small.mkdir()
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small]).returncode:
-        pytest.skip("a small file system can't be mounted here")
     caplog.set_level(logging.INFO)
     service = start_service(Settings(port=0, http=0))
-    try:
-        noise = np.random.default_rng(1)
+    noise, filled = np.random.default_rng(1), threading.Event()
 
-        def busy() -> Iterator[Frame]:
-            while True:
-                yield frame_of(noise.integers(0, 255, (96, 96), np.uint8), time.time_ns())
-                time.sleep(0.02)
+    def busy() -> Iterator[Frame]:
+        assert filled.wait(30)
+        while True:
+            yield frame_of(noise.integers(0, 255, (96, 96), np.uint8), time.time_ns())
+            time.sleep(0.02)
 
-        filler = small / "filler"
-        running = Spooling(operator, service.address, small, busy(), 96)
-        filler.write_bytes(b"\0" * (32 << 10))
-        wait_for(lambda: "No space left on device; the live stream goes on" in caplog.text, "a full disk")
-        sent = running.account.sent
-        wait_for(lambda: running.account.sent > sent + 50, "live frames")
-        filler.unlink()
-        wait_for(lambda: "frames are kept again" in caplog.text, "room")
-        running.end()
-    finally:
-        subprocess.run(["umount", small], check=True)
+    with small_disk(tmp_path / "small", "64k") as small:
+        running, filler = Spooling(operator, service.address, small, busy(), 96), small / "filler"
+        try:
+            with contextlib.suppress(OSError):
+                filler.write_bytes(b"\0" * (64 << 10))
+            filled.set()
+            wait_for(lambda: "No space left on device; the live stream goes on" in caplog.text, "a full disk")
+            sent = running.account.sent
+            wait_for(lambda: running.account.sent > sent + 50, "live frames")
+            filler.unlink()
+            wait_for(lambda: "frames are kept again" in caplog.text, "room")
+        finally:
+            running.end()
     assert len(lines(caplog.text, "No space left on device")) <= 3
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A file system of its own, of so many bytes."""
+    folder.mkdir()
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder]).returncode:
+        pytest.skip("a small file system can't be mounted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_on_a_full_disk_the_oldest_frames_make_room_a_few_at_a_time_and_that_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server is away, and the disk has a hundredth of what the spool may take."""
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    dropped: Counter[str] = Counter()
+    made = frames(400, size=10_000)
+    for frame in made:
+        frame.capture_time_ns = (1_700_000_000 + frame.sequence) * 10**9
+    with small_disk(tmp_path / "small", "2m") as small:
+        spool, most = Spool(small, "camera", 200 << 20, 1.0, dropped), 0
+        for frame in made:
+            before = dropped["spool full"]
+            spool.append(HELLO, frame, sent=False)
+            most = max(most, dropped["spool full"] - before)
+        assert dropped == Counter({"spool full": 400 - spool.waiting})
+        assert 0 < most <= 32, "an eighth of what fits, and a group"
+        assert spool.waiting > 130
+        kept = [frame for path in sorted(small.glob("camera/*.vcseg")) for frame, _ in Segment(path).frames()]
+        assert kept == made[-spool.waiting :]
+        (told,) = lines(caplog.text, "WARNING", f"spool {small}/camera", "the disk is full")
+        first = number(told, r"frames dropped: (\d+)")
+        assert f"captured from {told_second(1)} to {told_second(first)}" in told
+        now += 61
+        spool.tend()
+        _, told = lines(caplog.text, "WARNING", f"spool {small}/camera", "the disk is full")
+        rest = dropped["spool full"] - first
+        assert f"frames dropped: {rest}, captured from {told_second(first + 1)} to {told_second(first + rest)}" in told
+        spool.close()
+    assert "No space left" not in caplog.text
+
+
+def told_second(sequence: int) -> str:
+    return datetime.fromtimestamp(1_700_000_000 + sequence).astimezone().isoformat(" ")
+
+
+def test_what_a_spool_drops_is_told_at_most_once_a_minute(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of its size, of its age, and the last at the end."""
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    dropped: Counter[str] = Counter()
+    spool = Spool(tmp_path, "camera", LEAST_BYTES, 1.0, dropped)
+    for frame in frames(600, size=10_000):
+        spool.append(HELLO, frame, sent=False)
+    full = "no more fits into --spool-size"
+    assert len(lines(caplog.text, full)) == 1
+    spool.append(OTHER, frames(1, first=601)[0], sent=False)
+    now += 3601
+    spool.append(HELLO, frames(1, first=602)[0], sent=False)
+    spool.tend()
+    assert len(lines(caplog.text, full)) == 2
+    assert not lines(caplog.text, "it was older than --spool-hours")
+    spool.close()
+    assert len(lines(caplog.text, "it was older than --spool-hours")) == 1
+    told = [number(line, r"frames dropped: (\d+)") for line in lines(caplog.text, "frames dropped:")]
+    assert sum(told) == dropped.total() == 601
+
+
+def test_a_spool_that_others_may_write_or_look_into_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "spool"
+    for mode, of_camera, told in [
+        (0o755, 0o700, []),
+        (0o1777, 0o700, []),
+        (0o775, 0o700, [f"spool {folder}: others may write into it (mode 775)"]),
+        (0o700, 0o750, [f"spool {folder}/camera: others may look into it (mode 750)"]),
+    ]:
+        caplog.clear()
+        Spool(folder, "camera", LEAST_BYTES, 1.0, Counter()).close()
+        assert not caplog.text, "it is made for its owner alone"
+        folder.chmod(mode)
+        (folder / "camera").chmod(of_camera)
+        Spool(folder, "camera", LEAST_BYTES, 1.0, Counter()).close()
+        assert [line for words in told for line in lines(caplog.text, words)] == lines(caplog.text, "others may")
+        assert len(lines(caplog.text, "others may")) == len(told)
+        folder.chmod(0o700)
+        (folder / "camera").chmod(0o700)
