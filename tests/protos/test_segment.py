@@ -53,10 +53,10 @@ def test_a_frame_that_the_disk_had_no_room_for_can_be_written_again(
             broken.setattr(writer, "_put", full)
             with pytest.raises(OSError, match="No space left"):
                 writer.append(frame, frame.capture_time_ns)
+        assert writer.size_on_disk == writer.path.stat().st_size + index_of(writer.path).stat().st_size
         writer.append(frame, frame.capture_time_ns)
     writer.close()
     assert read(writer.path) == frames(20)
-    assert writer.size_on_disk == writer.path.stat().st_size + index_of(writer.path).stat().st_size
     assert [entry.sequence for entry in Segment(writer.path).entries()] == [frame.sequence for frame in frames(20)]
     assert indexed(writer.path) == 20
 
