@@ -54,6 +54,8 @@ class Camera:
         self.since_ns = time.time_ns()
         """When that began, since 1970."""
         self._turned = turned
+        self.came = False
+        """It has connected since this server began; until then all that is known of it is what was recorded."""
         self.stream: Stream | None = None
         self.last_seen = time.monotonic()
         self.renditions: tuple[str, ...] = ()
@@ -248,6 +250,22 @@ class Cameras:
     def get(self, name: str) -> Camera | None:
         return self._cameras.get(name)
 
+    def remember(self, name: str, seen_ns: int) -> None:
+        """A camera that was here before this server began: gone, until it comes.
+
+        Args:
+            name: one that isn't known yet; if there are as many as allowed, it isn't from now on either.
+            seen_ns: when it was seen last, since 1970.
+        """
+        if len(self._cameras) < self._policy.cameras:
+            camera = self._cameras[name] = self._new(name)
+            camera.since_ns = seen_ns
+            camera.last_seen = time.monotonic() - max(0.0, (time.time_ns() - seen_ns) / 1e9)
+
+    def _new(self, name: str) -> Camera:
+        paces = Pace(name, self._policy), Pace(name, self._policy)
+        return Camera(name, self.work, *paces, self._has_turned)
+
     def connect(self, stream: Stream) -> Camera:
         """Give a stream to the camera of its name.
 
@@ -257,10 +275,7 @@ class Cameras:
         name = stream.hello.camera
         if self.closed:
             raise Refusal(grpc.StatusCode.UNAVAILABLE, "server", "shutting down")
-        camera = self._cameras.get(name)
-        if camera is None:
-            paces = Pace(name, self._policy), Pace(name, self._policy)
-            camera = Camera(name, self.work, *paces, self._has_turned)
+        camera = self._cameras.get(name) or self._new(name)
         if camera.stream is not None:
             if time.monotonic() - camera.stream.last_message <= SILENT_AFTER_S:
                 problem = f"{name!r} is publishing already"
@@ -269,6 +284,7 @@ class Cameras:
         while name not in self._cameras and len(self._cameras) >= self._policy.cameras:  # it may have been lowered
             self._forget_longest_gone()
         self._cameras[name] = camera
+        camera.came = True
         camera.stream = stream
         camera.offer(stream.renditions)
         camera.look()

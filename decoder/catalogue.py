@@ -152,8 +152,14 @@ def _open(forms: Mapping[str, Model], engine: str, threads: int) -> Reconstructo
     measured_forms = {precision: _measured(form, "quantised") for precision, form in forms.items()}
     if engine == "auto":
         opened, tried = fastest(forms, threads)
+        apart: dict[str, list[str]] = {}
         for each in tried:
+            if each.problem and each.milliseconds is None and each.agreement_db is None:
+                apart.setdefault(each.problem, []).append(each.name)
+                continue
             log.info("%s at 320×240, %s%s", model.path.stem, each, ", taken" if each.name == opened.name else "")
+        for problem, names in apart.items():
+            log.info("%s, not run: %s: %s", model.path.stem, ", ".join(names), problem)
     else:
         opened = agreed(engine, forms, threads)
     told = model.told

@@ -5,11 +5,15 @@ import contextlib
 import logging
 import os
 import shlex
+import shutil
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -35,7 +39,6 @@ _LOOK_EVERY_S = 2.0
 _ROUND_S = 1.0
 """What is replayed again and again, be it a single frame, takes so long at least."""
 _PLAIN_ALLOWED = "--allow-plain: %s may ask for plain pictures, which classifiers can read"
-_TIMES = ["%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y-%m-%d", "%Y-%m-%dT%H:%M:%S.%f", "%Y-%m-%d %H:%M:%S.%f"]
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _RENDITION = {False: "veiled", True: "plain"}
 
@@ -49,6 +52,12 @@ def main() -> None:
     app()
 
 
+def _tell_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"veilcam {version('veilcam')}")
+        raise typer.Exit
+
+
 Reconstructors = Annotated[
     list[str] | None,
     typer.Option(metavar="PATH", help="reconstructor file, or a folder of them; may be repeated [the shipped ones]"),
@@ -57,8 +66,22 @@ EngineName = Annotated[
     str | None, typer.Option(help="runtime, as onnxruntime-int8; auto takes the fastest that agrees [auto]")
 ]
 Threads = Annotated[int | None, typer.Option(help="threads of the engine [all cores]")]
-Begin = Annotated[datetime | None, typer.Option("--from", help="capture time, UTC", formats=_TIMES)]
-End = Annotated[datetime | None, typer.Option("--to", help="capture time, UTC; left out", formats=_TIMES)]
+
+
+def _time(text: str) -> datetime:
+    """A date, or a date and a time, as ISO 8601 has it: UTC, unless it names an offset."""
+    try:
+        read = datetime.fromisoformat(text)
+        return read.astimezone(UTC) if read.tzinfo else read.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        raise typer.BadParameter(f"{text!r}: expected a time as 2026-11-25T08:00:00, UTC") from None
+
+
+Begin = Annotated[
+    datetime | None,
+    typer.Option("--from", metavar="TIME", parser=_time, help="capture time, as 2026-11-25T08:00:00, UTC"),
+]
+End = Annotated[datetime | None, typer.Option("--to", metavar="TIME", parser=_time, help="capture time, UTC; left out")]
 AllowPlain = Annotated[
     bool | None,
     typer.Option(
@@ -142,6 +165,9 @@ def decode(
         typer.Option(metavar="URL|COMMAND", help="told when a camera's state changes: POST of JSON, or run [none]"),
     ] = None,
     log_json: Annotated[bool | None, typer.Option("--log-json", help="log lines as JSON")] = None,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="tell the version and end")
+    ] = False,
 ) -> None:
     """Serve cameras and viewers until Ctrl-C; a second Ctrl-C ends at once.
 
@@ -172,6 +198,7 @@ def decode(
             Certificates(settings)
         if check_config and settings.users is not None:
             People(settings.users)
+        _check_disks(settings)
         # A check doesn't look for the fastest engine: that takes as long as a start, and the start does it anyway.
         unmeasured = check_config and settings.engine == "auto"
         catalogue = _catalogue(settings.model_copy(update={"engine": REFERENCE}) if unmeasured else settings)
@@ -195,7 +222,7 @@ def decode(
             text = "--insecure: listening on %s without %s: everyone who reaches it can watch, or publish"
             log.warning(text, settings.host, ", ".join(lacking))
         ports = {"grpc_port": server.port, "http_port": server.http_port}
-        name = f"[{settings.host}]" if ":" in settings.host else settings.host
+        name = _reached_as(settings)
         text = "cameras and programs: %s:%d (gRPC); people: %s://%s:%d/"
         scheme = "http" if settings.certificate is None else "https"
         log.info(text, name, server.port, scheme, name, server.http_port, extra=ports)
@@ -205,6 +232,19 @@ def decode(
         asyncio.run(serve())
     except (AccessError, ServerError) as error:
         _give_up(error)
+
+
+def _reached_as(settings: "Settings") -> str:
+    """The host in the addresses that are told: one that a browser can use, and finds in the certificate."""
+    from decoder.access.tls import names_in
+
+    everywhere = False
+    with contextlib.suppress(ValueError):
+        everywhere = ip_address(settings.host).is_unspecified
+    if not everywhere:
+        return f"[{settings.host}]" if ":" in settings.host else settings.host
+    named = names_in(settings.certificate.read_bytes()) if settings.certificate is not None else ()
+    return next((each for each in named if "*" not in each), socket.gethostname())
 
 
 async def _follow(server: "Server", config: Path | None, given: Mapping[str, Any]) -> None:
@@ -227,6 +267,7 @@ async def _follow(server: "Server", config: Path | None, given: Mapping[str, Any
         try:
             after = read_settings(config, given)
             names = changed(server.settings, after)
+            _check_disks(after)
             if not names and not anyway:
                 continue
             catalogue = None
@@ -237,7 +278,8 @@ async def _follow(server: "Server", config: Path | None, given: Mapping[str, Any
                 log.error("settings stay as they were: %s", line)
             continue
         later = server.apply(after, catalogue)
-        log.info("settings taken up: %s", ", ".join(name for name in names if name not in later) or "none changed")
+        told = [f"{name} = {getattr(after, name)}" for name in names if name not in later]
+        log.info("settings taken up: %s", ", ".join(told) or "none changed")
         if catalogue is not None:
             _tell_reconstructors(catalogue)
         if "allow_plain" in names and after.allow_plain:
@@ -252,6 +294,28 @@ def _stamp(config: Path | None) -> tuple[int, int] | None:
     except OSError:
         return None
     return (told.st_mtime_ns, told.st_size) if told is not None else None
+
+
+def _check_disks(settings: "Settings") -> None:
+    """Refuse folders that can't be written, and to leave more of a disk free than there is of it.
+
+    Raises:
+        SettingsError: it is so.
+    """
+    from decoder.private import check_folder
+    from decoder.settings import SettingsError
+
+    for name, folder in (("save", settings.save), ("record", settings.record)):
+        if folder is None:
+            continue
+        try:
+            there = check_folder(folder)
+            size = shutil.disk_usage(there).total >> 20
+        except OSError as error:
+            raise SettingsError(f"--{name} {folder}: can't be written ({error.strerror})") from None
+        if name == "record" and settings.record_free >= max(size, 1):
+            free = f"--record-free {settings.record_free}: expected megabytes, fewer than the disk of {folder} has"
+            raise SettingsError(f"{free} in all ({size}); all recordings would be deleted")
 
 
 def _catalogue(settings: "Settings", renditions: Collection[str] = tuple(_RENDITION.values())) -> "Catalogue":
@@ -284,6 +348,7 @@ def export(
     begin: Begin = None,
     end: End = None,
     plain: Annotated[bool, typer.Option("--plain", help="faithful pictures, which classifiers can read")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a film that is there")] = False,
     reconstructor: Reconstructors = None,
     engine: EngineName = None,
     threads: Threads = None,
@@ -302,19 +367,19 @@ def export(
         from decoder.access.audit import made
         from decoder.catalogue import CatalogueError
         from decoder.engines import EngineError
-        from decoder.recordings.film import free_part, utc, write_film
-        from decoder.recordings.playback import Recording, RecordingError
+        from decoder.recordings.film import free_part, write_film
+        from decoder.recordings.playback import Recording, RecordingError, times_of, utc
         from decoder.settings import SettingsError
-    start_ns, end_ns = _ns(begin, 0), _ns(end, 2**63 - 1)
-    if film.suffix != ".mp4":
-        log.error("%s: expected a name that ends in .mp4", film)
+    start_ns, end_ns = _range(begin, end)
+    if (problem := _unwritable(film, overwrite)) is not None:
+        log.error("%s: %s", film, problem)
         sys.exit(UNUSABLE)
     try:
+        times = times_of(recording, start_ns, end_ns)  # before engines are measured, which takes a while
         settings = _own_settings({"reconstructor": reconstructor or None, "engine": engine, "threads": threads})
         played = Recording(recording, _catalogue(settings, [_RENDITION[plain]]), _RENDITION[plain])
         with _stopping() as asked, Progress() as bar:
-            times = played.times(start_ns, end_ns)
-            if plain and times:
+            if plain:
                 made("export", played.segments[0].hello.camera, times[0], times[-1])
             task = bar.add_task(film.name, total=len(times))
             written = write_film(played.shots(start_ns, end_ns), film, lambda: bar.advance(task), asked)
@@ -330,7 +395,7 @@ def export(
     if written.next_ns is not None:
         again = ["veilcam-decode", "export", str(recording), str(free_part(written.path))]
         again += ["--from", utc(written.next_ns)]
-        again += ["--to", end.isoformat()] if end is not None else []
+        again += ["--to", end.replace(tzinfo=None).isoformat()] if end is not None else []
         again += ["--plain"] if plain else []
         again += [word for each in reconstructor or [] for word in ("--reconstructor", str(each))]
         again += ["--engine", engine] if engine is not None else []
@@ -358,24 +423,22 @@ def replay(
         from decoder.access.audit import made
         from decoder.catalogue import CatalogueError
         from decoder.engines import EngineError
-        from decoder.recordings.playback import Recording, RecordingError
+        from decoder.recordings.playback import Recording, RecordingError, times_of
         from decoder.recordings.replay import replay as play
         from decoder.server import Server, ServerError
         from decoder.settings import SettingsError
+    start_ns, end_ns = _range(begin, end)
     # The pace is this command's own, as fast as --speed says.
     given: dict[str, Any] = {"port": port, "http": http, "allow_plain": allow_plain}
     given |= {"max_frame_rate": 0, "max_byte_rate": 0}
     given |= {"reconstructor": reconstructor or None, "engine": engine, "threads": threads}
 
     async def serve() -> NoReturn:
+        times = times_of(recording, start_ns, end_ns)
         settings = _own_settings(given)
         renditions = list(_RENDITION.values())[: 1 + settings.allow_plain]
         catalogue = _catalogue(settings, renditions)
         played = Recording(recording, catalogue, *renditions)
-        start_ns, end_ns = _ns(begin, 0), _ns(end, 2**63 - 1)
-        times = played.times(start_ns, end_ns)
-        if not times:
-            raise RecordingError(f"{recording}: no pictures in that range of time")
         if settings.allow_plain:
             made("replay", played.segments[0].hello.camera, times[0], times[-1])
         server = Server(catalogue, settings)
@@ -424,8 +487,27 @@ def _give_up(error: Exception) -> NoReturn:
     sys.exit(UNUSABLE)
 
 
+def _range(begin: datetime | None, end: datetime | None) -> tuple[int, int]:
+    """From when to when, in ns since 1970, the end left out."""
+    if begin is not None and end is not None and end <= begin:
+        log.error("--to %s: expected a time after --from %s", end, begin)
+        sys.exit(UNUSABLE)
+    return _ns(begin, 0), _ns(end, 2**63 - 1)
+
+
+def _unwritable(film: Path, overwrite: bool) -> str | None:
+    """Why a film can't be written there, as far as it shows before."""
+    if film.suffix != ".mp4":
+        return "expected a name that ends in .mp4"
+    if not film.parent.is_dir():
+        return f"{film.parent} is no folder"
+    if film.exists() and not overwrite:
+        return "is there already: another name, or --overwrite"
+    return None
+
+
 def _ns(time: datetime | None, otherwise: int) -> int:
-    return otherwise if time is None else (time.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1) * 1000
+    return otherwise if time is None else (time - _EPOCH) // timedelta(microseconds=1) * 1000
 
 
 @contextlib.contextmanager
@@ -489,4 +571,4 @@ def _start_logging(as_json: bool) -> None:
     plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
     handler.setFormatter(JsonFormatter("{asctime}{levelname}{name}{message}", style="{") if as_json else plain)
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # its warnings name no caller; the page's door has its own

@@ -1,6 +1,7 @@
 """Files and folders that their owner alone reads, whatever the umask: what cameras saw, and who may see it."""
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -22,9 +23,26 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(mode=0o700, parents=True)
     except FileExistsError:
-        tell_if_loose(path)
         if not path.is_dir():
-            raise
+            raise NotADirectoryError(errno.ENOTDIR, "it is a file, not a folder", str(path)) from None
+        tell_if_loose(path)
+
+
+def check_folder(path: Path) -> Path:
+    """Whether a folder is there, or could be made, and be written; nothing is made.
+
+    Returns:
+        It, or the one above it that is there.
+
+    Raises:
+        OSError: it isn't so.
+    """
+    there = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, f"{there} is a file, not a folder", str(path))
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(there))
+    return there
 
 
 def tell_if_loose(path: Path) -> None:

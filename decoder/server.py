@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 import tempfile
 import time
@@ -38,6 +39,7 @@ from decoder.viewers.hook import ON_CLOSE_S, Hook
 from decoder.viewers.probes import probes
 from decoder.viewers.recorded import recorded
 from decoder.viewers.web import web_app
+from protos.rules import CAMERA_NAME
 from protos.v1 import veilcam_pb2 as pb
 from protos.v1.veilcam_pb2_grpc import add_CamerasServicer_to_server, add_ViewersServicer_to_server
 
@@ -85,6 +87,9 @@ class Server:
         self._recorder = Recorder(self._store) if self._store else None
         if self._recorder is not None:
             self.cameras.forgotten.append(self._recorder.forget)
+        for name, seen_ns in self._store.cameras().items() if self._store else ():
+            if CAMERA_NAME.fullmatch(name):
+                self.cameras.remember(name, seen_ns)
         self._hook = Hook(settings.on_change.get_secret_value()) if settings.on_change is not None else None
         if self._hook is not None:
             self.cameras.turned.append(self._hook.tell)
@@ -135,7 +140,8 @@ class Server:
                 (host, http_port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
             )
         except OSError as error:
-            raise ServerError(f"{host}:{http_port} (--http): can't listen there ({error.strerror})") from None
+            why = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
+            raise ServerError(f"{host}:{http_port} (--http): can't listen there ({why})") from None
         proxy = self.settings.trusted_proxy
         most = self.settings.max_http, self.settings.max_peer_streams
         listener = Listener(listening, *most, exempt=str(proxy) if proxy is not None else None)

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from functools import partial
 from typing import Any, NoReturn
+from urllib.parse import unquote
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -63,7 +64,7 @@ class CamerasService(CamerasServicer):
         request_iterator: AsyncIterator[pb.PublishRequest],
         context: "aio.ServicerContext[pb.PublishRequest, pb.PublishResponse]",
     ) -> AsyncIterator[pb.PublishResponse]:
-        peer = context.peer()
+        peer = unquote(context.peer())
         stream = camera = None
         try:
             stream = await self._admitted(request_iterator, context)
@@ -79,7 +80,8 @@ class CamerasService(CamerasServicer):
                     yield pb.PublishResponse(acknowledgement=acknowledgement)
         except Refusal as refusal:
             if refusal.status is not grpc.StatusCode.UNAVAILABLE:
-                log.warning("camera %s at %s refused: %s", camera.name if camera else "(unknown)", peer, refusal)
+                name = stream.hello.camera if stream is not None else "(unknown)"
+                log.warning("camera %s at %s refused: %s", name, peer, refusal)
             await _abort(context, refusal)
         finally:
             if camera is not None and stream is not None:
@@ -99,7 +101,7 @@ class CamerasService(CamerasServicer):
             name = stream.hello.camera
             return await self._late(request_iterator, stream)
         except Refusal as refusal:
-            log.warning("backlog of camera %s at %s refused: %s", name, context.peer(), refusal)
+            log.warning("backlog of camera %s at %s refused: %s", name, unquote(context.peer()), refusal)
             await _abort(context, refusal)
         except Exception:  # the camera is told to come again later, the log has it all
             log.exception("backlog of camera %s: it can't be taken", name)
@@ -295,8 +297,9 @@ class ViewersService(ViewersServicer):
         if asked:
             self._check_allowed(asked)
         camera = self._cameras.get(request.camera)
-        if camera is None:
-            known = ", ".join(each.name for each in self._cameras.all() if WHO.get().sees(each.name)) or "none yet"
+        if camera is None or not camera.came:
+            here = (each.name for each in self._cameras.all() if each.came and WHO.get().sees(each.name))
+            known = ", ".join(here) or "none yet"
             raise Refusal(
                 grpc.StatusCode.NOT_FOUND, "watch.camera", f"{request.camera[:80]!r} isn't here (here: {known})"
             )

@@ -1,15 +1,27 @@
 """What a decoder service is told: one TOML file, the environment and the command line, checked as a whole."""
 
+import difflib
 import os
 import re
 import shlex
+import shutil
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, IPvAnyAddress, SecretStr, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    IPvAnyAddress,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 
 PREFIX = "VEILCAM_"
@@ -17,12 +29,24 @@ _CONFIG = f"{PREFIX}CONFIG"
 """Names the settings file, and is no setting itself."""
 _CORES = os.cpu_count() or 1
 
+_PLACES = ("certificate", "key", "client_ca", "users", "save", "record")
 AT_ONCE = (
     *("allow_plain", "max_cameras", "max_pixels", "reconstructor", "engine", "threads", "batch"),
     *("record_hours", "record_megabytes", "record_free"),
     *("max_frame_rate", "max_byte_rate", "silent_seconds"),
 )
 """Settings that a running service takes up; the others wait for its next start."""
+
+
+_EXPECTED = {
+    **dict.fromkeys(("path_type", "path_parsing"), "a path"),
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    "tuple_type": "a list of paths",
+    "ip_any_address": "an IPv4 or IPv6 address",
+}
+"""What is expected, in our words, by pydantic's type of error."""
 
 
 class SettingsError(Exception):
@@ -43,16 +67,20 @@ Place = Annotated[Path, BeforeValidator(_said)]
 def _hook(value: Any) -> Any:
     """Refuse what can't be called, without telling what it was: it may hold a secret."""
     text = _said(value)
+    command = ""
     try:
         if isinstance(text, str) and re.match("[A-Za-z][A-Za-z0-9+.-]*://", text):
             parts = urlsplit(text)
             sound = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
         else:
-            sound = isinstance(text, str) and bool(shlex.split(text))
+            command = next(iter(shlex.split(text)), "") if isinstance(text, str) else ""
+            sound = bool(command)
     except ValueError:
         sound = False
     if not sound:
         raise PydanticCustomError("hook", "an http:// or https:// URL, or a command as a shell would split it")
+    if command and shutil.which(command) is None:
+        raise PydanticCustomError("hook", "a command that can be run here, and {command} isn't", {"command": command})
     return text
 
 
@@ -114,12 +142,19 @@ class Settings(BaseModel):
     """What is told of each change of a camera's state: an http(s) URL, or a command."""
     log_json: bool = False
 
+    @field_validator("http")
+    @classmethod
+    def _another_port(cls, http: int, others: ValidationInfo) -> int:
+        if http and http == others.data.get("port"):
+            raise PydanticCustomError("port", "a port of its own, and that is the gRPC port")
+        return http
+
 
 def read_settings(file: Path | None, given: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Settings:
     """Settings from a file, overridden by ``VEILCAM_NAME`` in the environment, overridden by the command line.
 
     Args:
-        file: TOML, or none.
+        file: TOML, or none. Paths in it that aren't absolute begin at its folder, those said elsewhere where one is.
         given: on the command line; None where nothing was.
         environment: what is empty there isn't given.
 
@@ -128,7 +163,7 @@ def read_settings(file: Path | None, given: Mapping[str, Any], environment: Mapp
     """
     told: dict[str, tuple[str, Any]] = {}
     if file is not None:
-        told |= {name: (f"{file}: {name}", value) for name, value in _read_toml(file).items()}
+        told |= {name: (f"{file}: {name}", _placed(name, value, file)) for name, value in _read_toml(file).items()}
     for variable, text in environment.items():
         if variable.startswith(PREFIX) and variable != _CONFIG and text:
             name = variable.removeprefix(PREFIX).lower()
@@ -143,6 +178,15 @@ def read_settings(file: Path | None, given: Mapping[str, Any], environment: Mapp
 def changed(before: Settings, after: Settings) -> list[str]:
     """Names of the settings that differ."""
     return [name for name in Settings.model_fields if getattr(before, name) != getattr(after, name)]
+
+
+def _placed(name: str, value: Any, file: Path) -> Any:
+    """A path that isn't absolute begins at the file it stands in."""
+    if name in _PLACES and isinstance(value, str) and value:
+        return str(file.parent / value)
+    if name == "reconstructor" and isinstance(value, list):
+        return [str(file.parent / each) if isinstance(each, str) and each else each for each in value]
+    return value
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
@@ -160,7 +204,10 @@ def _problem(error: Any, told: Mapping[str, tuple[str, Any]]) -> str:
     name, *within = (str(part) for part in error["loc"])
     where, _ = told[name]
     if error["type"] == "extra_forbidden":
-        return f"{where}: no such setting (there are {', '.join(Settings.model_fields)})"
-    expected = "a path" if error["type"].startswith("path") else str(error["msg"]).removeprefix("Input should be ")
-    told_input = "what is given" if name == "on_change" and error["input"] else repr(str(error["input"])[:80])
+        near = difflib.get_close_matches(name, Settings.model_fields, n=1)
+        meant = f"is {near[0]} meant?" if near else f"there are {', '.join(Settings.model_fields)}"
+        return f"{where}: no such setting ({meant})"
+    expected = _EXPECTED.get(error["type"]) or str(error["msg"]).removeprefix("Input should be ")
+    given = error["input"]
+    told_input = "what is given" if name == "on_change" and given else repr(given)[:80]
     return f"{'.'.join([where, *within])}: {told_input}, expected {expected}"

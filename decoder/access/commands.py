@@ -216,7 +216,7 @@ def list_users(file: File = None, config: Config = None) -> None:
     with _told():
         for person in _people(_file(file, config)).values():
             cameras = "*" if person.seen is None else ", ".join(sorted(person.cameras))
-            ways = [*(["password"] if person.password else []), *(f"token {label}" for label in person.tokens)]
+            ways = [*(["password"] if person.password else []), *(f"token {label!r}" for label in person.tokens)]
             typer.echo(f"{person.name}: {person.role}; cameras {cameras}; {', '.join(ways) or 'no password, no token'}")
 
 

@@ -69,7 +69,8 @@ class WebGuard:
         if endpoint == "/":
             return RedirectResponse("/login", 303, headers)
         headers["WWW-Authenticate"] = "Bearer"
-        return Response("sign in at /login, or send a token\n", 401, headers, "text/plain")
+        told = "sign in at /login, or send a token (Authorization: Bearer TOKEN)\n"
+        return Response(told, 401, headers, "text/plain")
 
 
 class SafeHeaders:

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -12,7 +11,7 @@ import av
 import numpy as np
 
 from decoder.private import open_new
-from decoder.recordings.playback import RecordingError, Shot
+from decoder.recordings.playback import RecordingError, Shot, utc
 
 _TICKS = 1000
 """A second; picture times are kept to a millisecond."""
@@ -35,11 +34,6 @@ class Film:
     path: Path
     pictures: int
     next_ns: int | None
-
-
-def utc(time_ns: int) -> str:
-    """A time as ``--from`` and ``--to`` take it, less than a microsecond before."""
-    return (datetime(1970, 1, 1) + timedelta(microseconds=time_ns // 1000)).isoformat()
 
 
 def free_part(path: Path) -> Path:

@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from itertools import accumulate
 from pathlib import Path
 from typing import TypeVar
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from decoder.admission import Refusal, next_levels
 from decoder.catalogue import Catalogue, fit_rows
-from decoder.recordings.store import Kept, Store
+from decoder.recordings.store import GAP_NS, Kept, Store
 from protos.segment import SUFFIX, Entry, Segment, SegmentError, key_before, last_entry, with_base
 from protos.v1 import veilcam_pb2 as pb
 
@@ -30,10 +31,13 @@ _T = TypeVar("_T")
 
 _POSITIONS = 16
 """Places in recordings that are remembered, each with the measurements of one frame."""
-_GAP_NS = 5_000_000_000
-"""A recording that stops for longer is shown with a gap."""
 _REACH_NS = 3600 * 10**9
 """A segment that began longer ago is over: the recorder ends it after 10 minutes, by the camera's clock too."""
+
+
+def utc(time_ns: int) -> str:
+    """A time as ``--from`` and ``--to`` take it, less than a microsecond before."""
+    return (datetime(1970, 1, 1) + timedelta(microseconds=time_ns // 1000)).isoformat()
 
 
 class RecordingError(ValueError):
@@ -52,6 +56,45 @@ class Shot:
     pixels: NDArray[np.uint8]
 
 
+def segments_of(path: Path) -> list[Segment]:
+    """A segment, or those that can be read of a camera's folder, in order of their times.
+
+    Raises:
+        RecordingError: there is none.
+    """
+    paths = sorted(path.glob(f"*{SUFFIX}")) if path.is_dir() else [path]
+    if not paths:
+        raise RecordingError(f"{path}: no segments (*{SUFFIX}) there")
+    segments: list[Segment] = []
+    for each in paths:
+        try:
+            segments.append(Segment(each))
+        except SegmentError as error:
+            if each is path:
+                raise RecordingError(str(error)) from None
+            log.warning("left out: %s", error)  # as of a service that was killed when it had just begun it
+    if not segments:
+        raise RecordingError(f"{path}: none of its segments can be read")
+    return segments
+
+
+def times_of(path: Path, start_ns: int = 0, end_ns: int = 2**63 - 1) -> list[int]:
+    """Capture times of the frames of a recording in a range of time, the end left out.
+
+    Raises:
+        RecordingError: there are none, or the recording can't be read.
+    """
+    try:
+        times = [entry.capture_time_ns for segment in segments_of(path) for entry in segment.entries()]
+    except OSError as error:
+        raise RecordingError(f"{error.filename or path}: {error.strerror}") from None
+    found = [time_ns for time_ns in times if start_ns <= time_ns < end_ns]
+    if not found:
+        there = f"; there are some from {utc(min(times))} to {utc(max(times))}" if times else ""
+        raise RecordingError(f"{path}: no pictures in that range of time{there}")
+    return found
+
+
 class Recording:
     """Segments of one camera, played in order of their times.
 
@@ -65,19 +108,7 @@ class Recording:
     """
 
     def __init__(self, path: Path, catalogue: Catalogue, *renditions: str) -> None:
-        paths = sorted(path.glob(f"*{SUFFIX}")) if path.is_dir() else [path]
-        if not paths:
-            raise RecordingError(f"{path}: no segments (*{SUFFIX}) there")
-        self.segments: list[Segment] = []
-        for each in paths:
-            try:
-                self.segments.append(Segment(each))
-            except SegmentError as error:
-                if each is path:
-                    raise RecordingError(str(error)) from None
-                log.warning("left out: %s", error)  # as of a service that was killed when it had just begun it
-        if not self.segments:
-            raise RecordingError(f"{path}: none of its segments can be read")
+        self.segments = segments_of(path)
         for segment in self.segments:
             operator_id = segment.hello.operator_id
             if not any(catalogue.choose(operator_id, rendition, 1) for rendition in renditions):
@@ -88,11 +119,6 @@ class Recording:
             except Refusal as refusal:
                 raise RecordingError(f"{segment.path}: {refusal}") from None
         self._catalogue, self._renditions = catalogue, renditions
-
-    def times(self, start_ns: int = 0, end_ns: int = 2**63 - 1) -> list[int]:
-        """Capture times of the frames in a range of time, the end left out."""
-        times = [entry.capture_time_ns for segment in self.segments for entry in segment.entries()]
-        return [time_ns for time_ns in times if start_ns <= time_ns < end_ns]
 
     def shots(self, start_ns: int = 0, end_ns: int = 2**63 - 1) -> Iterator[Shot]:
         """Pictures in a range of time, the end left out. Frames without their base, after damage, are passed over."""
@@ -144,7 +170,7 @@ class Playback:
         spans: list[tuple[int, int]] = []
         for kept in self._store.segments(camera):
             end_ns = max(kept.start_ns, _last_time(kept.path))
-            if spans and kept.start_ns - spans[-1][1] < _GAP_NS:
+            if spans and kept.start_ns - spans[-1][1] < GAP_NS:
                 spans[-1] = (spans[-1][0], max(end_ns, spans[-1][1]))
             else:
                 spans.append((kept.start_ns, end_ns))

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from decoder.admission import next_levels
 from decoder.recordings.held import Held, Span, look
-from decoder.recordings.store import Store
+from decoder.recordings.store import GAP_NS, Store
 from protos.payload import Payload, Plane, announcement
 from protos.segment import SegmentWriter
 from protos.v1 import veilcam_pb2 as pb
@@ -38,6 +38,8 @@ _LATE_IDLE_S = 30.0
 """A segment of a backlog ends when nothing came for so long."""
 _UNSTEADY_NS = 10**9
 """Capture times may fall by so much without that the clock was set."""
+_HOLE = 10
+"""How many times its usual step a camera stands still, at least, for that to end a segment: few frames are no holes."""
 _LOOKED_S = 2.0
 """Live frames wait so long for a look at their camera's newest segments, at most: then one may be recorded twice."""
 _TELL_EVERY_S = 60.0
@@ -73,13 +75,14 @@ def _nobody(*_: object) -> None:
 @dataclass(eq=False)
 class Track:
     """One stream of a camera, or its backlogs of one run, on the way to disk. Writer's own from ``writer`` on,
-    but for ``offered_ns``.
+    but for ``offered_ns`` and ``usual_ns``.
 
     Attributes:
         kept: is told the sequences of frames that are flushed to disk.
         needs_key: only a key frame can be offered now.
         gap: frames of it were dropped since the last one that is on its way.
         offered_ns: when the frame offered last was captured.
+        usual_ns: between two frames, of late.
         last: sequence of the frame written last, and when it was captured.
         first_ns: when the first frame of its segment was captured.
         named: the name of its segment is on the disk itself.
@@ -98,6 +101,7 @@ class Track:
     span: Span | None = None
     named: bool = False
     offered_ns: int | None = None
+    usual_ns: int = 0
     last: tuple[int, int] = (0, 0)
     first_ns: int = 0
     passed: tuple[int, NDArray[np.int8] | None] | None = None
@@ -119,6 +123,7 @@ class _Offer:
         size: bytes that it takes while it waits.
         apart: frames are missing before this one that may come in a backlog: it begins a segment.
         levels: the frame's measurements, where it may have to be coded anew.
+        hole: the camera gave nothing for long before this one: it begins a segment.
     """
 
     track: Track
@@ -128,6 +133,7 @@ class _Offer:
     apart: bool = False
     levels: NDArray[np.int8] | None = None
     done: Done = _nobody
+    hole: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,7 +217,12 @@ class Recorder:
         """
         track = self._tracks[camera]
         before_ns, track.offered_ns = track.offered_ns, frame.capture_time_ns
-        if frame.kind == pb.FRAME_KIND_KEY or before_ns is None or not self._was_set(before_ns, frame.capture_time_ns):
+        step_ns = frame.capture_time_ns - before_ns if before_ns is not None else 0
+        was_set = before_ns is not None and self._was_set(before_ns, frame.capture_time_ns)
+        hole = step_ns > max(GAP_NS, _HOLE * track.usual_ns)
+        if step_ns and not was_set:
+            track.usual_ns = (7 * track.usual_ns + step_ns) // 8 if track.usual_ns else step_ns
+        if frame.kind == pb.FRAME_KIND_KEY or not (was_set or hole):
             levels = None
         size = len(frame.payload) + (levels.nbytes if levels is not None else 0)
         with self._lock:
@@ -230,7 +241,7 @@ class Recorder:
         if not fits:
             track.ask_key()
             return False
-        self._queue.put(_Offer(track, frame, received_ns, size, apart, levels))
+        self._queue.put(_Offer(track, frame, received_ns, size, apart, levels, hole=hole))
         return True
 
     def begin_late(self, hello: pb.Hello) -> Track:
@@ -423,7 +434,7 @@ class Recorder:
             with self._lock:
                 track.told.repeated += 1
             return
-        self._end_before(track, frame, offer.apart and epoch > 0, now)
+        self._end_before(track, frame, offer.apart and epoch > 0, offer.hole, now)
         base = frame.base_sequence if frame.kind == pb.FRAME_KIND_DELTA else 0
         if base and (track.writer is None or track.last[0] != base):
             levels = levels if levels is not None else _levels_of(frame, track)
@@ -458,13 +469,13 @@ class Recorder:
             self._broken = False
             log.info("recording goes on")
 
-    def _end_before(self, track: Track, frame: pb.Frame, apart: bool, now: float) -> None:
+    def _end_before(self, track: Track, frame: pb.Frame, apart: bool, hole: bool, now: float) -> None:
         """End a track's segment if this frame isn't to be in it."""
         if track.writer is None:
             return
         key = frame.kind == pb.FRAME_KIND_KEY
         before, captured_ns = track.last
-        over = track.passed is not None or self._was_set(captured_ns, frame.capture_time_ns)
+        over = hole or track.passed is not None or self._was_set(captured_ns, frame.capture_time_ns)
         seconds = (frame.capture_time_ns - track.first_ns) / 1e9
         full = self._is_full(track.writer, seconds if track.late else max(seconds, now - track.began))
         if full and not key and not over:

@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 from decoder.private import make_folder
 from protos.segment import SUFFIX, index_of
 
+GAP_NS = 5_000_000_000
+"""A recording that stops for longer is shown with a gap, and goes on in another segment."""
 _ROOM = 64 << 20
 """Bytes made free on a full disk before recording goes on, or a tenth of a smaller one."""
 
@@ -66,6 +69,13 @@ class Store:
         """Segments of one camera or of all, in order of capture."""
         return sorted(self._found(camera), key=lambda kept: (kept.start_ns, kept.camera))
 
+    def cameras(self) -> dict[str, int]:
+        """Whose segments there are, those seen last first, and when the last frame of each was received."""
+        newest: dict[str, int] = {}
+        for kept in self._found(None):
+            newest[kept.camera] = max(kept.received_ns, newest.get(kept.camera, 0))
+        return dict(sorted(newest.items(), key=lambda each: -each[1]))
+
     def place(self, camera: str, start_ns: int) -> Path:
         """A new segment's path."""
         folder = self.folder / camera
@@ -104,6 +114,7 @@ class Store:
             Those that were deleted.
         """
         deleted: list[Kept] = []
+        told: Counter[tuple[int, str, str]] = Counter()
         room = self.retention.free_megabytes << 20
         if full:
             room = max(room, min(_ROOM, shutil.disk_usage(self.folder).total // 10))
@@ -116,24 +127,23 @@ class Store:
         too_old = time.time_ns() - int(self.retention.hours * 3600e9)
         for kept in segments:
             free = shutil.disk_usage(self.folder).free
+            level = logging.INFO
             if self.retention.hours and kept.received_ns < too_old:
                 reason = f"older than {self.retention.hours:g} h"
             elif limit and total > limit:
                 reason = f"recordings take more than {self.retention.megabytes} MiB"
             elif free < room:
-                reason = f"only {free >> 20} MiB of the disk are free"
+                level, reason = logging.WARNING, f"less than {room >> 20} MiB of the disk were free"
             else:
                 break
-            self.delete(kept, reason)
+            kept.path.unlink(missing_ok=True)
+            index_of(kept.path).unlink(missing_ok=True)
             total -= kept.size
             deleted.append(kept)
+            told[level, kept.camera, reason] += 1
+        for (level, camera, reason), count in told.items():
+            log.log(level, "recordings of camera %s: %d of the oldest segments deleted: %s", camera, count, reason)
         return deleted
-
-    def delete(self, kept: Kept, reason: str) -> None:
-        """Delete one segment with its index."""
-        kept.path.unlink(missing_ok=True)
-        index_of(kept.path).unlink(missing_ok=True)
-        log.warning("recording %s of camera %s deleted: %s", kept.path.name, kept.camera, reason)
 
     def _found(self, camera: str | None) -> Iterator[Kept]:
         folders = [self.folder / camera] if camera is not None else [p for p in self.folder.iterdir() if p.is_dir()]

@@ -75,7 +75,7 @@ def web_app(
         if refusal := not_given(request.path_params["name"]):
             return refusal
         camera = cameras.get(request.path_params["name"])
-        if camera is None:
+        if camera is None or not camera.came:
             return text(404, f"no camera {request.path_params['name']!r} here")
         rendition = asked_rendition(request, policy, camera.renditions)
         if isinstance(rendition, Response):
@@ -88,7 +88,8 @@ def web_app(
     async def listing(request: Request) -> Response:
         known = {each.id for each in catalogue.reconstructors}
         who = WHO.get()
-        told = [_told(camera, known) for camera in cameras.all() if who.sees(camera.name)]
+        given = who.renditions(policy)
+        told = [_told(camera, known, given) for camera in cameras.all() if who.sees(camera.name)]
         return JSONResponse(told, headers=NEVER_STORED | ({"X-User": who.name} if door is not None else {}))
 
     async def reconstructors(request: Request) -> Response:
@@ -100,6 +101,10 @@ def web_app(
             seen = {str(name): int(serial) for name, serial in seen.items()}
         except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
             return text(400, 'seen: expected JSON as in {"NAME": 7}')
+        if "rendition" in request.query_params:
+            rendition = asked_rendition(request, policy, RENDITIONS)
+            if isinstance(rendition, Response):
+                return rendition
         return await _newer(request, cameras, policy, seen, request.query_params.getlist("camera"), audit)
 
     async def still(request: Request) -> Response:
@@ -192,22 +197,29 @@ async def _newer(
 ) -> Response:
     """The newest picture of every camera, or of those named, unless it is ``seen`` by its serial number; else 204.
 
+    Of each it is the rendition that is asked for, if there is one of it, or else the one for those who don't ask.
+
     What the page asks for, again and again, with one request for all cameras, since a browser opens few connections
     to a server: a slow browser asks less often and never gets a backlog, and a hidden one doesn't ask. While it asks it
     counts as a viewer, and a little longer: what is made between two of its requests is for it.
 
     The body holds for each picture: u32 length of its JSON, u32 length of its JPEG, JSON (name, serial, time captured
-    in ms since 1970), JPEG.
+    in ms since 1970, id of its reconstructor), JPEG.
     """
+
+    def wanted(camera: Camera) -> str | None:
+        named = request.query_params.get("rendition")
+        return named if named in camera.renditions else camera.rendition
+
     deadline = time.monotonic() + _LONGEST_WAIT_S
     with ExitStack() as watching:
         watched: set[Relay] = set()
         while True:
             changed = cameras.changed()
             asked = {
-                camera.name: camera.relays[camera.rendition]
+                camera.name: camera.relays[rendition]
                 for camera in cameras.all()
-                if camera.rendition in WHO.get().renditions(policy)
+                if (rendition := wanted(camera)) in WHO.get().renditions(policy)
                 and WHO.get().sees(camera.name)
                 and (not names or camera.name in names)
             }
@@ -235,7 +247,8 @@ async def _newer(
     parts: list[bytes] = []
     for name, serial, picture in fresh:
         give(audit, "page", request, picture)
-        head = {"name": name, "serial": serial, "time_ms": round(picture.capture_time_ns / 1e6, 3)}
+        time_ms = round(picture.capture_time_ns / 1e6, 3)
+        head = {"name": name, "serial": serial, "time_ms": time_ms, "reconstructor": picture.reconstructor_id}
         told, data = json.dumps(head).encode(), await picture.jpeg()
         parts += [_LENGTHS.pack(len(told), len(data)), told, data]
     return Response(b"".join(parts), media_type="application/octet-stream", headers=NEVER_STORED)
@@ -263,7 +276,7 @@ async def _parts(relay: Relay, request: Request, audit: Audit) -> AsyncIterator[
             yield head + data + b"\r\n" + boundary
 
 
-def _told(camera: Camera, known: set[str]) -> dict[str, Any]:
+def _told(camera: Camera, known: set[str], given: tuple[str, ...]) -> dict[str, Any]:
     camera.look()
     latest, offset_ns = camera.latest, camera.clock_offset_ns
     fps, kbit_s = camera.lately()
@@ -278,6 +291,7 @@ def _told(camera: Camera, known: set[str]) -> dict[str, Any]:
         "clock_offset_ms": round(offset_ns / 1e6, 1) if offset_ns is not None else None,
         "sequence": latest.sequence if latest else 0,
         "size": [latest.pixels.shape[1], latest.pixels.shape[0]] if latest else None,
+        "renditions": [each for each in camera.renditions if each in given],
         "reconstructor": latest.reconstructor_id if latest and latest.reconstructor_id in known else None,
     }
 

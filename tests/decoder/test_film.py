@@ -48,7 +48,10 @@ def test_a_film_has_every_picture_at_its_time(recorded: Path, tmp_path: Path, ca
     [
         (["nowhere.vcseg", "film.mp4"], "nowhere.vcseg: No such file"),
         (["RECORDED", "film.avi"], "film.avi: expected a name that ends in .mp4"),
-        (["RECORDED", "film.mp4", "--from", "1980-01-01"], "no pictures in that range of time"),
+        (["RECORDED", "film.mp4", "--from", "1980-01-01"], "there are some from 1970-01-01T00:00:0"),
+        (["RECORDED", "film.mp4", "--from", "1970-01-02", "--to", "1970-01-01"], "expected a time after --from"),
+        (["RECORDED", "nowhere/film.mp4"], "nowhere is no folder"),
+        (["RECORDED", "THERE"], "is there already: another name, or --overwrite"),
         (["EMPTY", "film.mp4"], "no segments (*.vcseg) there"),
         (["RECORDED", "film.mp4", "--reconstructor", "EMPTY"], "no reconstructor (*.onnx) there"),
     ],
@@ -57,7 +60,9 @@ def test_an_export_that_cannot_be_is_one_line(
     arguments: list[str], problem: str, recorded: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
-    places = {"RECORDED": recorded, "EMPTY": tmp_path / "empty", "film.mp4": tmp_path / "film.mp4"}
+    there = tmp_path / "empty" / "there.mp4"
+    there.write_bytes(b"another film")
+    places = {"RECORDED": recorded, "EMPTY": tmp_path / "empty", "film.mp4": tmp_path / "film.mp4", "THERE": there}
     code, output = told("export", *(places.get(argument, argument) for argument in arguments))
     assert code == 2
     lines = [line for line in output.splitlines() if "ERROR" in line]
@@ -65,6 +70,18 @@ def test_an_export_that_cannot_be_is_one_line(
     assert problem in lines[0]
     assert "Traceback" not in output
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+    assert there.read_bytes() == b"another film"
+    assert " ms" not in output, "no engine was measured"
+
+
+@pytest.mark.parametrize("begin", ["1970-01-01T00:00:02Z", "1970-01-01T01:00:02+01:00", "1970-01-01 00:00:02.000"])
+def test_times_are_as_iso_8601_has_them(begin: str, recorded: Path, tmp_path: Path) -> None:
+    film = tmp_path / "film.mp4"
+    film.write_bytes(b"of before")
+    code, output = told("export", recorded, film, "--from", begin, "--overwrite", "--engine", "onnxruntime")
+    assert code == 0, output
+    assert "7 veiled pictures" in output
+    assert film.stat().st_size > 1000
 
 
 @pytest.fixture(scope="module")

@@ -52,7 +52,7 @@ def test_the_commands_write_what_the_service_reads(tmp_path: Path) -> None:
     assert users(file, "add", "prometheus", "--role", "admin", "--no-password").returncode == 0
     told = users(file, "list").stdout
     assert told.splitlines() == [
-        "anna: trusted; cameras *; password, token phone",
+        "anna: trusted; cameras *; password, token 'phone'",
         "prometheus: admin; cameras *; no password, no token",
     ]
     assert users(file, "token", "anna", "--label", "phone", "--revoke").returncode == 0

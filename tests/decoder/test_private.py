@@ -99,7 +99,15 @@ def test_plain_pictures_that_leave_by_a_command_or_onto_the_disk_are_in_the_audi
     assert [record.getMessage() for record in caplog.records if "plain picture" in record.getMessage()] == [line]
 
     for arguments, lines in ((["--plain"], 1), ([], 0)):
-        command = [sys.executable, "-m", "decoder", "export", str(tmp_path / "r/porch"), str(tmp_path / "a.mp4")]
+        command = [
+            sys.executable,
+            "-m",
+            "decoder",
+            "export",
+            str(tmp_path / "r/porch"),
+            str(tmp_path / "a.mp4"),
+            "--overwrite",
+        ]
         done = subprocess.run(
             [*command, *arguments, "--engine", "onnxruntime"], capture_output=True, text=True, timeout=60
         )

@@ -29,7 +29,7 @@ from encoder.packing import Packer
 from encoder.sampling import Operator
 from tests.conftest import Service, StartService, frame_of, hello_of
 from tests.decoder.conftest import Held
-from tests.decoder.peers import Camera, watch
+from tests.decoder.peers import Camera, known_of, watch
 from tests.decoder.test_settings import DECODE, Running
 from tests.decoder.test_web import get
 from tests.protos.segments import frames, written
@@ -226,7 +226,7 @@ def test_a_rebuilt_engine_is_not_judged_by_what_was_on_its_way_to_the_one_before
         camera = Camera(channel)
         camera.say(hello=hello_of(operator, photographs[0], "porch"))
         camera.answer()
-        porch = service.server.cameras.all()[0]
+        porch = known_of(service, "porch")
         (watching,) = watch(channel, porch, "veiled")
         still = pool.submit(get, f"{service.page}/recordings/camera.jpg?at=1000")
         assert begun.wait(20)

@@ -93,7 +93,7 @@ def test_a_full_disk_deletes_the_oldest_and_recording_goes_on(tmp_path: Path, ca
     assert told.frames > 1000
     assert kept[-1].sequence > 1400
     assert "No space left on device; live pictures go on" in caplog.text
-    assert "MiB of the disk are free" in caplog.text
+    assert "MiB of the disk were free" in caplog.text
     assert "recording goes on" in caplog.text
 
 
@@ -102,7 +102,7 @@ def test_a_full_disk_deletes_the_oldest_and_recording_goes_on(tmp_path: Path, ca
     [
         (Retention(hours=1.0, free_megabytes=0), [3, 4], "older than 1 h"),
         (Retention(megabytes=2, free_megabytes=0), [3, 4], "recordings take more than 2 MiB"),
-        (Retention(free_megabytes=1 << 40), [2, 4], "of the disk are free"),
+        (Retention(free_megabytes=1 << 40), [2, 4], "of the disk were free"),
         (Retention(free_megabytes=0), [1, 2, 3, 4], ""),
     ],
 )
@@ -110,6 +110,7 @@ def test_retention_deletes_the_oldest_and_says_why(
     retention: Retention, left: list[int], reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Four segments of a megabyte, two older than an hour; 2 and 4 are being written in the third case."""
+    caplog.set_level(logging.INFO)
     store, now = Store(tmp_path, retention), time.time_ns()
     ages = {1: 3.0, 2: 2.0, 3: 0.5, 4: 0.1}
     paths = {}

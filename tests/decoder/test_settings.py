@@ -34,7 +34,7 @@ def test_the_command_line_goes_before_the_environment_and_that_before_the_file(t
     file.write_text('port = 1\nhttp = 2\nthreads = 3\nrecord = "there"\nallow_plain = true\n')
     environment = {"VEILCAM_HTTP": "20", "VEILCAM_THREADS": "30", "VEILCAM_RECONSTRUCTOR": "a:b", "HOME": "/x"}
     read = read_settings(file, {"threads": 300, "engine": None}, environment)
-    assert (read.port, read.http, read.threads, read.record) == (1, 20, 300, Path("there"))
+    assert (read.port, read.http, read.threads, read.record) == (1, 20, 300, tmp_path / "there")
     assert read.allow_plain
     assert read.reconstructor == (Path("a"), Path("b"))
     assert read.engine == Settings().engine
@@ -47,11 +47,11 @@ def test_everything_that_is_wrong_is_told_at_once_with_its_place_and_bounds(tmp_
     with pytest.raises(SettingsError) as error:
         read_settings(file, {"batch": 0}, {"VEILCAM_RECORD_HOURS": "nan", "VEILCAM_PROT": "1"})
     told = str(error.value).splitlines()
-    assert f"{file}: port: '99999', expected less than or equal to 65535" in told
-    assert f"{file}: reconstructor.1: '5', expected a path" in told
-    assert "--batch: '0', expected greater than or equal to 1" in told
+    assert f"{file}: port: 99999, expected less than or equal to 65535" in told
+    assert f"{file}: reconstructor.1: 5, expected a path" in told
+    assert "--batch: 0, expected greater than or equal to 1" in told
     assert "VEILCAM_RECORD_HOURS: 'nan', expected a finite number" in told
-    assert any(line.startswith(f"{file}: hots: no such setting (there are host, port") for line in told)
+    assert f"{file}: hots: no such setting (is host meant?)" in told
     assert any(line.startswith("VEILCAM_PROT: no such setting") for line in told)
     assert len(told) == 6
 
@@ -99,10 +99,21 @@ def test_any_file_is_settings_or_told(tmp_path: Path, data: bytes) -> None:
     ("text", "code", "told"),
     [
         ("port = 0\n", 0, "settings are sound: host = 127.0.0.1, port = 0"),
-        ("port = -1\n", 2, "port: '-1', expected greater than or equal to 0"),
+        ("port = -1\n", 2, "port: -1, expected greater than or equal to 0"),
         ("port = \n", 2, "not TOML"),
         ('engine = "abacus"\n', 2, "engine 'abacus': expected one of"),
         ('reconstructor = ["nowhere.onnx"]\n', 2, "nowhere.onnx: no reconstructor"),
+        ('reconstructor = "nowhere.onnx"\n', 2, "expected a list of paths"),
+        ("port = 1234\nhttp = 1234\n", 2, "http: 1234, expected a port of its own, and that is the gRPC port"),
+        ("prot = 1\n", 2, "prot: no such setting (is port meant?)"),
+        ("xyzzy = 1\n", 2, "xyzzy: no such setting (there are host, port"),
+        ('on_change = "no-such-command --with secret"\n', 2, "what is given, expected a command that can be run here"),
+        ('trusted_proxy = "here"\n', 2, "expected an IPv4 or IPv6 address"),
+        ('threads = "many"\n', 2, "expected a whole number"),
+        ('record = "veilcam.toml"\n', 2, "veilcam.toml: can't be written"),
+        ('save = "veilcam.toml/below"\n', 2, "veilcam.toml is a file, not a folder"),
+        ('record = "new/folder"\n', 0, "settings are sound"),
+        ('record = "new"\nrecord_free = 9000000000\n', 2, "all recordings would be deleted"),
     ],
 )
 def test_check_config(tmp_path: Path, text: str, code: int, told: str) -> None:
@@ -113,6 +124,8 @@ def test_check_config(tmp_path: Path, text: str, code: int, told: str) -> None:
     assert told in done.stderr
     assert "Traceback" not in done.stderr
     assert " ms" not in done.stderr, "no engine is timed for a check"
+    assert "secret" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["veilcam.toml"], "a check makes nothing"
 
 
 class Running:
@@ -157,11 +170,11 @@ def test_changes_are_taken_up_while_cameras_go_on(running: Running, config: Path
     before = config.read_text()
     config.write_text(before + "allow_plain = true\nthreads = 0\n")
     told = running.until("settings stay as they were")["message"]
-    assert told == f"settings stay as they were: {config}: threads: '0', expected greater than or equal to 1"
+    assert told == f"settings stay as they were: {config}: threads: 0, expected greater than or equal to 1"
     assert get(plain)[0] == 403
 
     config.write_text(before.replace("port = 0", "port = 50999", 1) + "allow_plain = true\nmax_cameras = 1\n")
-    assert running.until("taken up")["message"] == "settings taken up: allow_plain, max_cameras"
+    assert running.until("taken up")["message"] == "settings taken up: allow_plain = True, max_cameras = 1"
     assert running.until("next start")["message"] == "settings that wait for the next start: port"
     assert get(f"{running.page}/cameras.json")[0] == 200
     another = Camera(grpc.insecure_channel(running.address))

@@ -294,11 +294,15 @@ def test_a_command_is_run_at_each_change_and_ended_if_it_hangs(
 
 
 def test_a_command_that_is_not_there_is_told(
-    start_service: StartService, operator: Operator, caplog: pytest.LogCaptureFixture
+    start_service: StartService, operator: Operator, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    film = Film(hooked(start_service, "/nowhere/at-all --token secret"), operator)
+    command = tmp_path / "command"
+    command.touch(mode=0o700)
+    service = hooked(start_service, f"{command} --token secret")
+    command.unlink()  # what isn't there at the start is refused then
+    film = Film(service, operator)
     wait_for(
-        lambda: "on_change /nowhere/at-all: can't be run (No such file or directory)" in caplog.text,
+        lambda: f"on_change {command}: can't be run (No such file or directory)" in caplog.text,
         "the command that can't be run",
     )
     assert "secret" not in caplog.text
