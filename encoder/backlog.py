@@ -11,7 +11,7 @@ from encoder.backoff import REFUSED_WAIT_S, Backoff
 from encoder.sinks import SinkError, open_channel, patience_s
 from encoder.spool import Part, Spool
 from encoder.tls import Tls
-from protos.segment import Segment, SegmentError, key_of, with_base
+from protos.segment import Segment, SegmentError, SegmentUnreadableError, key_of, with_base
 from protos.v1 import veilcam_pb2 as pb
 from protos.v1.veilcam_pb2_grpc import CamerasStub
 
@@ -89,17 +89,17 @@ class Backlog:
             self._spool.done(part, (), 0)
             return
         try:
-            part.path.open("rb").close()  # an error of the system, which may pass, isn't damage
             segment = Segment(part.path)
             offset = key_of(segment.entries(), pending[0])
             frames = [frame for frame in with_base(segment.frames(offset)) if frame.sequence <= pending[-1]]
-        except (SegmentError, FileNotFoundError) as error:
-            log.warning("spool: %s can't be read: %s", part.path.name, error)
-            frames = []
-        except OSError as error:
-            self._tell(f"{part.path} can't be read ({error.strerror})", "unreadable")
+        except (SegmentUnreadableError, OSError) as error:  # which may pass, and isn't damage
+            problem = str(error) if isinstance(error, SegmentUnreadableError) else f"{part.path}: {error.strerror}"
+            self._tell(f"{problem}; it can't be read for now", "unreadable")
             self._spool.put_back(part, REFUSED_WAIT_S)
             return
+        except SegmentError as error:
+            log.warning("spool: %s can't be read: %s", part.path.name, error)
+            frames = []
         read = {frame.sequence for frame in frames}
         if not read & set(pending):
             self._spool.done(part, read, 0)

@@ -20,7 +20,16 @@ from datetime import datetime
 from pathlib import Path
 
 from encoder.ranges import Ranges
-from protos.segment import SUFFIX, Segment, SegmentError, SegmentVersionError, SegmentWriter, index_of, indexed
+from protos.segment import (
+    SUFFIX,
+    Segment,
+    SegmentError,
+    SegmentUnreadableError,
+    SegmentVersionError,
+    SegmentWriter,
+    index_of,
+    indexed,
+)
 from protos.v1 import veilcam_pb2 as pb
 
 log = logging.getLogger("veilcam.encode")
@@ -31,6 +40,8 @@ LEAST_BYTES = 1 << 20
 _PART_S, _LATE_PART_S, _PART_BYTES = 4.0, 60.0, 4 << 20
 """A part ends after so long, longer while nothing is sent, or with so many bytes, at the next key frame."""
 _TEND_EVERY_S = 1.0
+_READ_AGAIN_S = 60.0
+"""A part that the system can't read stays, and is looked at again after so long."""
 _MOST_ON_WAY = 10_000
 """Frames sent of which the server may yet tell that it keeps them; older ones are late, if they are here."""
 _CLOCK_SET = 1_700_000_000
@@ -59,7 +70,8 @@ class Part:
         pending: sequences of its frames that the server isn't known to have, in order.
         captured: when its first frame was, and its last, in ns since 1970.
         written: when its last frame was, by the monotonic clock; before that began, for what an earlier run has left.
-        not_before: when it may be sent again, by the monotonic clock.
+        unread: what it has isn't known yet, since the system couldn't read it.
+        not_before: when it may be sent again, or read again, by the monotonic clock.
     """
 
     path: Path
@@ -74,6 +86,7 @@ class Part:
     flushed: float = field(default_factory=time.monotonic)
     unflushed: bool = False
     sending: bool = False
+    unread: bool = False
     not_before: float = 0.0
 
 
@@ -104,7 +117,7 @@ class Spool:
         self._writer: SegmentWriter | None = None
         self._writing: Part | None = None
         self._on_way: dict[int, Part | None] = {}
-        self._broken = self._undeleted = False
+        self._broken = self._undeleted = self._unread_told = False
         self._unwritten = 0
         self._gone: dict[str, tuple[int, int, int]] = {}
         self._gone_told = -_DROPPED_EVERY_S
@@ -242,11 +255,12 @@ class Spool:
             self._delete_if_through(part)
 
     def tend(self) -> None:
-        """Drop what is too old, bring what has waited for a while onto the disk itself, and tell of a server that keeps
-        nothing. May be slow."""
+        """Drop what is too old, read what couldn't be read, bring what has waited for a while onto the disk itself, and
+        tell of a server that keeps nothing. May be slow."""
         if time.monotonic() - self._tended < _TEND_EVERY_S:
             return
         self._tended = time.monotonic()
+        self._read_again()
         with self._lock:
             now = time.monotonic()
             for part in list(self._parts):
@@ -383,13 +397,15 @@ class Spool:
             if stored is part:
                 self._on_way[sequence] = None
                 part.pending.remove(sequence, sequence)
-        self._dropped[reason] += len(part.pending)
-        self._note_gone(why, len(part.pending), *part.captured)
+        count = indexed(part.path) if part.unread else len(part.pending)
+        self._dropped[reason] += count
+        self._note_gone(why, count, *part.captured)
         part.pending.clear()
+        part.unread = False
         self._delete_if_through(part)
 
     def _delete_if_through(self, part: Part) -> None:
-        if part.pending or part is self._writing or part.sending or part not in self._parts:
+        if part.pending or part.unread or part is self._writing or part.sending or part not in self._parts:
             return
         if self._delete(part.path):
             self._parts.remove(part)
@@ -412,13 +428,54 @@ class Spool:
         return True
 
     def _found(self, path: Path) -> Part | None:
-        """A part that a run before has left; none if there is nothing in it."""
+        """A part that a run before has left; none if there is nothing in it, or this user can't read it."""
         if not os.access(path, os.R_OK, effective_ids=True):
             log.warning("spool: %s can't be read by this user, and stays where it is (%s)", path, _OWN)
             return None
         try:
+            return self._read(path)
+        except (SegmentUnreadableError, OSError) as error:
+            if not self._unread_told:  # it may be the whole disk
+                self._unread_told = True
+                log.warning(
+                    "spool: %s can't be read for now (%s); such parts stay, and are read later", path.name, error
+                )
+        unread = Part(path, 0, unread=True, not_before=time.monotonic() + _READ_AGAIN_S)
+        with contextlib.suppress(OSError):
+            told = path.stat()
+            unread.size, unread.written = _size(path), _written(told.st_mtime)
+            unread.captured = (told.st_mtime_ns,) * 2  # nearly
+        return unread
+
+    def _read_again(self) -> None:
+        """Look at a part again that couldn't be read; one at a time, and nothing waits for it."""
+        with self._lock:
+            now = time.monotonic()
+            unread = next((part for part in self._parts if part.unread and part.not_before <= now), None)
+        if unread is None:
+            return
+        try:
+            read = self._read(unread.path)
+        except (SegmentUnreadableError, OSError):
+            unread.not_before = time.monotonic() + _READ_AGAIN_S
+            return
+        with self._lock:
+            if unread in self._parts:  # not dropped meanwhile
+                place = self._parts.index(unread)
+                self._parts[place : place + 1] = [read] if read else []
+                self._total += (read.size if read else 0) - unread.size
+
+    def _read(self, path: Path) -> Part | None:
+        """A part that a run before has left; none if there is nothing in it, which is told and deleted.
+
+        Raises:
+            SegmentUnreadableError, OSError: it can't be read.
+        """
+        try:
             segment = Segment(path)
             entries = segment.entries()
+        except SegmentUnreadableError:
+            raise
         except SegmentVersionError as error:
             log.warning("spool: %s; it stays where it is", error)
             return None
@@ -432,15 +489,11 @@ class Spool:
         if not entries or not segment.hello.epoch:
             self._delete(path)
             return None
-        told = path.stat()
-        size = told.st_size + (index_of(path).stat().st_size if index_of(path).exists() else 0)
         pending = Ranges()
         for entry in entries:
             pending.add(entry.sequence)
-        # Both by a clock that may have been set meanwhile: how old it is isn't known if one of them is absurd.
-        age = time.time() - told.st_mtime if told.st_mtime > _CLOCK_SET else 0.0
-        written = time.monotonic() - max(0.0, age)
         captured = entries[0].capture_time_ns, entries[-1].capture_time_ns
+        written, size = _written(path.stat().st_mtime), _size(path)
         return Part(path, segment.hello.epoch, pending, entries[-1].sequence, captured, written=written, size=size)
 
     def _begin(self) -> tuple[int, list[Part]]:
@@ -497,6 +550,20 @@ def _unsent(folder: Path) -> int:
     except OSError:
         pass  # it runs, or it is another user's, who is told
     return 0
+
+
+def _size(path: Path) -> int:
+    """Bytes of a part and its index."""
+    return sum(each.stat().st_size for each in (path, index_of(path)) if each.exists())
+
+
+def _written(modified_s: float) -> float:
+    """When a part was, by the monotonic clock.
+
+    Both times are by a clock that may have been set meanwhile: how old it is isn't known if one of them is absurd.
+    """
+    age = time.time() - modified_s if modified_s > _CLOCK_SET else 0.0
+    return time.monotonic() - max(0.0, age)
 
 
 def _tell_if_loose(folder: Path, camera: Path) -> None:

@@ -28,7 +28,7 @@ from protos.segment import key_of
 from protos.v1 import veilcam_pb2 as pb
 from protos.v1.veilcam_pb2_grpc import CamerasServicer, add_CamerasServicer_to_server
 from tests.encoder.test_link import endless, lines
-from tests.encoder.test_spool import HELLO, OTHER, Spooling, frames, unwritable
+from tests.encoder.test_spool import HELLO, OTHER, Spooling, failing, frames, unwritable
 from tests.waiting import wait_for
 
 
@@ -229,6 +229,21 @@ def test_a_part_that_the_system_cannot_open_for_now_is_sent_later(
     with closing(spool), closing(Backlog(server[1], None, spool, 1e6, lambda: True)):
         wait_for(lambda: spool.late == 3, "all of it")
     assert len(lines(caplog.text, "Too many open files")) == 1
+
+
+def test_a_part_whose_first_read_fails_stays_and_is_sent_later(
+    server: tuple[Server, str], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backlog_module, "REFUSED_WAIT_S", 0.2)
+    spool = late(tmp_path, 3)
+    (part, _) = sorted((tmp_path / "camera").glob("*.vcseg"))
+    kept = failing(part)
+    with closing(spool), closing(Backlog(server[1], None, spool, 1e6, lambda: True)):
+        wait_for(lambda: "can't be read for now" in caplog.text, "a line")
+        wait_for(lambda: spool.put_off == 3, "it waits")
+        kept.replace(part)
+        wait_for(lambda: spool.late == 3, "all of it")
+    assert len(lines(caplog.text, "it can't be read for now")) == 1
 
 
 def test_frames_that_a_mute_server_does_not_take_are_late(

@@ -277,6 +277,65 @@ def test_a_part_of_another_version_stays_for_a_program_that_reads_it(
     spool.close()
 
 
+def failing(path: Path) -> Path:
+    """The file opens, and its first read is an EIO, as on a worn card; what it held is in the file that is returned."""
+    kept = path.rename(path.with_suffix(".kept"))
+    path.symlink_to("/proc/self/mem")
+    return kept
+
+
+def test_a_part_that_cannot_be_read_at_the_start_stays_and_is_read_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = Spool(tmp_path, "camera", LEAST_BYTES, 1.0, Counter())
+    for number in (1, 31):
+        for frame in frames(30, first=number):
+            spool.append(pb.Hello(camera="camera", width=number, epoch=1), frame, sent=False)
+    spool.close()
+    parts = sorted((tmp_path / "camera").glob("*.vcseg"))
+    kept = [failing(part) for part in parts]
+    dropped: Counter[str] = Counter()
+    spool = Spool(tmp_path, "camera", LEAST_BYTES, 1.0, dropped)
+    assert [part.is_symlink() for part in parts] == [True, True]
+    assert (spool.waiting, +dropped) == (0, Counter())
+    assert len(lines(caplog.text, "can't be read for now (")) == 1
+    kept[1].replace(parts[1])
+    for tended, waits in ((30, 0), (62, 0), (64, 30), (125, 30)):  # the other is looked at first
+        with monkeypatch.context() as later:
+            later.setattr(time, "monotonic", lambda at=time.monotonic() + tended: at)
+            spool.tend()
+            assert spool.waiting == waits
+    kept[0].replace(parts[0])
+    with monkeypatch.context() as later:
+        later.setattr(time, "monotonic", lambda at=time.monotonic() + 200: at)
+        spool.tend()
+        part = spool.take()
+    assert part is not None
+    assert (part.path, len(part.pending), spool.waiting) == (parts[0], 30, 60)
+    assert not +dropped
+    spool.close()
+
+
+def test_parts_that_cannot_be_read_are_bounded_too(tmp_path: Path) -> None:
+    """Their frames are counted by the index, which can be read."""
+    spool = Spool(tmp_path, "camera", LEAST_BYTES, 1.0, Counter())
+    for frame in frames(80, size=10_000):
+        spool.append(HELLO, frame, sent=False)
+    spool.close()
+    for part in (tmp_path / "camera").glob("*.vcseg"):
+        part.unlink()
+        part.symlink_to("/proc/self/mem")
+        os.truncate(index_of(part), 8 + 4 * 24)
+    parts, dropped = len(list((tmp_path / "camera").glob("*.vcseg"))), Counter[str]()
+    assert parts > 1
+    spool = Spool(tmp_path, "camera", LEAST_BYTES, 1.0, dropped)
+    spool._size = 0
+    for frame in frames(1, first=81):
+        spool.append(HELLO, frame, sent=False)
+    assert dropped["spool full"] == parts * 4 + 1
+    spool.close()
+
+
 def test_what_a_server_never_keeps_becomes_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It acknowledges frames, and its disk is full: nothing more is remembered of what is on the way than a while's."""
     monkeypatch.setattr(spool_module, "_MOST_ON_WAY", 5)

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protos.segment import Entry, Segment, SegmentError, SegmentWriter, index_of, indexed
+from protos.segment import Entry, Segment, SegmentError, SegmentUnreadableError, SegmentWriter, index_of, indexed
 from protos.v1 import veilcam_pb2 as pb
 from tests.protos.segments import HELLO, frames, read, written
 
@@ -105,6 +105,16 @@ def test_any_bytes_are_a_segment_or_told(content: bytes, tmp_path_factory: pytes
     path.write_bytes(content)
     with pytest.raises(SegmentError, match=r"1\.vcseg: "):
         Segment(path)
+
+
+def test_a_file_that_the_system_cannot_read_is_no_damaged_segment(tmp_path: Path) -> None:
+    """It opens, and its first read is an EIO."""
+    (tmp_path / "1.vcseg").symlink_to("/proc/self/mem")
+    with pytest.raises(SegmentUnreadableError, match=r"1\.vcseg: Input/output error"):
+        Segment(tmp_path / "1.vcseg")
+    with pytest.raises(SegmentError, match=r"2\.vcseg: No such file") as missing:
+        Segment(tmp_path / "2.vcseg")
+    assert not isinstance(missing.value, SegmentUnreadableError)
 
 
 @given(rows=st.binary(max_size=200))
