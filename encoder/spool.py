@@ -437,9 +437,8 @@ class Spool:
         except (SegmentUnreadableError, OSError) as error:
             if not self._unread_told:  # it may be the whole disk
                 self._unread_told = True
-                log.warning(
-                    "spool: %s can't be read for now (%s); such parts stay, and are read later", path.name, error
-                )
+                problem = f"{path}: {error.strerror}" if isinstance(error, OSError) else error
+                log.warning("spool: %s; what can't be read for now stays, and is read later", problem)
         unread = Part(path, 0, unread=True, not_before=time.monotonic() + _READ_AGAIN_S)
         with contextlib.suppress(OSError):
             told = path.stat()

@@ -298,18 +298,18 @@ def test_a_part_that_cannot_be_read_at_the_start_stays_and_is_read_later(
     spool = Spool(tmp_path, "camera", LEAST_BYTES, 1.0, dropped)
     assert [part.is_symlink() for part in parts] == [True, True]
     assert (spool.waiting, +dropped) == (0, Counter())
-    assert len(lines(caplog.text, "can't be read for now (")) == 1
+    assert len(lines(caplog.text, "what can't be read for now stays")) == 1
     kept[1].replace(parts[1])
-    for tended, waits in ((30, 0), (62, 0), (64, 30), (125, 30)):  # the other is looked at first
-        with monkeypatch.context() as later:
-            later.setattr(time, "monotonic", lambda at=time.monotonic() + tended: at)
-            spool.tend()
-            assert spool.waiting == waits
-    kept[0].replace(parts[0])
-    with monkeypatch.context() as later:
-        later.setattr(time, "monotonic", lambda at=time.monotonic() + 200: at)
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    for seconds, waits in ((30, 0), (35, 0), (2, 30), (61, 30)):  # the one that still can't be is looked at first
+        now += seconds
         spool.tend()
-        part = spool.take()
+        assert spool.waiting == waits
+    kept[0].replace(parts[0])
+    now += 61
+    spool.tend()
+    part = spool.take()
     assert part is not None
     assert (part.path, len(part.pending), spool.waiting) == (parts[0], 30, 60)
     assert not +dropped
