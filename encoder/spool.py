@@ -230,21 +230,27 @@ class Spool:
             now = time.monotonic()
             return sum(len(part.pending) for part in self._parts if part.not_before > now)
 
-    def done(self, part: Part, read: Collection[int], recorded: int) -> None:
-        """The server has all that could be read of a part.
+    def pending_of(self, part: Part) -> list[int]:
+        """Sequences of a part's frames that the server isn't known to have now, in order."""
+        with self._lock:
+            return list(part.pending)
+
+    def done(self, part: Part, last: int, read: Collection[int], recorded: int) -> None:
+        """The server has all that could be read of a part up to a frame.
 
         Args:
+            last: that frame's sequence.
             read: sequences of those frames.
             recorded: how many of them it hadn't had.
         """
         with self._lock:
             part.sending = False
             self.late += recorded
-            lost = set(part.pending) - set(read)
+            lost = {sequence for sequence in part.pending if sequence <= last}.difference(read)
             if lost:
                 log.warning("spool: %s is damaged: %d frames are lost", part.path.name, len(lost))
                 self._dropped["spool damaged"] += len(lost)
-            part.pending.clear()
+            part.pending.remove(0, last)
             self._delete_if_through(part)
 
     def put_back(self, part: Part, wait_s: float = 0.0) -> None:

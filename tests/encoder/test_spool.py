@@ -371,7 +371,7 @@ def test_what_is_kept_is_deleted_and_what_is_passed_over_or_lost_is_late(tmp_pat
     part = spool.take()
     assert part is not None
     assert list(part.pending) == [2, 4]
-    spool.done(part, {1, 2, 3, 4}, 2)
+    spool.done(part, 4, {1, 2, 3, 4}, 2)
     assert spool.late == 2
     spool.keep([pb.Sequences(first=5, last=5)])  # told too late, and yet
     spool.close()
