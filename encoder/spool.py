@@ -71,6 +71,7 @@ class Part:
         captured: when its first frame was, and its last, in ns since 1970.
         written: when its last frame was, by the monotonic clock; before that began, for what an earlier run has left.
         unread: what it has isn't known yet, since the system couldn't read it.
+        indexed: how many frames its index has, of one that is unread.
         not_before: when it may be sent again, or read again, by the monotonic clock.
     """
 
@@ -87,6 +88,7 @@ class Part:
     unflushed: bool = False
     sending: bool = False
     unread: bool = False
+    indexed: int = 0
     not_before: float = 0.0
 
 
@@ -117,7 +119,8 @@ class Spool:
         self._writer: SegmentWriter | None = None
         self._writing: Part | None = None
         self._on_way: dict[int, Part | None] = {}
-        self._broken = self._undeleted = self._unread_told = False
+        self._broken = self._unread_told = False
+        self._undeleted: set[Path] = set()
         self._unwritten = 0
         self._gone: dict[str, tuple[int, int, int]] = {}
         self._gone_told = -_DROPPED_EVERY_S
@@ -320,7 +323,7 @@ class Spool:
                 writer.append(frame, time.time_ns())
                 break
             except OSError as error:
-                if error.errno in _NO_ROOM and self._make_room():
+                if error.errno in _NO_ROOM and self._drop_oldest(_DISK_FULL):
                     continue
                 self._tell_broken(error)
                 writing = self._writing
@@ -363,23 +366,21 @@ class Spool:
 
     def _bound(self) -> None:
         """Drop the oldest parts until the rest fits."""
-        while self._total > self._size:
-            oldest = next((part for part in self._parts if not part.sending), None)
-            if oldest is not None and oldest is self._writing:
-                self._end()
-            if oldest is None or not self._drop_for_room(oldest, _FULL):
+        while self._total > self._size and not self._drop_oldest(_FULL):
+            if self._writing is None:
                 return
+            self._end()
 
-    def _make_room(self) -> bool:
-        """Drop the oldest part but for the one that is written; whether the disk has its room now."""
-        oldest = next((part for part in self._parts if not part.sending and part is not self._writing), None)
-        return oldest is not None and self._drop_for_room(oldest, _DISK_FULL)
+    def _drop_oldest(self, why: str) -> bool:
+        """Drop the oldest part but for the one that is written; whether there was one that could be deleted.
 
-    def _drop_for_room(self, part: Part, why: str) -> bool:
-        """Whether there is room now; if not, it can't be deleted, and nor can those after it."""
-        if part in self._parts:
-            self._drop(part, "spool full", why)
-        return part not in self._parts
+        One that can't be keeps its frames.
+        """
+        for part in list(self._parts):
+            if not part.sending and part is not self._writing and self._delete(part.path):
+                self._drop(part, "spool full", why)
+                return True
+        return False
 
     def _note_gone(self, why: str, count: int, first_ns: int, last_ns: int) -> None:
         if count:
@@ -403,7 +404,7 @@ class Spool:
             if stored is part:
                 self._on_way[sequence] = None
                 part.pending.remove(sequence, sequence)
-        count = indexed(part.path) if part.unread else len(part.pending)
+        count = part.indexed if part.unread else len(part.pending)
         self._dropped[reason] += count
         self._note_gone(why, count, *part.captured)
         part.pending.clear()
@@ -424,13 +425,13 @@ class Spool:
             path.unlink(missing_ok=True)
         except OSError as error:
             if not self._undeleted:
-                self._undeleted = True
                 told = (
                     "spool: %s can't be deleted (%s); it is tried again, and after a restart its frames are sent again"
                 )
                 log.error(told, error.filename, _why(error))
+            self._undeleted.add(path)
             return False
-        self._undeleted = False
+        self._undeleted.discard(path)
         return True
 
     def _found(self, path: Path) -> Part | None:
@@ -445,7 +446,7 @@ class Spool:
                 self._unread_told = True
                 problem = f"{path}: {error.strerror}" if isinstance(error, OSError) else error
                 log.warning("spool: %s; what can't be read for now stays, and is read later", problem)
-        unread = Part(path, 0, unread=True, not_before=time.monotonic() + _READ_AGAIN_S)
+        unread = Part(path, 0, unread=True, indexed=indexed(path), not_before=time.monotonic() + _READ_AGAIN_S)
         with contextlib.suppress(OSError):
             told = path.stat()
             unread.size, unread.written = _size(path), _written(told.st_mtime)

@@ -198,6 +198,27 @@ def test_a_spool_is_bounded_and_drops_the_oldest(tmp_path: Path) -> None:
     spool.close()
 
 
+def test_a_file_that_cannot_be_deleted_does_not_lift_the_bound(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool, unlink = Spool(tmp_path, "camera", LEAST_BYTES, 1.0, Counter()), Path.unlink
+
+    def refused(path: Path, missing_ok: bool = False) -> None:
+        if path.name.endswith("-000000000001.vcseg"):
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM), str(path))
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    for frame in frames(600, size=10_000):
+        spool.append(HELLO, frame, sent=False)
+        assert sum(path.stat().st_size for path in (tmp_path / "camera").iterdir()) <= LEAST_BYTES + 64
+    part = spool.take()
+    assert part is not None
+    assert spool.pending_of(part)[0] == 1, "its frames may yet be sent"
+    assert len(lines(caplog.text, "can't be deleted (Operation not permitted")) == 1
+    spool.close()
+
+
 def test_a_group_larger_than_the_spool_is_dropped_and_the_next_key_frame_begins_anew(tmp_path: Path) -> None:
     dropped: Counter[str] = Counter()
     spool = Spool(tmp_path, "camera", LEAST_BYTES, 1.0, dropped)
