@@ -366,7 +366,9 @@ class Spool:
 
     def _bound(self) -> None:
         """Drop the oldest parts until the rest fits."""
-        while self._total > self._size and not self._drop_oldest(_FULL):
+        while self._total > self._size:
+            if self._drop_oldest(_FULL):
+                continue
             if self._writing is None:
                 return
             self._end()
