@@ -543,8 +543,8 @@ class Spool:
             for other in sorted(self.folder.parent.iterdir()):
                 if other != self.folder and (size := _unsent(other)):
                     log.warning(
-                        "spool %s: %.1f MB of camera %s wait there, and only veilcam-encode --name %s sends them; if "
-                        "it isn't to run again, delete that folder",
+                        "spool %s: %.1f MB of camera %s wait there, and only veilcam-encode --name %s sends them: it "
+                        "doesn't run now",
                         *(other, size / 1e6, other.name, other.name),
                     )
 

@@ -457,5 +457,6 @@ def test_frames_under_a_former_name_are_told(tmp_path: Path, caplog: pytest.LogC
     former.close()
     spool = Spool(tmp_path, "door", LEAST_BYTES, 1.0, Counter())
     assert len(lines(caplog.text, "0.2 MB of camera porch wait there, and only veilcam-encode --name porch")) == 1
+    assert "delete" not in caplog.text, "it may not have been started yet"
     Spool(tmp_path, "porch", LEAST_BYTES, 1.0, Counter()).close()
     spool.close()

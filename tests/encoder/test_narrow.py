@@ -3,7 +3,6 @@
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -38,7 +37,7 @@ def test_frames_that_take_longer_than_a_mute_server_is_given_come_through_one_by
 ) -> None:
     monkeypatch.setattr(sinks, "UNANSWERED_S", 0.5)
     caplog.set_level(logging.INFO)
-    account, stop, came = Account(), threading.Event(), Counter[int]()
+    account, stop, came = Account(), threading.Event(), set[int]()
     with Proxy(service.address) as proxy:
         proxy.bits_per_s = 290_000
         hello = hello_of(operator, np.zeros((SIDE, SIDE), np.uint8))
@@ -48,7 +47,7 @@ def test_frames_that_take_longer_than_a_mute_server_is_given_come_through_one_by
         running.start()
 
         def some() -> bool:
-            came[link.progress.received] += 1
+            came.add(link.progress.received)
             return len(came) > 5 and "the way there is full" in caplog.text
 
         wait_for(some, "pictures", 60)
@@ -56,8 +55,6 @@ def test_frames_that_take_longer_than_a_mute_server_is_given_come_through_one_by
         running.join(10)
         proxy.bits_per_s = 0
         link.close()
-    sequences = sorted(came - Counter([0]))
-    assert len(sequences) > 5
     assert [line for line in lines(caplog.text, "WARNING") if "the way there is full" not in line] == []
     assert len(lines(caplog.text, "WARNING")) == 1
     assert link.outages == 0
