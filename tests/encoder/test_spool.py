@@ -578,7 +578,7 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        subprocess.run(["umount", folder], check=True)
+        subprocess.run(["umount", "--lazy", folder], check=True)  # what failed may have a file open there
 
 
 def test_on_a_full_disk_the_oldest_frames_make_room_a_few_at_a_time_and_that_is_told(
