@@ -227,9 +227,10 @@ class ServerSink:
 
     @property
     def needs_s(self) -> float:
-        """Seconds that the way needs for what is on it, by what it carried lately; no more than ten, if it was mute."""
+        """Seconds that the way needs for what is on it, there and back, by what it carried lately; if it was mute, no
+        more than ten."""
         with self._news:
-            return min(self._on_way / self._carries, _LONGEST_NEED_S)
+            return min(self._round_trip_s + self._on_way / self._carries, _LONGEST_NEED_S)
 
     def is_silent(self, seconds: float) -> bool:
         """Whether the server has frames to acknowledge and has said nothing for so long."""
@@ -332,16 +333,16 @@ class ServerSink:
         Only while more was to be sent: else it is what was sent, and says no more than that it carries so much. A short
         time says little: acknowledgements of frames that arrived one by one may come together.
         """
-        now, size, idle_until = time.monotonic(), 0, self._moved
+        now, size, free_at = time.monotonic(), 0, self._moved
         while self._waiting and self._waiting[0].sequence <= sequence:
             first = self._waiting.popleft()
             round_trip_s = now - first.since - first.ahead / self._carries
             self._round_trips.append(min(max(0.0, round_trip_s), _LONGEST_ROUND_TRIP_S))
-            if not size and first.since > idle_until:
-                idle_until = first.since + self._round_trip_s
+            if not size and first.since > free_at:
+                free_at = first.since + self._round_trip_s
             size += first.size
         if size:
-            took = max(now - idle_until, 1e-6)
+            took = max(now - free_at, 1e-6)
             if self._short or size / took > self._carries:
                 measured = self._carries + min(1.0, took) * (size / took - self._carries)
                 self._carries = max(measured, _SLOWEST_BYTES_PER_S)

@@ -117,6 +117,7 @@ def test_a_way_with_a_long_round_trip_takes_a_key_frame_and_others_after_it(
         for _ in range(3):
             assert sink.has_room
             send(noise)
+        assert sink.needs_s > 1, "it isn't mute"
         rooms = set[bool]()
 
         def there() -> bool:
@@ -160,7 +161,7 @@ def test_a_way_that_was_mute_is_not_taken_for_one_that_carries_next_to_nothing(
         wait_for(lambda: sink.progress.received == 1, "the first")
         proxy.cut()
         send(64)
-        assert sink.needs_s < 5
+        assert sink.needs_s < 7
         send(512)
         assert sink.needs_s <= 10
         proxy.mend()
