@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -39,6 +40,8 @@ BROKE = 1
 UNUSABLE = 2
 """Exit code: what was asked for can't be done (a missing file, a busy camera, a bad option)."""
 
+_SPOOL_BYTES, _SPOOL_HOURS, _SPOOL_RATE = 1 << 30, 168.0, 30.0
+"""What a spool has unless it is said."""
 _LOG_EVERY_S = 10.0
 _POLL_S = 0.25
 
@@ -48,6 +51,12 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main() -> None:
     """Entry point of the command."""
     app()
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"veilcam {version('veilcam')}")
+        raise typer.Exit
 
 
 @app.command()
@@ -80,16 +89,25 @@ def encode(
         float, typer.Option(min=0.5, max=60, help="open a camera again that has given no frame for so long")
     ] = SILENCE_S,
     spool: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="keep frames here until the server has them [none: newest wins]")
+        str | None, typer.Option(metavar="DIR", help="keep frames here until the server has them [none: newest wins]")
     ] = None,
     spool_size: Annotated[
-        int, typer.Option(metavar="BYTES", min=LEAST_BYTES, help="of the spool at most; the oldest frames go first")
-    ] = 1 << 30,
-    spool_hours: Annotated[float, typer.Option(min=0.001, help="drop frames of the spool that are older")] = 168.0,
+        int | None,
+        typer.Option(
+            metavar="BYTES", min=LEAST_BYTES, help=f"of the spool at most; the oldest frames go first [{_SPOOL_BYTES}]"
+        ),
+    ] = None,
+    spool_hours: Annotated[
+        float | None, typer.Option(min=0.001, help=f"drop frames of the spool that are older [{_SPOOL_HOURS:g}]")
+    ] = None,
     spool_rate: Annotated[
-        float, typer.Option(min=0.1, help="frames of the spool a second at most, beside those that are live")
-    ] = 30.0,
+        float | None,
+        typer.Option(min=0.1, help=f"frames of the spool a second at most, beside live ones [{_SPOOL_RATE:g}]"),
+    ] = None,
     log_json: Annotated[bool, typer.Option("--log-json", help="log lines as JSON, no live line")] = False,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="tell the version and end")
+    ] = False,
 ) -> None:
     """Sample a camera's pictures with Φ and stream the measurements to a decoder service.
 
@@ -111,8 +129,9 @@ def encode(
     name = name or named or "camera"
     if not CAMERA_NAME.fullmatch(name):
         _fail(UNUSABLE, f"--name {name!r}: expected {CAMERA_NAME_TOLD}")
-    if out is None and not re.fullmatch(r".+:\d{1,5}", server):
-        _fail(UNUSABLE, f"--server {server!r}: expected HOST:PORT")
+    if out is None:
+        _check_address(server)
+    _check_spool(spool, {"--spool-size": spool_size, "--spool-hours": spool_hours, "--spool-rate": spool_rate})
     stop = threading.Event()
     try:
         packer = Packer(Operator.load(operator), ratio)
@@ -135,12 +154,13 @@ def encode(
     sink: Sink
     try:
         if spool:
-            late = Spool(spool, name, spool_size, spool_hours, account.dropped)
+            size, hours = spool_size or _SPOOL_BYTES, spool_hours or _SPOOL_HOURS
+            late = Spool(Path(spool), name, size, hours, account.dropped)
             hello.epoch = late.epoch
             if late.waiting:
                 log.info("spool %s: %d frames of runs before are to be sent", late.folder, late.waiting)
             sink = SpooledLink(
-                *(server, hello, account.dropped, late, spool_rate),
+                *(server, hello, account.dropped, late, spool_rate or _SPOOL_RATE),
                 resizable=opened.live, give_up_s=give_up_seconds, tls=tls,
             )  # fmt: skip
         else:
@@ -177,10 +197,27 @@ def encode(
     except SinkError as error:
         problem = problem or (None if stop.is_set() else error)
     _tell_colour(account)
-    log.info("%s", _summary(account, opened, sink, time.monotonic() - began))
+    if account.captured or not problem:  # else it ended at once, and figures would only hide why
+        log.info("%s", _summary(account, opened, sink, time.monotonic() - began))
     if problem:
         log.error("%s", problem)
     _leave(BROKE if problem else 0)
+
+
+def _check_address(server: str) -> None:
+    found = re.fullmatch(r".+:(\d{1,5})", server)
+    if not found:
+        _fail(UNUSABLE, f"--server {server!r}: expected HOST:PORT")
+    if not 0 < int(found[1]) < 1 << 16:
+        _fail(UNUSABLE, f"--server {server!r}: port {found[1]}, expected 1 to 65535")
+
+
+def _check_spool(spool: str | None, more: dict[str, float | None]) -> None:
+    if spool == "":
+        _fail(UNUSABLE, "--spool '': expected a folder")
+    for option, given in more.items():
+        if spool is None and given is not None:
+            _fail(UNUSABLE, f"{option}: there is no spool; give --spool DIR")
 
 
 def _hello(name: str, operator: Operator, first: Frame, frame_rate: float) -> pb.Hello:
@@ -249,29 +286,39 @@ def _line(account: Account, source: Source, sink: Sink) -> str:
         return f"no frames since {source.away_since}"
     if isinstance(sink, ServerLink) and sink.away_since:
         spooled = f", {sink.spool.told()}" if isinstance(sink, SpooledLink) else ""
-        return f"server away since {sink.away_since}, dropped here {account.dropped.total()}{spooled}"
+        return f"server away since {sink.away_since}, dropped here {_dropped(account)}{spooled}"
     rate, kbit_s = account.recent()
     mean, told = account.stage_means(), sink.progress
     return (
         f"{rate:.1f} fps · {kbit_s:.0f} kbit/s · ms: capture {mean.capture:.1f}, sample {mean.sample:.1f}, "
-        f"quantise {mean.quantise:.1f}, pack {mean.pack:.1f} · sent {account.sent}, received {told.received}, "
-        f"shown {told.shown}, unwatched {told.unwatched}, dropped here {account.dropped.total()}, "
-        f"at the server {told.dropped}" + (f" · {sink.spool.told()}" if isinstance(sink, SpooledLink) else "")
+        f"quantise {mean.quantise:.1f}, pack {mean.pack:.1f} · sent {account.sent}, "
+        f"acknowledged up to {told.received}, shown up to {told.shown}, unwatched {told.unwatched}, "
+        f"dropped here {_dropped(account)}, at the server {told.dropped}"
+        + (f" · {sink.spool.told()}" if isinstance(sink, SpooledLink) else "")
     )
 
 
 def _summary(account: Account, source: Source, sink: Sink, seconds: float) -> str:
-    reasons = ", ".join(f"{count} {reason}" for reason, count in account.dropped.items() if count) or "none"
     told = sink.progress
     answered = f"shown up to {told.shown}, unwatched {told.unwatched}, dropped at the server {told.dropped}"
     return (
         f"{seconds:.1f} s: captured {account.captured}, sent {account.sent} ({account.keys} key), "
-        f"{account.bytes_sent * 8 / 1000 / max(seconds, 1e-3):.0f} kbit/s; dropped here: {reasons}; "
+        f"{account.bytes_sent * 8 / 1000 / max(seconds, 1e-3):.0f} kbit/s; "
+        f"dropped here: {_reasons(account) or 'none'}; "
         + (f"acknowledged up to {told.received}, {answered}" if isinstance(sink, ServerLink) else f"in {sink.name}")
         + (f"; {sink.spool.told()}" if isinstance(sink, SpooledLink) else "")
         + (_absences("server away", sink.outages, sink.seconds_away) if isinstance(sink, ServerLink) else "")
         + (_absences("no frames", source.outages, source.seconds_away) if isinstance(source, WatchedSource) else "")
     )
+
+
+def _dropped(account: Account) -> str:
+    reasons = _reasons(account)
+    return f"{account.dropped.total()} ({reasons})" if reasons else "0"
+
+
+def _reasons(account: Account) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in account.dropped.items() if count)
 
 
 def _absences(what: str, count: int, seconds: float) -> str:

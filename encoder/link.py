@@ -287,7 +287,7 @@ class ServerLink:
             self.outages += 1
             self._outage, self._lost_before = Outage(), Counter(self._dropped)
         unreachable = error.status is None or error.status is grpc.StatusCode.UNAVAILABLE
-        reason = str(error) if error.tls else "away" if unreachable else str(error.status)
+        reason = str(error) if error.known else "away" if unreachable else str(error.status)
         if self._outage.is_news(reason):
             log.warning("%s; trying again until it takes this camera", error)
 

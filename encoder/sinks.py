@@ -25,12 +25,15 @@ UNSETTLED_S = 60.0
 UNACKNOWLEDGED_FRAMES = 8
 """Frames on the way at most: a slow network delays a picture by no more than these."""
 ON_WAY_S = 1.0
-"""No more than the way carries in so long is on it, but for one frame, however large that is."""
+"""No more than the way carries in so long, and there and back, is on it, but for one frame, however large that is."""
 
 _ASSUMED_BYTES_PER_S = 32_000.0
 """What a way carries of which nothing is known yet."""
 _SLOWEST_BYTES_PER_S = 4_000.0
 """On a way that carries less a large frame takes too long: it is as good as gone."""
+_ROUND_TRIPS, _LONGEST_ROUND_TRIP_S = 64, 2.0
+"""The way there and back is the least of so many frames'; what takes longer is a way that is full, or mute."""
+_LONGEST_NEED_S = 10.0
 _SLICE_S = 0.1
 _OPTIONS = [
     ("grpc.max_send_message_length", -1),
@@ -47,12 +50,12 @@ class SinkError(Exception):
     Args:
         problem: the message.
         status: what the server ended the stream with, UNAUTHENTICATED also if TLS can't come about; None if neither.
-        tls: TLS didn't come about, for now or at all.
+        known: the message says why no connection comes about, and not only that none does.
     """
 
-    def __init__(self, problem: str, status: grpc.StatusCode | None = None, tls: bool = False) -> None:
+    def __init__(self, problem: str, status: grpc.StatusCode | None = None, known: bool = False) -> None:
         super().__init__(problem)
-        self.status, self.tls = status, tls
+        self.status, self.known = status, known
 
 
 @dataclass(frozen=True)
@@ -111,10 +114,17 @@ class Sink(Protocol):
 
 @dataclass(frozen=True)
 class _Waiting:
-    """A frame on the way: its size in bytes, and when it was sent, by the monotonic clock."""
+    """A frame on the way.
+
+    Attributes:
+        size: in bytes.
+        ahead: bytes on the way with it, its own too, when it was sent.
+        since: when that was, by the monotonic clock.
+    """
 
     sequence: int
     size: int
+    ahead: int
     since: float
 
 
@@ -146,6 +156,8 @@ class ServerSink:
         self._sent = 0
         self._waiting: deque[_Waiting] = deque()
         self._carries = _ASSUMED_BYTES_PER_S
+        self._round_trips: deque[float] = deque(maxlen=_ROUND_TRIPS)
+        self._short = False
         self._heard = self._moved = time.monotonic()
         self._progress = Progress()
         self._changes: set[int] = set()
@@ -215,9 +227,10 @@ class ServerSink:
 
     @property
     def needs_s(self) -> float:
-        """Seconds that the way needs for what is on it, by what it carried lately."""
+        """Seconds that the way needs for what is on it, there and back, by what it carried lately; if it was mute, no
+        more than ten."""
         with self._news:
-            return self._on_way / self._carries
+            return min(self._round_trip_s + self._on_way / self._carries, _LONGEST_NEED_S)
 
     def is_silent(self, seconds: float) -> bool:
         """Whether the server has frames to acknowledge and has said nothing for so long."""
@@ -240,7 +253,8 @@ class ServerSink:
             if self._sent <= self._progress.received:
                 self._heard = time.monotonic()
             self._sent = message.frame.sequence
-            self._waiting.append(_Waiting(self._sent, len(message.frame.payload), time.monotonic()))
+            size = len(message.frame.payload)
+            self._waiting.append(_Waiting(self._sent, size, self._on_way + size, time.monotonic()))
         self._requests.put(message)
         return True
 
@@ -286,7 +300,7 @@ class ServerSink:
                     continue
                 if told := None if self._stop.is_set() else why_not(self.name, self._tls):
                     status = None if told.passes else grpc.StatusCode.UNAUTHENTICATED
-                    raise SinkError(f"{self.name}: {told.why}", status, tls=True)
+                    raise SinkError(f"{self.name}: {told.why}", status, known=True)
                 if over:
                     raise SinkError(f"{self.name}: no decoder service answers (start one with veilcam-decode)")
         finally:
@@ -297,8 +311,17 @@ class ServerSink:
             return self._sent <= self._progress.settled
         if not self._waiting:
             return True
-        fresh = time.monotonic() - self._waiting[0].since < ON_WAY_S
-        return fresh and len(self._waiting) < UNACKNOWLEDGED_FRAMES and self._on_way < self._carries * ON_WAY_S
+        within_s = ON_WAY_S + self._round_trip_s
+        fresh = time.monotonic() - self._waiting[0].since < within_s
+        if not fresh or self._on_way >= self._carries * within_s:
+            self._short = True
+            return False
+        return len(self._waiting) < UNACKNOWLEDGED_FRAMES
+
+    @property
+    def _round_trip_s(self) -> float:
+        """What a frame of no size takes there, and its acknowledgement back."""
+        return min(self._round_trips, default=0.0)
 
     @property
     def _on_way(self) -> int:
@@ -307,17 +330,23 @@ class ServerSink:
     def _arrived(self, sequence: int) -> None:
         """The frames up to this one aren't on the way any more: what it carries is measured by them.
 
-        A short time says little: acknowledgements of frames that arrived one by one may come together.
+        Only while more was to be sent: else it is what was sent, and says no more than that it carries so much. A short
+        time says little: acknowledgements of frames that arrived one by one may come together.
         """
-        now, size, since = time.monotonic(), 0, self._moved
+        now, size, free_at = time.monotonic(), 0, self._moved
         while self._waiting and self._waiting[0].sequence <= sequence:
             first = self._waiting.popleft()
-            since = since if size else max(since, first.since)
+            round_trip_s = now - first.since - first.ahead / self._carries
+            self._round_trips.append(min(max(0.0, round_trip_s), _LONGEST_ROUND_TRIP_S))
+            if not size and first.since > free_at:
+                free_at = first.since + self._round_trip_s
             size += first.size
         if size:
-            took = max(now - since, 1e-6)
-            self._carries += min(1.0, took) * (size / took - self._carries)
-            self._moved = now
+            took = max(now - free_at, 1e-6)
+            if self._short or size / took > self._carries:
+                measured = self._carries + min(1.0, took) * (size / took - self._carries)
+                self._carries = max(measured, _SLOWEST_BYTES_PER_S)
+            self._moved, self._short = now, False
 
     def _read(self) -> None:
         problem = None
@@ -415,7 +444,7 @@ def open_channel(address: str, tls: Tls | None) -> grpc.Channel:
     try:
         return grpc.secure_channel(address, tls.credentials(), _OPTIONS)
     except TlsError as error:
-        raise SinkError(f"{address}: {error}", grpc.StatusCode.UNAUTHENTICATED, tls=True) from None
+        raise SinkError(f"{address}: {error}", grpc.StatusCode.UNAUTHENTICATED, known=True) from None
 
 
 def _explained(error: grpc.RpcError) -> str:

@@ -3,8 +3,10 @@
 Python's own ``ssl`` looks at files and at a failed connection, since gRPC says no more than that it isn't ready.
 """
 
+import logging
 import socket
 import ssl
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +14,15 @@ from typing import cast
 
 import grpc
 
+log = logging.getLogger("veilcam.encode")
+
 _PROBE_S = 5.0
 _NO_CHECK_TIME = ssl.VerifyFlags(0x200000)
 """OpenSSL's ``X509_V_FLAG_NO_CHECK_TIME``, which Python has no name for."""
 _EARLY = "not yet valid"
 """What OpenSSL says of a certificate whose time is to come, by the clock here. It passes by itself."""
+_SOON_S = 30 * 86400.0
+"""An authority that expires within so long is told at the start."""
 _ALERT_S = 1.0
 """With TLS 1.3 a server refuses a client's certificate after the handshake; so long that is waited for."""
 
@@ -43,28 +49,38 @@ class Tls:
     key: Path | None = None
 
     def check(self) -> str | None:
-        """Look at the files. Returns the name in the camera's certificate, if there is one.
+        """Look at the files, and tell of a key that others may read and of an authority that expires soon. Returns the
+        name in the camera's certificate, if there is one.
 
         One that isn't valid yet is taken for sound: the clock of a camera without a battery is late until it is set.
 
         Raises:
             TlsError: what is wrong with which.
         """
-        self._read()
+        _, _, _, until = self._read()
+        if until is not None and until - time.time() < _SOON_S:
+            log.warning("--ca %s: valid until %s; get this camera a new one soon", self.ca, _day(until))
+        if self.key is not None and _mode(self.key) & 0o007:
+            log.warning("--key %s: every user of this machine can read or change it (chmod 600 %s)", self.key, self.key)
         return _name_in(self.certificate, self.key) if self.certificate and self.key else None
 
-    def _read(self) -> tuple[bytes | None, bytes | None, bytes | None]:
-        """What the files hold: authority, key and certificate. Each is read once: it may be replaced meanwhile."""
+    def _read(self) -> tuple[bytes | None, bytes | None, bytes | None, float | None]:
+        """What the files hold: authority, key and certificate, each read once, since it may be replaced meanwhile; and
+        until when an authority is valid, in seconds since 1970."""
         if (self.certificate is None) != (self.key is None):
             raise TlsError("--certificate and --key go together: give both")
         certificate = _read(self.certificate, "certificate") if self.certificate else None
         ca, key = (_read(path, option) if path else None for path, option in ((self.ca, "ca"), (self.key, "key")))
+        until = None
         if ca is not None:
             try:
-                _trust(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), ca)
+                until = _valid_until(ca)
             except (ssl.SSLError, ValueError):
                 raise TlsError(f"--ca {self.ca}: no certificate in PEM") from None
-        return ca, key, certificate
+            if until is not None and until < time.time():
+                how = "the server's keeper can make a new one: veilcam-decode keys init DIR"
+                raise TlsError(f"--ca {self.ca}: expired {_day(until)} (is this camera's clock right?); {how}")
+        return ca, key, certificate, until
 
     def credentials(self) -> grpc.ChannelCredentials:
         """For a channel, from what the files hold now.
@@ -72,7 +88,7 @@ class Tls:
         Raises:
             TlsError: they are gone, or aren't what they should be any more.
         """
-        read = self._read()
+        *read, _ = self._read()
         if self.certificate and self.key:
             _name_in(self.certificate, self.key)
         return grpc.ssl_channel_credentials(*read)
@@ -91,7 +107,7 @@ class Finding:
 
 
 def why_not(address: str, tls: Tls | None) -> Finding | None:
-    """Why no connection to HOST:PORT comes about, as far as TLS is the reason."""
+    """Why no connection to HOST:PORT comes about, as far as TLS or the host's name is the reason."""
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
     try:
@@ -109,6 +125,9 @@ def why_not(address: str, tls: Tls | None) -> Finding | None:
                 taken = False
             if not taken:
                 return _of_the_end(tls)
+    except (socket.gaierror, UnicodeError) as error:
+        why = error.strerror if isinstance(error, socket.gaierror) else "no name can be so"
+        return Finding(f"the name {host} can't be resolved ({why})", passes=True)
     except ssl.SSLCertVerificationError as error:
         return _of_the_server(error, host, tls)
     except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
@@ -209,9 +228,27 @@ def _shown(camera: ssl.SSLContext, server: ssl.SSLContext) -> str | None:
     return next((value for part in subject for kind, value in part if kind == "commonName"), None)
 
 
-def _trust(context: ssl.SSLContext, pem: bytes) -> None:
-    """Raises ``ssl.SSLError`` or ``ValueError`` if there is no certificate in it."""
+def _valid_until(pem: bytes) -> float | None:
+    """When the last of these authorities expires, in seconds since 1970; None if Python takes none for an authority.
+
+    Raises:
+        ssl.SSLError, ValueError: there is no certificate in it.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(cadata=pem.decode("ascii", errors="ignore"))  # beside PEM, what is said of it
+    ends = [ssl.cert_time_to_seconds(str(told["notAfter"])) for told in context.get_ca_certs()]
+    return max(ends, default=None)
+
+
+def _day(moment: float) -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime(moment))
+
+
+def _mode(path: Path) -> int:
+    try:
+        return path.stat().st_mode
+    except OSError as error:  # it was there a moment ago: it is being replaced
+        raise TlsError(f"--key {path}: can't be read ({error.strerror})") from None
 
 
 def _read(path: Path, option: str) -> bytes:

@@ -52,6 +52,10 @@ class SegmentVersionError(SegmentError):
     """A segment of a version that this program doesn't read; another may."""
 
 
+class SegmentUnreadableError(SegmentError):
+    """A file that is there, and that the system can't read; that may pass, and says nothing of what is in it."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """Where a frame of a segment is.
@@ -102,6 +106,7 @@ class SegmentWriter:
 
         Raises:
             OSError: the disk is full or gone; what was written of the record is cut off, here or by the next reader.
+                The frame can be written again.
         """
         told = frame.SerializeToString()
         covered = _COVERED.pack(len(told), received_ns)
@@ -111,8 +116,10 @@ class SegmentWriter:
             self._put(self._file, record)
             self._put(self._index, _ROW.pack(frame.capture_time_ns, self.size << 1 | key, frame.sequence))
         except OSError:
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._file.fileno(), self.size)
+            for file, size in ((self._file, self.size), (self._index, self.size_on_disk - self.size)):
+                with contextlib.suppress(OSError):
+                    file.seek(size)  # what comes next is written there, also if this can't be cut off
+                    file.truncate()
             raise
         self.size += len(record)
         self.frames += 1
@@ -149,7 +156,7 @@ class Segment:
     """A segment to read, also one that is being written or whose writer was killed.
 
     Raises:
-        SegmentError: not a segment, or its head is damaged.
+        SegmentError: not a segment, or its head is damaged; ``SegmentUnreadableError`` if the system can't read it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -157,11 +164,17 @@ class Segment:
         try:
             with path.open("rb") as file:
                 self.hello, self._first = _read_head(path, file)
-        except OSError as error:
+        except FileNotFoundError as error:
             raise SegmentError(f"{path}: {error.strerror}") from None
+        except OSError as error:
+            raise SegmentUnreadableError(f"{path}: {error.strerror}") from None
 
     def entries(self) -> list[Entry]:
-        """Every frame, in order, from the index where it fits and for the rest from the segment itself."""
+        """Every frame, in order, from the index where it fits and for the rest from the segment itself.
+
+        Raises:
+            OSError: it can't be read.
+        """
         size = self.path.stat().st_size
         entries = _read_index(index_of(self.path))
         if not entries or entries[0].offset != self._first or entries[-1].offset >= size:
@@ -176,6 +189,9 @@ class Segment:
         """Whole frames from a record's offset on, with the times they were received.
 
         After damage the next one is a key frame.
+
+        Raises:
+            OSError: it can't be read.
         """
         offset = self._first if start is None else start
         with self.path.open("rb") as file:

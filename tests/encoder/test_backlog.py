@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -11,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,14 @@ from encoder import backlog as backlog_module
 from encoder import sinks
 from encoder import spool as spool_module
 from encoder.backlog import Backlog
+from encoder.backoff import Backoff
 from encoder.sampling import Operator
 from encoder.spool import LEAST_BYTES, Spool, SpoolError
 from protos.segment import key_of
 from protos.v1 import veilcam_pb2 as pb
 from protos.v1.veilcam_pb2_grpc import CamerasServicer, add_CamerasServicer_to_server
 from tests.encoder.test_link import endless, lines
-from tests.encoder.test_spool import HELLO, OTHER, Spooling, frames, unwritable
+from tests.encoder.test_spool import HELLO, OTHER, Spooling, failing, frames, unwritable
 from tests.waiting import wait_for
 
 
@@ -49,8 +52,8 @@ class Server(CamerasServicer):
         taken = 0
         for request in request_iterator:
             self.meets(request.frame, context)
+            taken += request.frame.sequence not in self.late
             self.late.append(request.frame.sequence)
-            taken += 1
         return pb.BacklogResponse(recorded=taken)
 
     def Publish(
@@ -149,14 +152,92 @@ def test_a_server_that_never_answers_is_told_once(
 ) -> None:
     taking, address = server
     monkeypatch.setattr(sinks, "UNANSWERED_S", 0.3)
+    monkeypatch.setattr(backlog_module, "REFUSED_WAIT_S", 0.5)
     taking.meets = lambda _frame, context: taking.over.wait(0 if not context.is_active() else 30)
     spool = late(tmp_path, 4)
     with closing(spool), closing(Backlog(address, None, spool, 1e6, lambda: True)):
         wait_for(lambda: taking.calls >= 3, "it is tried again")
         taking.meets = lambda _frame, _context: None
         taking.over.set()
-        wait_for(lambda: spool.late == 4, "it takes them at last")
-    assert len(lines(caplog.text, "the server has taken nothing of it for")) == 1
+        wait_for(lambda: spool.waiting == 1, "it takes them at last")
+    assert len(lines(caplog.text, "the server has answered nothing for")) == 1
+
+
+@pytest.mark.parametrize(("count", "every", "frame_s"), [(120, 4, 0.02), (8, 8, 0.08)])
+def test_a_backlog_gets_through_to_a_server_that_takes_few_frames(
+    count: int, every: int, frame_s: float, tmp_path: Path, server: tuple[Server, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one with a limit does: all that is sent at once takes longer than it may be silent; in the second case even
+    one frame does, with those that it is built on."""
+    taking, address = server
+    monkeypatch.setattr(sinks, "UNANSWERED_S", 0.4)
+    monkeypatch.setattr(backlog_module, "REFUSED_WAIT_S", 0.1)
+    monkeypatch.setattr(backlog_module, "Backoff", partial(Backoff, cap=0.1))
+
+    def slowly(_frame: pb.Frame, context: grpc.ServicerContext) -> None:
+        if context.is_active():
+            time.sleep(frame_s)
+
+    taking.meets = slowly
+    spool, dropped = Spool(tmp_path, "camera", LEAST_BYTES, 1.0, Counter()), Counter[str]()
+    for frame in frames(count, every=every):
+        spool.append(HELLO, frame, sent=False)
+    spool.close()
+    spool = Spool(tmp_path, "camera", LEAST_BYTES, 1.0, dropped)
+    with closing(spool), closing(Backlog(address, None, spool, 1e6, lambda: True)):
+        wait_for(lambda: not spool.waiting, "all of it", 30)
+    assert set(taking.late) == set(range(1, count + 1))
+    assert not dropped
+    assert not list((tmp_path / "camera").glob("*.vcseg"))
+
+
+def test_a_call_ends_before_a_key_frame_and_none_is_sent_twice(server: tuple[Server, str], tmp_path: Path) -> None:
+    spool = late(tmp_path, 600)
+    with closing(spool), closing(Backlog(server[1], None, spool, 1e6, lambda: True)):
+        wait_for(lambda: spool.late == 600, "all of it")
+    assert server[0].late == list(range(1, 601))
+    assert server[0].calls > 1
+
+
+def test_what_is_pending_can_be_asked_for_while_the_server_keeps(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, "camera", 1 << 26, 1.0, Counter())
+    for frame in frames(4000):
+        spool.append(pb.Hello(camera="camera", epoch=spool.epoch), frame, sent=False)
+    spool.append(OTHER, frames(1, first=4001)[0], sent=False)
+    part, kept = spool.take(), threading.Event()
+    assert part is not None
+
+    def keep() -> None:
+        for sequence in range(1, 4000, 2):
+            spool.keep([pb.Sequences(first=sequence, last=sequence)])
+            time.sleep(0)
+        kept.set()
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        threading.Thread(target=keep).start()
+        while not kept.is_set():
+            pending = spool.pending_of(part)
+            assert pending == sorted(set(pending))
+    finally:
+        sys.setswitchinterval(interval)
+    assert spool.pending_of(part) == list(range(2, 4001, 2))
+    spool.close()
+
+
+def test_a_part_on_which_the_server_hangs_does_not_hold_up_newer_ones(
+    server: tuple[Server, str], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(sinks, "UNANSWERED_S", 0.3)
+    taking, address = server
+    taking.meets = lambda frame, _context: frame.sequence <= 3 and taking.over.wait(30)
+    spool = late(tmp_path, 3, 5)
+    with closing(spool), closing(Backlog(address, None, spool, 1e6, lambda: True)):
+        wait_for(lambda: spool.late == 5, "the newer part")
+        wait_for(lambda: "5 frames sent late; 3 that it refused wait" in caplog.text, "a line")
+        taking.over.set()
 
 
 def test_it_is_not_through_while_a_part_waits_that_was_refused(
@@ -214,6 +295,21 @@ def test_a_part_that_the_system_cannot_open_for_now_is_sent_later(
     with closing(spool), closing(Backlog(server[1], None, spool, 1e6, lambda: True)):
         wait_for(lambda: spool.late == 3, "all of it")
     assert len(lines(caplog.text, "Too many open files")) == 1
+
+
+def test_a_part_whose_first_read_fails_stays_and_is_sent_later(
+    server: tuple[Server, str], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backlog_module, "REFUSED_WAIT_S", 0.2)
+    spool = late(tmp_path, 3)
+    (part, _) = sorted((tmp_path / "camera").glob("*.vcseg"))
+    kept = failing(part)
+    with closing(spool), closing(Backlog(server[1], None, spool, 1e6, lambda: True)):
+        wait_for(lambda: "can't be read for now" in caplog.text, "a line")
+        wait_for(lambda: spool.put_off == 3, "it waits")
+        kept.replace(part)
+        wait_for(lambda: spool.late == 3, "all of it")
+    assert len(lines(caplog.text, "it can't be read for now")) == 1
 
 
 def test_frames_that_a_mute_server_does_not_take_are_late(
@@ -278,7 +374,7 @@ def test_a_connection_that_is_over_loses_nothing_of_the_next(tmp_path: Path) -> 
     part = spool.take()
     assert part is not None
     assert list(part.pending) == [1, 2, 3, 4]
-    spool.done(part, {1, 2, 3, 4}, 4)
+    spool.done(part, 4, {1, 2, 3, 4}, 4)
     assert spool.take() is None, "the fifth is on the way"
     spool.close()
 
@@ -312,7 +408,7 @@ def test_what_cannot_be_deleted_is_told_counted_and_tried_again(
         broken.setattr(Path, "unlink", refused)
         part = spool.take()
         assert part is not None
-        spool.done(part, set(part.pending), 300)
+        spool.done(part, 300, set(part.pending), 300)
         assert spool._total == size, "it takes room"
         assert spool.take() is None
         assert len(lines(caplog.text, "can't be deleted (Read-only file system)")) == 1
@@ -361,5 +457,6 @@ def test_frames_under_a_former_name_are_told(tmp_path: Path, caplog: pytest.LogC
     former.close()
     spool = Spool(tmp_path, "door", LEAST_BYTES, 1.0, Counter())
     assert len(lines(caplog.text, "0.2 MB of camera porch wait there, and only veilcam-encode --name porch")) == 1
+    assert "delete" not in caplog.text, "it may not have been started yet"
     Spool(tmp_path, "porch", LEAST_BYTES, 1.0, Counter()).close()
     spool.close()

@@ -1,7 +1,10 @@
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -96,6 +99,12 @@ def test_colour_is_said_not_to_be_sent(tmp_path: Path) -> None:
             "127.0.0.1:9: no decoder service answers",
         ),
         (("pattern", "--server", "127.0.0.1"), 2, "--server '127.0.0.1': expected HOST:PORT"),
+        (("pattern", "--server", "localhost:99999"), 2, "--server 'localhost:99999': port 99999, expected 1 to 65535"),
+        (("pattern", "--server", "localhost:0"), 2, "port 0, expected 1 to 65535"),
+        (("pattern", "--spool", ""), 2, "--spool '': expected a folder"),
+        (("pattern", "--spool-size", "9999999"), 2, "--spool-size: there is no spool; give --spool DIR"),
+        (("pattern", "--spool-hours", "1"), 2, "--spool-hours: there is no spool"),
+        (("pattern", "--spool-rate", "1", "--out", "/dev/null"), 2, "--spool-rate: there is no spool"),
         (("pattern", "--out", "/nonexistent/m"), 1, "/nonexistent/m: can't be written"),
         (("pattern", "--out", "/dev/full"), 1, "No space left"),
     ],
@@ -106,6 +115,7 @@ def test_what_goes_wrong_is_one_line_and_an_exit_code(arguments: tuple[str, ...]
     errors = [line for line in done.stderr.splitlines() if "ERROR" in line]
     assert len(errors) == 1
     assert problem in errors[0]
+    assert "captured 0" not in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -130,6 +140,29 @@ def test_ctrl_c_ends_cleanly_with_a_summary(service: Service) -> None:
         _, told = camera.communicate(timeout=20)
     assert camera.returncode == 0, told
     assert "captured" in told.splitlines()[-1]
+
+
+def test_the_version() -> None:
+    done = encode("--version")
+    assert (done.returncode, done.stdout) == (0, f"veilcam {version('veilcam')}\n")
+
+
+def test_the_live_line_says_why_frames_were_dropped(service: Service) -> None:
+    """On a terminal; a number up to which frames are acknowledged isn't told as a count."""
+    ours, its = os.openpty()
+    arguments = [*ENCODE, "pattern:64x48@30", "--server", service.address]
+    with subprocess.Popen(arguments, stderr=its, env=os.environ | {"COLUMNS": "500", "TERM": "xterm"}) as camera:
+        os.close(its)
+        try:
+            told = ""
+            while not re.search(r"sent \d+, acknowledged up to [1-9]\d*, shown up to \d+", told):
+                told += os.read(ours, 4096).decode(errors="replace")
+            service.stop()
+            while not re.search(r"server away since 20.*, dropped here \d+ \(.*\d+ server away", told):
+                told += os.read(ours, 4096).decode(errors="replace")
+        finally:
+            camera.kill()
+            os.close(ours)
 
 
 def test_json_log(tmp_path: Path) -> None:

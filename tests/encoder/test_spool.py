@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -197,6 +198,27 @@ def test_a_spool_is_bounded_and_drops_the_oldest(tmp_path: Path) -> None:
     spool.close()
 
 
+def test_a_file_that_cannot_be_deleted_does_not_lift_the_bound(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool, unlink = Spool(tmp_path, "camera", LEAST_BYTES, 1.0, Counter()), Path.unlink
+
+    def refused(path: Path, missing_ok: bool = False) -> None:
+        if path.name.endswith("-000000000001.vcseg"):
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM), str(path))
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    for frame in frames(600, size=10_000):
+        spool.append(HELLO, frame, sent=False)
+        assert sum(path.stat().st_size for path in (tmp_path / "camera").iterdir()) <= LEAST_BYTES + 64
+    part = spool.take()
+    assert part is not None
+    assert spool.pending_of(part)[0] == 1, "its frames may yet be sent"
+    assert len(lines(caplog.text, "can't be deleted (Operation not permitted")) == 1
+    spool.close()
+
+
 def test_a_group_larger_than_the_spool_is_dropped_and_the_next_key_frame_begins_anew(tmp_path: Path) -> None:
     dropped: Counter[str] = Counter()
     spool = Spool(tmp_path, "camera", LEAST_BYTES, 1.0, dropped)
@@ -276,6 +298,65 @@ def test_a_part_of_another_version_stays_for_a_program_that_reads_it(
     spool.close()
 
 
+def failing(path: Path) -> Path:
+    """The file opens, and its first read is an EIO, as on a worn card; what it held is in the file that is returned."""
+    kept = path.rename(path.with_suffix(".kept"))
+    path.symlink_to("/proc/self/mem")
+    return kept
+
+
+def test_a_part_that_cannot_be_read_at_the_start_stays_and_is_read_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = Spool(tmp_path, "camera", LEAST_BYTES, 1.0, Counter())
+    for number in (1, 31):
+        for frame in frames(30, first=number):
+            spool.append(pb.Hello(camera="camera", width=number, epoch=1), frame, sent=False)
+    spool.close()
+    parts = sorted((tmp_path / "camera").glob("*.vcseg"))
+    kept = [failing(part) for part in parts]
+    dropped: Counter[str] = Counter()
+    spool = Spool(tmp_path, "camera", LEAST_BYTES, 1.0, dropped)
+    assert [part.is_symlink() for part in parts] == [True, True]
+    assert (spool.waiting, +dropped) == (0, Counter())
+    assert len(lines(caplog.text, "what can't be read for now stays")) == 1
+    kept[1].replace(parts[1])
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    for seconds, waits in ((30, 0), (35, 0), (2, 30), (61, 30)):  # the one that still can't be is looked at first
+        now += seconds
+        spool.tend()
+        assert spool.waiting == waits
+    kept[0].replace(parts[0])
+    now += 61
+    spool.tend()
+    part = spool.take()
+    assert part is not None
+    assert (part.path, len(part.pending), spool.waiting) == (parts[0], 30, 60)
+    assert not +dropped
+    spool.close()
+
+
+def test_parts_that_cannot_be_read_are_bounded_too(tmp_path: Path) -> None:
+    """Their frames are counted by the index, which can be read."""
+    spool = Spool(tmp_path, "camera", LEAST_BYTES, 1.0, Counter())
+    for frame in frames(80, size=10_000):
+        spool.append(HELLO, frame, sent=False)
+    spool.close()
+    for part in (tmp_path / "camera").glob("*.vcseg"):
+        part.unlink()
+        part.symlink_to("/proc/self/mem")
+        os.truncate(index_of(part), 8 + 4 * 24)
+    parts, dropped = len(list((tmp_path / "camera").glob("*.vcseg"))), Counter[str]()
+    assert parts > 1
+    spool = Spool(tmp_path, "camera", LEAST_BYTES, 1.0, dropped)
+    spool._size = 0
+    for frame in frames(1, first=81):
+        spool.append(HELLO, frame, sent=False)
+    assert dropped["spool full"] == parts * 4 + 1
+    spool.close()
+
+
 def test_what_a_server_never_keeps_becomes_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It acknowledges frames, and its disk is full: nothing more is remembered of what is on the way than a while's."""
     monkeypatch.setattr(spool_module, "_MOST_ON_WAY", 5)
@@ -311,7 +392,7 @@ def test_what_is_kept_is_deleted_and_what_is_passed_over_or_lost_is_late(tmp_pat
     part = spool.take()
     assert part is not None
     assert list(part.pending) == [2, 4]
-    spool.done(part, {1, 2, 3, 4}, 2)
+    spool.done(part, 4, {1, 2, 3, 4}, 2)
     assert spool.late == 2
     spool.keep([pb.Sequences(first=5, last=5)])  # told too late, and yet
     spool.close()
@@ -415,6 +496,7 @@ def test_a_server_that_records_nothing_takes_no_backlog_and_one_that_records_doe
     port = free_port()
     running = Spooling(operator, f"127.0.0.1:{port}", tmp_path / "spool", endless(30))
     wait_for(lambda: running.spool.waiting > 20, "frames in the spool")
+    first = min(spooled(tmp_path / "spool"))  # the one before it may have been left out for a newer one
     service = start_service(Settings(port=port, http=0))
     wait_for(lambda: "nothing is recorded here" in caplog.text, "a refusal")
     assert running.spool.waiting > 20
@@ -425,7 +507,7 @@ def test_a_server_that_records_nothing_takes_no_backlog_and_one_that_records_doe
     service.stop()
     told = [record.getMessage() for record in caplog.records if record.message.startswith("backlog: 127")]
     assert len(told) == 1
-    assert recorded(tmp_path / "recordings")[0].sequence == 1
+    assert recorded(tmp_path / "recordings")[0].sequence == first
 
 
 def test_damage_in_a_spool_is_told_counted_and_stepped_over(
@@ -453,7 +535,7 @@ def test_damage_in_a_spool_is_told_counted_and_stepped_over(
     service.stop()
     assert running.account.dropped["spool damaged"] == 3
     assert "is damaged: 3 frames are lost" in caplog.text
-    assert f"{bad.name}: 10 bytes are too few for a segment" in caplog.text
+    assert f"{bad.name}: 10 bytes are too few for a segment; how many frames are lost with it isn't" in caplog.text
     assert [frame.sequence for frame in recorded(tmp_path / "recordings")][:9] == [1, 2, 3, 4, 5, 9, 10, 11, 12]
 
 
@@ -461,29 +543,120 @@ def test_a_full_disk_under_the_spool_does_not_stop_the_live_stream(
     start_service: StartService, operator: Operator, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A real file system with no room but for its folders."""
-    small = tmp_path / "small"
-    small.mkdir()
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small]).returncode:
-        pytest.skip("a small file system can't be mounted here")
     caplog.set_level(logging.INFO)
     service = start_service(Settings(port=0, http=0))
-    try:
-        noise = np.random.default_rng(1)
+    noise, filled = np.random.default_rng(1), threading.Event()
 
-        def busy() -> Iterator[Frame]:
-            while True:
-                yield frame_of(noise.integers(0, 255, (96, 96), np.uint8), time.time_ns())
-                time.sleep(0.02)
+    def busy() -> Iterator[Frame]:
+        assert filled.wait(30)
+        while True:
+            yield frame_of(noise.integers(0, 255, (96, 96), np.uint8), time.time_ns())
+            time.sleep(0.02)
 
-        filler = small / "filler"
-        running = Spooling(operator, service.address, small, busy(), 96)
-        filler.write_bytes(b"\0" * (32 << 10))
-        wait_for(lambda: "No space left on device; the live stream goes on" in caplog.text, "a full disk")
-        sent = running.account.sent
-        wait_for(lambda: running.account.sent > sent + 50, "live frames")
-        filler.unlink()
-        wait_for(lambda: "frames are kept again" in caplog.text, "room")
-        running.end()
-    finally:
-        subprocess.run(["umount", small], check=True)
+    with small_disk(tmp_path / "small", "64k") as small:
+        running, filler = Spooling(operator, service.address, small, busy(), 96), small / "filler"
+        try:
+            with contextlib.suppress(OSError):
+                filler.write_bytes(b"\0" * (64 << 10))
+            filled.set()
+            wait_for(lambda: "No space left on device; the live stream goes on" in caplog.text, "a full disk")
+            sent = running.account.sent
+            wait_for(lambda: running.account.sent > sent + 50, "live frames")
+            filler.unlink()
+            wait_for(lambda: "frames are kept again" in caplog.text, "room")
+        finally:
+            running.end()
     assert len(lines(caplog.text, "No space left on device")) <= 3
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A file system of its own, of so many bytes."""
+    folder.mkdir()
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder]).returncode:
+        pytest.skip("a small file system can't be mounted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)  # what failed may have a file open there
+
+
+def test_on_a_full_disk_the_oldest_frames_make_room_a_few_at_a_time_and_that_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server is away, and the disk has a hundredth of what the spool may take."""
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    dropped: Counter[str] = Counter()
+    made = frames(400, size=10_000)
+    for frame in made:
+        frame.capture_time_ns = (1_700_000_000 + frame.sequence) * 10**9
+    with small_disk(tmp_path / "small", "2m") as small:
+        spool, most = Spool(small, "camera", 200 << 20, 1.0, dropped), 0
+        for frame in made:
+            before = dropped["spool full"]
+            spool.append(HELLO, frame, sent=False)
+            most = max(most, dropped["spool full"] - before)
+        assert dropped == Counter({"spool full": 400 - spool.waiting})
+        assert 0 < most <= 32, "an eighth of what fits, and a group"
+        assert spool.waiting > 130
+        kept = [frame for path in sorted(small.glob("camera/*.vcseg")) for frame, _ in Segment(path).frames()]
+        assert kept == made[-spool.waiting :]
+        (told,) = lines(caplog.text, "WARNING", f"spool {small}/camera", "the disk is full")
+        first = number(told, r"frames dropped: (\d+)")
+        assert f"captured from {told_second(1)} to {told_second(first)}" in told
+        now += 61
+        spool.tend()
+        _, told = lines(caplog.text, "WARNING", f"spool {small}/camera", "the disk is full")
+        rest = dropped["spool full"] - first
+        assert f"frames dropped: {rest}, captured from {told_second(first + 1)} to {told_second(first + rest)}" in told
+        spool.close()
+    assert "No space left" not in caplog.text
+
+
+def told_second(sequence: int) -> str:
+    return datetime.fromtimestamp(1_700_000_000 + sequence).astimezone().isoformat(" ")
+
+
+def test_what_a_spool_drops_is_told_at_most_once_a_minute(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of its size, of its age, and the last at the end."""
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    dropped: Counter[str] = Counter()
+    spool = Spool(tmp_path, "camera", LEAST_BYTES, 1.0, dropped)
+    for frame in frames(600, size=10_000):
+        spool.append(HELLO, frame, sent=False)
+    full = "no more fits into --spool-size"
+    assert len(lines(caplog.text, full)) == 1
+    spool.append(OTHER, frames(1, first=601)[0], sent=False)
+    now += 3601
+    spool.append(HELLO, frames(1, first=602)[0], sent=False)
+    spool.tend()
+    assert len(lines(caplog.text, full)) == 2
+    assert not lines(caplog.text, "it was older than --spool-hours")
+    spool.close()
+    assert len(lines(caplog.text, "it was older than --spool-hours")) == 1
+    told = [number(line, r"frames dropped: (\d+)") for line in lines(caplog.text, "frames dropped:")]
+    assert sum(told) == dropped.total() == 601
+
+
+def test_a_spool_that_others_may_write_or_look_into_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "spool"
+    for mode, of_camera, told in [
+        (0o755, 0o700, []),
+        (0o1777, 0o700, []),
+        (0o775, 0o700, [f"spool {folder}: others may write into it (mode 775)"]),
+        (0o700, 0o750, [f"spool {folder}/camera: others may look into it (mode 750)"]),
+    ]:
+        caplog.clear()
+        Spool(folder, "camera", LEAST_BYTES, 1.0, Counter()).close()
+        assert not caplog.text, "it is made for its owner alone"
+        folder.chmod(mode)
+        (folder / "camera").chmod(of_camera)
+        Spool(folder, "camera", LEAST_BYTES, 1.0, Counter()).close()
+        assert [line for words in told for line in lines(caplog.text, words)] == lines(caplog.text, "others may")
+        assert len(lines(caplog.text, "others may")) == len(told)
+        folder.chmod(0o700)
+        (folder / "camera").chmod(0o700)

@@ -1,17 +1,20 @@
 """A segment: it reads back, and a kill or damage at any byte costs no more than it must."""
 
+import errno
+import os
 import random
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protos.segment import Entry, Segment, SegmentError, index_of
+from protos.segment import Entry, Segment, SegmentError, SegmentUnreadableError, SegmentWriter, index_of, indexed
 from protos.v1 import veilcam_pb2 as pb
 from tests.protos.segments import HELLO, frames, read, written
 
@@ -33,6 +36,33 @@ def test_what_was_written_reads_back(whole: Path) -> None:
     ]
     assert next(segment.frames(entries[8].offset))[0] == frames(20)[8]
     assert whole.stat().st_mode & 0o077 == 0
+
+
+def test_a_frame_that_the_disk_had_no_room_for_can_be_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each of a frame's two writes, of which half was done."""
+    writer, put = SegmentWriter(tmp_path / "1.vcseg", HELLO), SegmentWriter._put
+    for number, frame in enumerate(frames(20)):
+        room = [True] * (number % 2)
+
+        def full(file: BinaryIO, data: bytes, room: list[bool] = room) -> int:
+            return put(file, data) if room and room.pop() else put(file, data[: len(data) // 2]) and refused()
+
+        with monkeypatch.context() as broken:
+            broken.setattr(writer, "_put", full)
+            with pytest.raises(OSError, match="No space left"):
+                writer.append(frame, frame.capture_time_ns)
+        assert writer.size_on_disk == writer.path.stat().st_size + index_of(writer.path).stat().st_size
+        writer.append(frame, frame.capture_time_ns)
+    writer.close()
+    assert read(writer.path) == frames(20)
+    assert [entry.sequence for entry in Segment(writer.path).entries()] == [frame.sequence for frame in frames(20)]
+    assert indexed(writer.path) == 20
+
+
+def refused() -> int:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @given(data=st.data())
@@ -75,6 +105,16 @@ def test_any_bytes_are_a_segment_or_told(content: bytes, tmp_path_factory: pytes
     path.write_bytes(content)
     with pytest.raises(SegmentError, match=r"1\.vcseg: "):
         Segment(path)
+
+
+def test_a_file_that_the_system_cannot_read_is_no_damaged_segment(tmp_path: Path) -> None:
+    """It opens, and its first read is an EIO."""
+    (tmp_path / "1.vcseg").symlink_to("/proc/self/mem")
+    with pytest.raises(SegmentUnreadableError, match=r"1\.vcseg: Input/output error"):
+        Segment(tmp_path / "1.vcseg")
+    with pytest.raises(SegmentError, match=r"2\.vcseg: No such file") as missing:
+        Segment(tmp_path / "2.vcseg")
+    assert not isinstance(missing.value, SegmentUnreadableError)
 
 
 @given(rows=st.binary(max_size=200))
