@@ -20,6 +20,7 @@ from datetime import datetime
 from pathlib import Path
 
 from encoder.ranges import Ranges
+from protos.rules import CLOCK_SET
 from protos.segment import (
     SUFFIX,
     Segment,
@@ -44,8 +45,6 @@ _READ_AGAIN_S = 60.0
 """A part that the system can't read stays, and is looked at again after so long."""
 _MOST_ON_WAY = 10_000
 """Frames sent of which the server may yet tell that it keeps them; older ones are late, if they are here."""
-_CLOCK_SET = 1_700_000_000
-"""Seconds since 1970; a file from before was written while the clock of a camera without a battery wasn't set yet."""
 _LOCK_WAIT_S = 1.0
 """Another camera here looks for a moment whether this one runs."""
 _UNKEPT_S = 60.0
@@ -570,7 +569,7 @@ def _written(modified_s: float) -> float:
 
     Both times are by a clock that may have been set meanwhile: how old it is isn't known if one of them is absurd.
     """
-    age = time.time() - modified_s if modified_s > _CLOCK_SET else 0.0
+    age = time.time() - modified_s if modified_s > CLOCK_SET else 0.0
     return time.monotonic() - max(0.0, age)
 
 
