@@ -97,7 +97,8 @@ def latency(
     with _mistakes_told(LatencyError):
         catalogue, _, path = _loaded(reconstructor, operator, engine, threads)
         result = measure(source, path, ratio, catalogue)
-    _show(result | {"engine": {"name": engine, "threads": threads}, "machine": machine}, printed, json_file)
+    taken = ", ".join(sorted({each.engine.name for each in catalogue.reconstructors if each.rendition == "veiled"}))
+    _show(result | {"engine": {"name": taken, "threads": threads}, "machine": machine}, printed, json_file)
 
 
 @app.command()

@@ -75,7 +75,9 @@ class Pass:
 
 
 def measure(source: str, operator_path: Path, ratio: float, catalogue: Catalogue) -> dict[str, Any]:
-    """Stream a source twice through a real service to a real viewer: at its own pace, and at full speed.
+    """Stream a source twice through a real service to a real viewer: at full speed, and then at its own pace.
+
+    By then the service has met the size: what it measures and compiles at the first frames isn't in the latencies.
 
     Raises:
         SourceError: the source can't be opened, or has no end.
@@ -85,7 +87,7 @@ def measure(source: str, operator_path: Path, ratio: float, catalogue: Catalogue
     opened.close()
     if opened.live or re.fullmatch(r"pattern[^#]*", source):
         raise SourceError(f"{opened.name}: doesn't end; a file, a folder, or pattern:640x480@25#100")
-    paced, full = (asyncio.run(_pass(source, operator_path, ratio, catalogue, lossless)) for lossless in (False, True))
+    full, paced = asyncio.run(_passes(source, operator_path, ratio, catalogue))
     camera = [sum(took) for took in zip(*(paced.stages[name] for name in ("sample", "quantise", "pack")), strict=True)]
     return {
         "source": masked(source) if "://" in source else Path(source).name,
@@ -129,9 +131,17 @@ def printed(result: dict[str, Any]) -> Iterator[Table | str]:
     )
 
 
-async def _pass(source: str, operator_path: Path, ratio: float, catalogue: Catalogue, lossless: bool) -> Pass:
+async def _passes(source: str, operator_path: Path, ratio: float, catalogue: Catalogue) -> list[Pass]:
     server = Server(catalogue, Settings(port=0, http=0, max_frame_rate=0, max_byte_rate=0))
     await server.start()
+    try:
+        return [await _pass(server, source, operator_path, ratio, lossless) for lossless in (True, False)]
+    finally:
+        await server.stop(1.0)
+
+
+async def _pass(server: Server, source: str, operator_path: Path, ratio: float, lossless: bool) -> Pass:
+    began_ns = time.time_ns()
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     arguments = (source, operator_path, ratio, f"127.0.0.1:{server.port}", lossless, theirs)
@@ -148,12 +158,13 @@ async def _pass(source: str, operator_path: Path, ratio: float, catalogue: Catal
     finally:
         both.cancel()
         watching.cancel()
-        await server.stop(1.0)
         process.join(5)
     if isinstance(answer, str):
         raise LatencyError(answer)
     records, captured, seconds = answer
-    return _joined(records, captured, seconds, viewed, pictures)
+    # A viewer's first picture is the newest there is: the last of the pass before.
+    of_this = {sequence: each for sequence, each in pictures.items() if each.capture_time_ns >= began_ns}
+    return _joined(records, captured, seconds, viewed, of_this)
 
 
 def film(source: str, operator_path: Path, ratio: float, address: str, lossless: bool, answer: Connection) -> None:

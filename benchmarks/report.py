@@ -176,7 +176,8 @@ def latency_table(result: dict[str, Any]) -> list[str]:
         f"frames/s; at full speed {result['full_speed_frames']['shown']} of {result['full_speed_frames']['captured']}, "
         f"{result['full_speed_fps']} frames/s. On the camera, sample + "
         f"quantise + pack took {result['camera_ms']} ms and {result['payload_bytes']} bytes a frame; OpenCV's JPEG of "
-        f"the same frames {result['jpeg']['median']} ms and {result['jpeg']['bytes']} bytes. {_measured_on(result)}",
+        f"the same frames {result['jpeg']['median']} ms and {result['jpeg']['bytes']} bytes. Reconstructed "
+        f"by {result['engine']['name']}, {result['engine']['threads']} threads. {_measured_on(result)}",
         "",
     ]
     return lines
