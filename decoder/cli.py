@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
-from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -236,12 +235,10 @@ def decode(
 
 def _reached_as(settings: "Settings") -> str:
     """The host in the addresses that are told: one that a browser can use, and finds in the certificate."""
+    from decoder.access.exposure import is_everywhere
     from decoder.access.tls import names_in
 
-    everywhere = False
-    with contextlib.suppress(ValueError):
-        everywhere = ip_address(settings.host).is_unspecified
-    if not everywhere:
+    if not is_everywhere(settings.host):
         return f"[{settings.host}]" if ":" in settings.host else settings.host
     named = names_in(settings.certificate.read_bytes()) if settings.certificate is not None else ()
     return next((each for each in named if "*" not in each), socket.gethostname())

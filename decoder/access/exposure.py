@@ -24,11 +24,12 @@ def check_exposure(settings: Settings) -> None:
     if is_loopback(settings.host) or settings.insecure:
         return
     if lacking := lacking_guards(settings):
+        name = "NAME" if is_everywhere(settings.host) else settings.host
         options = ", ".join(f"--{name.replace('_', '-')}" for name in lacking)
         raise AccessError(
             f"--host {settings.host}: nothing listens beyond loopback without TLS and authentication; missing: "
             f"{options}\n"
-            f"make certificates: veilcam-decode keys init DIR --host {_as_host(settings.host)} --camera NAME\n"
+            f"make certificates: veilcam-decode keys init DIR --host {name} --camera NAME\n"
             "add people: veilcam-decode users add NAME --role viewer --camera NAME --users users.toml\n"
             "then: --certificate DIR/server.pem --key DIR/server.key --client-ca DIR/ca.pem --users users.toml\n"
             "or say --insecure: everyone who reaches it can watch, or publish"
@@ -48,9 +49,9 @@ def is_loopback(host: str) -> bool:
         return host.lower() == "localhost"
 
 
-def _as_host(host: str) -> str:
-    """What cameras call it, if that can be known."""
+def is_everywhere(host: str) -> bool:
+    """Whether an address to listen on is all that this machine has: nobody calls it by that."""
     try:
-        return "NAME" if ip_address(host).is_unspecified else host
+        return ip_address(host).is_unspecified
     except ValueError:
-        return host
+        return False

@@ -101,11 +101,10 @@ def web_app(
             seen = {str(name): int(serial) for name, serial in seen.items()}
         except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
             return text(400, 'seen: expected JSON as in {"NAME": 7}')
-        if "rendition" in request.query_params:
-            rendition = asked_rendition(request, policy, RENDITIONS)
-            if isinstance(rendition, Response):
-                return rendition
-        return await _newer(request, cameras, policy, seen, request.query_params.getlist("camera"), audit)
+        rendition = asked_rendition(request, policy, RENDITIONS)
+        if isinstance(rendition, Response):
+            return rendition
+        return await _newer(request, cameras, policy, rendition, seen, request.query_params.getlist("camera"), audit)
 
     async def still(request: Request) -> Response:
         match = found(request)
@@ -193,7 +192,13 @@ async def _engine_failed(request: Request, error: Exception) -> Response:
 
 
 async def _newer(
-    request: Request, cameras: Cameras, policy: Policy, seen: dict[str, int], names: list[str], audit: Audit
+    request: Request,
+    cameras: Cameras,
+    policy: Policy,
+    rendition: str,
+    seen: dict[str, int],
+    names: list[str],
+    audit: Audit,
 ) -> Response:
     """The newest picture of every camera, or of those named, unless it is ``seen`` by its serial number; else 204.
 
@@ -206,20 +211,16 @@ async def _newer(
     The body holds for each picture: u32 length of its JSON, u32 length of its JPEG, JSON (name, serial, time captured
     in ms since 1970, id of its reconstructor), JPEG.
     """
-
-    def wanted(camera: Camera) -> str | None:
-        named = request.query_params.get("rendition")
-        return named if named in camera.renditions else camera.rendition
-
     deadline = time.monotonic() + _LONGEST_WAIT_S
     with ExitStack() as watching:
         watched: set[Relay] = set()
         while True:
             changed = cameras.changed()
             asked = {
-                camera.name: camera.relays[rendition]
+                camera.name: camera.relays[given]
                 for camera in cameras.all()
-                if (rendition := wanted(camera)) in WHO.get().renditions(policy)
+                if (given := rendition if rendition in camera.renditions else camera.rendition)
+                in WHO.get().renditions(policy)
                 and WHO.get().sees(camera.name)
                 and (not names or camera.name in names)
             }

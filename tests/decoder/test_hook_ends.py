@@ -71,16 +71,20 @@ def test_a_command_that_hangs_ends_with_all_that_it_began(
     film.bye()
 
 
-def test_a_command_that_can_not_be_ended_is_left_and_the_next_change_told(
-    command: Command, start_service: StartService, operator: Operator, caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    """As one that runs as another user."""
+@pytest.fixture
+def unendable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands can't be ended, as those that run as another user."""
 
     def refuse(*_: int) -> None:
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr("decoder.viewers.hook.os.killpg", refuse)
+
+
+@pytest.mark.usefixtures("unendable")
+def test_a_command_that_can_not_be_ended_is_left_and_the_next_change_told(
+    command: Command, start_service: StartService, operator: Operator, caplog: pytest.LogCaptureFixture
+) -> None:
     film = Film(hooked(start_service, command.told), operator)
     film.send()
     wait_for(lambda: command.states[:1] == ["live"], "the first call")
@@ -91,14 +95,11 @@ def test_a_command_that_can_not_be_ended_is_left_and_the_next_change_told(
     wait_for(lambda: command.states[-1] == "gone", "the last call")
 
 
+@pytest.mark.usefixtures("unendable")
 def test_commands_that_can_not_be_ended_do_not_pile_up(
     command: Command, start_service: StartService, operator: Operator, caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    def refuse(*_: int) -> None:
-        raise PermissionError(1, "Operation not permitted")
-
-    monkeypatch.setattr("decoder.viewers.hook.os.killpg", refuse)
     monkeypatch.setattr("decoder.viewers.hook._LEFT", 1)
     film = Film(hooked(start_service, command.told), operator)
     film.send()

@@ -40,6 +40,19 @@ def publish(service: Service, hello: pb.Hello, frames: list[pb.Frame]) -> Camera
     return camera
 
 
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> set[Path]:
+    """Files and folders that this process has brought onto the disk itself."""
+    found, fsync = set[Path](), os.fsync
+
+    def noted(descriptor: int) -> None:
+        fsync(descriptor)
+        found.add(Path(f"/proc/self/fd/{descriptor}").readlink())
+
+    monkeypatch.setattr(os, "fsync", noted)
+    return found
+
+
 def opened(folder: Path) -> set[Path]:
     """Files of a folder that this process has open."""
     found = set[Path]()
@@ -80,18 +93,12 @@ def test_a_backlog_that_repeats_a_live_frame_is_done_when_that_is_on_the_disk_it
     operator: Operator,
     photographs: list[NDArray[np.uint8]],
     frames: list[pb.Frame],
+    synced: set[Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With the name of its segment, and that of its folder."""
-    synced, fsync = set[Path](), os.fsync
-
-    def noted(descriptor: int) -> None:
-        fsync(descriptor)
-        synced.add(Path(f"/proc/self/fd/{descriptor}").readlink())
-
     monkeypatch.setattr("decoder.recordings.recorder._FLUSH_EVERY_S", 3600.0)
-    monkeypatch.setattr(os, "fsync", noted)
     hello = said(operator, photographs[0])
     recorder = Recorder(Store(tmp_path, Retention(free_megabytes=0)))
     recorder.begin(hello, lambda: None)
@@ -109,8 +116,8 @@ def test_a_frame_that_a_killed_process_left_is_called_kept_when_it_is_on_the_dis
     operator: Operator,
     photographs: list[NDArray[np.uint8]],
     frames: list[pb.Frame],
+    synced: set[Path],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Killed when it had written them and flushed nothing; the camera sends them again."""
     hello = said(operator, photographs[0])
@@ -118,13 +125,8 @@ def test_a_frame_that_a_killed_process_left_is_called_kept_when_it_is_on_the_dis
     for frame in frames:
         killed.append(frame, 1)
     killed.close()
-    synced, at_kept, fsync = set[Path](), list[set[Path]](), os.fsync
-
-    def noted(descriptor: int) -> None:
-        fsync(descriptor)
-        synced.add(Path(f"/proc/self/fd/{descriptor}").readlink())
-
-    monkeypatch.setattr(os, "fsync", noted)
+    synced.clear()
+    at_kept: list[set[Path]] = []
     recorder = Recorder(Store(tmp_path, Retention(free_megabytes=0)))
     recorder.begin(hello, lambda: None, lambda _: at_kept.append(set(synced)))
     for frame in frames:
