@@ -17,7 +17,7 @@ from train.evaluation.small import (
     PURIFIERS,
 )
 from train.report import printed
-from train.report.tables import doubts, lost, render, targets
+from train.report.tables import ablation, doubts, lost, render, targets
 from train.reproduce import SCHEDULES, Schedule
 
 
@@ -142,3 +142,18 @@ def test_the_report_doubts_itself() -> None:
     assert any("vgg16 reads 85.00 % of the originals" in line for line in found)
     assert any("vit wasn't trained" in line for line in found)
     assert sum("at equal PSNR leaves 60.00 %" in line for line in found) == 12
+
+
+def test_the_ablation_tells_what_each_run_changed_and_what_that_gave() -> None:
+    paper = told()
+    assert ablation(paper, "short") == []
+    settings = {"data": "cifar10", "extends": "csnet-r10", "iterations": 800, "batch": 125, "surrogates": ["a", "b"]}
+    base = paper["models"]["adv-csnet-e-r10"] | {"run": settings}
+    fewer = {**base, "run": {**settings, "surrogates": ["a"], "likeness": 0.0}}
+    paper["models"] |= {"ablation-fewer-r10": fewer, "ablation-base-r10": base}
+    head, _, first, second, *_, last = ablation(paper, "short")
+    assert head.startswith("| run | changed | PSNR lost, % | vgg16 | resnet110 |")
+    assert first.startswith("| [ablation-base-r10](../train/runs/paper/short/ablation-base-r10.toml) |")
+    assert "| surrogates = a, likeness = 0.0 | 1.00 | 10.00 |" in second
+    assert last == "800 iterations of 125 pictures each, r = 0.1."
+    assert not any("ablation" in line for line in doubts(paper))

@@ -22,6 +22,7 @@ _RUN_FILES = "../train/runs/paper"
 _RELIABLE = 90.0
 """Percent of the originals that a classifier should read before its misreading of others means anything."""
 _DASH = "–"
+_ABLATION, _ABLATED = "ablation-", "ablation-base-r10"
 
 
 def render(paper: Told) -> str:
@@ -170,6 +171,33 @@ def _judges(told: Told, _: str) -> list[str]:
         cells = [_beside(recognition(model, reader), None) for reader in readers]
         rows.append([title, *cells, _beside(mean_recognition(model, readers), None)])
     return _table(("model", *readers, "mean"), rows) if readers else []
+
+
+def ablation(told: Told, name: str) -> list[str]:
+    """Which part of Adv-CSNet-E gives what: its parts changed one at a time, in shorter runs."""
+    base = told["models"].get(_ABLATED)
+    runs = [run for run in told["models"] if run.startswith(_ABLATION) and run != _ABLATED]
+    if base is None or not runs:
+        return []
+    readers = _present(told, (*PAPER, *JUDGES))
+    rows = []
+    for run in (_ABLATED, *runs):
+        model = told["models"][run]
+        changes = [f"{key} = {_setting(value)}" for key, value in model["run"].items() if value != base["run"].get(key)]
+        plain = told["models"].get(model["run"]["extends"])
+        cost = _share_lost([float(model["psnr"][ITSELF])], [float(plain["psnr"][ITSELF])]) if plain else None
+        read = [recognition(model, reader) for reader in readers]
+        purified = [mean_recognition(model, readers, ITSELF, way) for way in PURIFIERS]
+        cells = [_beside(cell, None) for cell in (cost, *read, *purified)]
+        rows.append([_linked(run, name), ", ".join(changes) or "what the others change", *cells])
+    head = ("run", "changed", "PSNR lost, %", *readers, *(f"all after {way}" for way in PURIFIERS))
+    told_of = f"{base['run']['iterations']} iterations of {base['run']['batch']} pictures each, r = 0.1."
+    return [*_table(head, rows), "", told_of]
+
+
+def _setting(value: object) -> str:
+    """As run files write it, on one line."""
+    return " + ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _controls(told: Told, _: str) -> list[str]:
@@ -348,15 +376,14 @@ def _present(told: Told, readers: Iterable[str]) -> tuple[str, ...]:
 
 
 def _named(told: Told) -> Iterator[tuple[str, str]]:
-    """Models of CIFAR-10, the tables' own first."""
-    known = [f"{key}-r{ratio}" for key in MODELS for ratio in RATIOS]
+    """Models of CIFAR-10, the tables' own first; those of the ablation have a table of theirs."""
     titles = {
         f"{key}-r{ratio}": f"{title}, r = {ratio / 100}" for key, (title, _) in MODELS.items() for ratio in RATIOS
     }
-    others = [name for name in told["models"] if name not in known and told["models"][name]["run"]["data"] == "cifar10"]
-    for name in (*known, *others):
-        if name in told["models"]:
-            yield name, titles.get(name, name)
+    for name, model in told["models"].items():
+        if name not in titles and model["run"]["data"] == "cifar10" and not name.startswith(_ABLATION):
+            titles[name] = name
+    yield from ((name, title) for name, title in titles.items() if name in told["models"])
 
 
 _PARTS: Sequence[tuple[str, Callable[[Told, str], list[str]]]] = (
@@ -367,6 +394,7 @@ _PARTS: Sequence[tuple[str, Callable[[Told, str], list[str]]]] = (
     ("Table 3: PSNR, dB", _table3),
     ("PSNR lost against the CSNet of the same ratio, %", _cost),
     ("Judges that no model was trained against (T1), %", _judges),
+    ("Adv-CSNet-E without one of its parts, recognition in %", ablation),
     ("Controls at equal PSNR: mean recognition of VGG-16, ResNet-110 and the judges, %", _controls),
     ("Purified on the way to the reader (T2), %", _purified),
     ("Readers retrained on a model's labelled pictures (T4), %", _retrained),
