@@ -213,6 +213,11 @@ class EnsembleRun(SmallRun):
     """Weight of the surrogates' answers."""
     likeness: float = bounded(1.0, 0.0, 1e6)
     """Weight of surrogates' likeness halfway, ``train.objectives.veil.likeness``."""
+    by_need: bool = True
+    """Surrogates count by what they still read above chance, else evenly."""
+    moved: bool = True
+    """Pictures are moved by up to two pixels, and half of them mirrored, on their way to the surrogates, as what those
+    learned from was: what fools one wherever it falls fools others too (input diversity, Xie et al. 2019)."""
     purified: bool = True
     """Half of the pictures pass a random purifier on their way to the surrogates."""
     learning_readers: int = bounded(0, 0, 8)
@@ -221,8 +226,9 @@ class EnsembleRun(SmallRun):
     restart: int = bounded(200, 1, 1_000_000)
     kept_readers: int = bounded(1, 0, 8)
     """Of the readers that started anew, the last ones are kept as they were, and G is trained against them too."""
-    psnr_lost: float = bounded(0.009, 0.0, 0.5)
-    """Share of the CSNet's PSNR that the veil may cost; the weight of the reconstruction follows it."""
+    psnr_lost: float = bounded(0.0095, 0.0, 0.5)
+    """Share of the CSNet's PSNR that the veil may cost; the weight of the reconstruction follows it, and in the end the
+    veil is made just so strong."""
     psnr_lost_at_first: float = bounded(0.05, 0.0, 0.5)
     """Where that share begins. A veil is found where it may cost more, and then made cheap; held to its price from the
     start it isn't found."""

@@ -15,7 +15,8 @@ from train import checkpoint
 from train.data.small import SmallSet, open_set
 from train.devices import Device
 from train.loops import adversarial, schedule
-from train.loops.ensemble import FidelityWeight, LearningReaders
+from train.loops.ensemble import LearningReaders, Needs
+from train.loops.price import FidelityWeight, landed
 from train.loops.retrained import Rise
 from train.loops.small import LOOPS
 from train.models import classifier_of, csnet_of, model_of, pictures_of, reader_of, recognition
@@ -23,6 +24,7 @@ from train.networks.classifiers import CLASSIFIERS
 from train.networks.classifiers.classifier import Classifier
 from train.networks.csnet import floor_rows
 from train.networks.discriminator import Discriminator
+from train.objectives.reconstruction import psnr
 from train.settings import (
     AdversarialRun,
     ClassifierRun,
@@ -283,6 +285,41 @@ def test_the_weight_of_fidelity_follows_what_is_lost() -> None:
     for _ in range(1000):
         weight.follow(torch.tensor(1.0), 0.01)
     assert float(weight.alpha) <= 1e4
+
+
+@pytest.mark.parametrize("price", [0.01, 0.05])
+def test_a_veil_lands_at_its_price(price: float, data: SmallSet, runs: Path) -> None:
+    base = csnet_of(runs / "csnet" / "final.pt", CPU)
+    net = csnet_of(runs / "csnet" / "final.pt", CPU)
+    torch.manual_seed(3)
+    for weights in net.reconstruction.parameters():
+        weights.add_(0.3 * weights.abs().mean() * torch.randn(weights.shape))
+    pictures = data.train[:200]
+
+    def lost() -> float:
+        """Share of the PSNR that the change of G costs."""
+        originals = pictures.all()[0]
+        of_net, of_base = (psnr(pictures_of(model, pictures, CPU).all()[0], originals).mean() for model in (net, base))
+        return float(1 - of_net / of_base)
+
+    assert lost() > 0.1
+    assert landed(net, base, pictures, price, CPU) < 1
+    assert price * 0.95 < lost() <= price
+    assert landed(net, base, pictures, 0.9, CPU) == pytest.approx(1.5, abs=0.01), "no stronger than that, at any price"
+    assert torch.equal(net.sampling.weight, base.sampling.weight)
+
+
+def test_a_reader_counts_by_what_it_still_reads() -> None:
+    needs = Needs(CPU)
+    assert [float(share) for share in needs.shares(["new", "other"]).values()] == [0.5, 0.5]
+    for _ in range(50):
+        for name, read in (("fooled", 0.1), ("lower", 0.0), ("reading", 0.5)):
+            needs.note(name, torch.tensor(read))
+    shares = needs.shares(["fooled", "reading", "lower"])
+    assert float(sum(shares.values())) == pytest.approx(1)
+    assert float(shares["reading"]) > 0.8
+    assert float(shares["fooled"]) == pytest.approx(float(shares["lower"])), "below chance there is nothing to win"
+    assert float(shares["fooled"]) > 0, "one that isn't watched comes back"
 
 
 def test_learning_readers_start_from_every_surrogate_in_turn_and_the_last_are_kept() -> None:

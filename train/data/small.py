@@ -163,7 +163,7 @@ def moved(pictures: Tensor, generator: torch.Generator, mirror: bool, by: int = 
     """Pictures moved by up to ``by`` pixels, zeros coming in, and half of them mirrored: what a classifier learns from.
 
     Args:
-        pictures: (N, 1, H, W).
+        pictures: (N, C, H, W); all of a picture's channels move together.
         generator: of the CPU, so that a run draws the same on any device.
         mirror: not for digits.
     """
@@ -176,4 +176,4 @@ def moved(pictures: Tensor, generator: torch.Generator, mirror: bool, by: int = 
         flip = (torch.rand(count, 1, 1, generator=generator) < 0.5).to(pictures.device)
         columns = torch.where(flip, columns.flip(-1), columns)
     picture = torch.arange(count, device=pictures.device).reshape(-1, 1, 1)
-    return wider[picture, 0, rows, columns][:, None]
+    return wider[picture, :, rows, columns].permute(0, 3, 1, 2)

@@ -1,15 +1,16 @@
 """Adv-CSNet-E: the G of a CSNet against a set of readers, through purifiers, for a given share of PSNR.
 
 picture ─▶ S, frozen ─▶ s ─┬─▶ G ─▶ x' ─┬─▶ distance to the picture, its weight follows the PSNR that may be lost
-                           │            └─▶ half of them purified ─▶ some readers ─▶ answer, features halfway
+                           │            └─▶ moved, half of them purified ─▶ some readers ─▶ answer, features halfway
                            └─▶ G of the CSNet, frozen ─▶ the PSNR to lose from
 
-Readers are frozen surrogates, and some that learn on the veiled pictures, with their labels, beside G.
+Readers are frozen surrogates, and some that learn on the veiled pictures, with their labels, beside G. Each counts by
+what it still reads.
 """
 
 import copy
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from torch.nn import functional
 
 from train.data.small import Batches, SmallSet, cropped, moved, padded
 from train.devices import Device
+from train.loops.price import FidelityWeight, allowed, landed
 from train.loops.schedule import Report, Training, descend, learning_rate
 from train.models import classifier_of, csnet_of, reader_of
-from train.networks.classifiers.classifier import Classifier
+from train.networks.classifiers.classifier import CLASSES, Classifier
 from train.objectives.paper import reconstruction_loss
 from train.objectives.reconstruction import psnr
 from train.objectives.veil import likeness, uniform, unreadable
@@ -29,6 +31,9 @@ from train.purifiers import random_purifier
 from train.settings import EnsembleRun, SettingsError
 
 _READER_RATE = 0.01
+_MOVED_BY = 2
+_NEED_AT_CHANCE = 0.02
+_NEED_FORGETS = 0.9
 
 
 def train(run: EnsembleRun, data: SmallSet, device: Device, out: Path, report: Report) -> Path:
@@ -47,7 +52,10 @@ def train(run: EnsembleRun, data: SmallSet, device: Device, out: Path, report: R
     weight = FidelityWeight(device, run.weight_moves)
     started_from = {name: classifier_of(path, device)[0] for name, path in paths.items()}
     learning = LearningReaders(started_from, run.learning_readers, run.kept_readers)
-    parts: dict[str, Any] = {"net": net, "optimiser": optimiser, "weight": weight, "learning": learning}
+    needs = Needs(device)
+    parts: dict[str, Any] = {
+        "net": net, "optimiser": optimiser, "weight": weight, "learning": learning, "needs": needs
+    }  # fmt: skip
     with Training(run, parts, generator, out, report, device) as training:
         while training.running:
             picture, label = batches.at(training.iteration)
@@ -59,54 +67,71 @@ def train(run: EnsembleRun, data: SmallSet, device: Device, out: Path, report: R
                 veiled = cropped(net.reconstruction(measurements).float(), picture)
             lost = 1 - psnr(veiled.detach(), picture).mean() / psnr(plain, picture).mean()
             terms = {"reconstruction": weight.alpha * reconstruction_loss(veiled, picture)}
-            seen = padded(_on_the_way(veiled, generator) if run.purified else veiled)
-            readers = list((surrogates | learning.readers()).values())
-            drawn = torch.randperm(len(readers), generator=generator)[: run.at_once].tolist()
+            shown, original = veiled, picture
+            if run.moved:
+                both = moved(torch.cat([veiled, picture], 1), generator, mirror=run.data == "cifar10", by=_MOVED_BY)
+                shown, original = both[:, :1], both[:, 1:]
+            seen = padded(_on_the_way(shown, generator) if run.purified else shown)
+            readers = surrogates | learning.readers()
+            names = list(readers)
+            drawn = [names[place] for place in torch.randperm(len(names), generator=generator)[: run.at_once].tolist()]
+            shares = needs.shares(drawn) if run.by_need else dict.fromkeys(drawn, 1 / len(drawn))
             answers, alike, read = (torch.zeros((), device=device.torch) for _ in range(3))
-            for reader in (readers[place] for place in drawn):
+            for name, share in shares.items():
+                reader = readers[name]
                 with device.precision():
                     middle, scores = (value.float() for value in reader.halfway(seen))
-                answers = answers + _answer(run.target, scores, label) / len(drawn)
-                read = read + (scores.argmax(1) == label).float().mean() / len(drawn)
+                answers = answers + share * _answer(run.target, scores, label)
+                read_by = (scores.argmax(1) == label).float().mean()
+                needs.note(name, read_by)
+                read = read + read_by / len(drawn)
                 if run.likeness:
                     with torch.no_grad(), device.precision():
-                        original = reader.middle(whole).float()
-                    alike = alike + likeness(middle, original) / len(drawn)
+                        unveiled = reader.middle(padded(original)).float()
+                    alike = alike + share * likeness(middle, unveiled)
             terms |= {"answers": run.beta * answers, "likeness": run.likeness * alike}
             rate = learning_rate(training.iteration, run)
             descend(optimiser, sum(terms.values(), torch.zeros((), device=device.torch)), rate)
-            weight.follow(lost, _allowed(training.iteration, run))
-            learned_from = padded(moved(veiled.detach(), generator, mirror=run.data == "cifar10", by=2))
+            weight.follow(lost, allowed(training.iteration, run))
+            learned_from = padded(moved(veiled.detach(), generator, mirror=run.data == "cifar10", by=_MOVED_BY))
             learning_read = learning.learn(learned_from, label, device)
             if (training.iteration + 1) % run.restart == 0:
                 learning.restart_one()
             told = {"recognition": read, "learning_recognition": learning_read}
             training.advance(terms | told | {"psnr_lost": lost, "alpha": weight.alpha}, rate)
-    return training.finish(net)
+    return training.finish(net, strength=landed(net, base, data.train, run.psnr_lost, device))
 
 
-class FidelityWeight:
-    """α of (4), moved so that the veil costs the share of PSNR that it may: up when it costs more, down when less.
+class Needs:
+    """What each reader still reads, as a running mean, and so how much it counts for G.
+
+    Evenly weighed, readers that were fooled long ago take most of the gradient from the one that still reads.
 
     Args:
         device: where the veil is trained.
-        moves: by how much in an iteration, at most, as a part of itself.
     """
 
-    def __init__(self, device: Device, moves: float) -> None:
-        self._moves = moves
-        self.alpha = torch.ones((), device=device.torch)
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._read: dict[str, Tensor] = {}
 
-    def follow(self, lost: Tensor, allowed: float) -> None:
-        """Move for a batch that lost some share of its PSNR, of which it may lose another; most from twice that on."""
-        error = ((lost - allowed) / max(allowed, 1e-3)).clamp(-1, 1)
-        self.alpha = (self.alpha * (1 + self._moves * error)).clamp(1e-3, 1e4)
+    def shares(self, readers: Sequence[str]) -> dict[str, Tensor]:
+        """The share of each of some readers, by what it reads above chance; together 1."""
+        unknown = torch.ones((), device=self._device.torch)
+        above = torch.stack([self._read.get(name, unknown) for name in readers]) - 1 / CLASSES
+        needs = above.clamp_min(0) + _NEED_AT_CHANCE
+        return dict(zip(readers, needs / needs.sum(), strict=True))
+
+    def note(self, reader: str, read: Tensor) -> None:
+        """A reader read a share of a batch rightly."""
+        before = self._read.get(reader, read)
+        self._read[reader] = _NEED_FORGETS * before + (1 - _NEED_FORGETS) * read
 
     def state_dict(self) -> dict[str, float]:
-        return {"alpha": float(self.alpha)}
+        return {name: float(read) for name, read in self._read.items()}
 
     def load_state_dict(self, state: dict[str, float], /) -> None:
-        self.alpha = torch.full_like(self.alpha, state["alpha"])
+        self._read = {name: torch.tensor(read, device=self._device.torch) for name, read in state.items()}
 
 
 class LearningReaders:
@@ -180,12 +205,6 @@ class LearningReaders:
         which = number % len(self._surrogates)
         net = copy.deepcopy(self._surrogates[which])
         return which, net, torch.optim.SGD(net.parameters(), _READER_RATE, momentum=0.9, weight_decay=5e-4)
-
-
-def _allowed(iteration: int, run: EnsembleRun) -> float:
-    """The share of the PSNR that may be lost at an iteration."""
-    left = max(0.0, 1 - iteration / (run.price_falls * run.iterations))
-    return run.psnr_lost + (run.psnr_lost_at_first - run.psnr_lost) * left
 
 
 def _answer(target: str, scores: Tensor, label: Tensor) -> Tensor:

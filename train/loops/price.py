@@ -1,0 +1,82 @@
+"""What a veil may cost, in PSNR: when, how strongly it is held to that, and that it costs just so much in the end."""
+
+import torch
+from torch import Tensor
+
+from train.data.small import Pictures
+from train.devices import Device
+from train.models import pictures_of
+from train.networks.csnet import CSNet
+from train.objectives.reconstruction import psnr
+from train.settings import EnsembleRun
+
+_LANDED_ON = 2000
+_STRONGEST = 1.5
+_HALVINGS = 10
+
+
+class FidelityWeight:
+    """α of (4), moved so that the veil costs the share of PSNR that it may: up when it costs more, down when less.
+
+    Args:
+        device: where the veil is trained.
+        moves: by how much in an iteration, at most, as a part of itself.
+    """
+
+    def __init__(self, device: Device, moves: float) -> None:
+        self._moves = moves
+        self.alpha = torch.ones((), device=device.torch)
+
+    def follow(self, lost: Tensor, allowed: float) -> None:
+        """Move for a batch that lost some share of its PSNR, of which it may lose another; most from twice that on."""
+        error = ((lost - allowed) / max(allowed, 1e-3)).clamp(-1, 1)
+        self.alpha = (self.alpha * (1 + self._moves * error)).clamp(1e-3, 1e4)
+
+    def state_dict(self) -> dict[str, float]:
+        return {"alpha": float(self.alpha)}
+
+    def load_state_dict(self, state: dict[str, float], /) -> None:
+        self.alpha = torch.full_like(self.alpha, state["alpha"])
+
+
+def allowed(iteration: int, run: EnsembleRun) -> float:
+    """The share of the PSNR that may be lost at an iteration."""
+    left = max(0.0, 1 - iteration / (run.price_falls * run.iterations))
+    return run.psnr_lost + (run.psnr_lost_at_first - run.psnr_lost) * left
+
+
+def landed(net: CSNet, base: CSNet, pictures: Pictures, lost: float, device: Device) -> float:
+    """Make a veil weaker or stronger until it costs what it may, and return by what factor.
+
+    Its weights go along the line from the CSNet's through what was learned; the PSNR of what they make goes along
+    evenly (as between any net and one that was tuned from it, Wortsman et al. 2022), and a stronger veil is read less.
+
+    Args:
+        net: whose G was veiled; changed.
+        base: the CSNet that it started from.
+        pictures: of training; the first 2,000 are looked at.
+        lost: share of the CSNet's mean PSNR that the veil may cost.
+        device: to look on.
+
+    Returns:
+        At most 1.5, whatever the price: nothing is known of what lies far beyond.
+    """
+    looked_at = pictures[:_LANDED_ON]
+    original = looked_at.to(torch.device("cpu")).all()[0]
+    start, end = ([p.detach().clone() for p in each.reconstruction.parameters()] for each in (base, net))
+
+    def mean_psnr(model: CSNet) -> float:
+        return float(psnr(pictures_of(model, looked_at, device).all()[0], original).mean())
+
+    def set_to(strength: float) -> None:
+        with torch.no_grad():
+            for weights, before, after in zip(net.reconstruction.parameters(), start, end, strict=True):
+                weights.copy_(before + strength * (after - before))
+
+    plain, low, high = mean_psnr(base), 0.0, _STRONGEST
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        set_to(middle)
+        low, high = (middle, high) if 1 - mean_psnr(net) / plain <= lost else (low, middle)
+    set_to(low)
+    return low
