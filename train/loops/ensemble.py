@@ -93,12 +93,13 @@ def train(run: EnsembleRun, data: SmallSet, device: Device, out: Path, report: R
             rate = learning_rate(training.iteration, run)
             descend(optimiser, sum(terms.values(), torch.zeros((), device=device.torch)), rate)
             weight.follow(lost, allowed(training.iteration, run))
-            learned_from = padded(moved(veiled.detach(), generator, mirror=run.data == "cifar10", by=_MOVED_BY))
-            learning_read = learning.learn(learned_from, label, device)
-            if (training.iteration + 1) % run.restart == 0:
-                learning.restart_one()
-            told = {"recognition": read, "learning_recognition": learning_read}
-            training.advance(terms | told | {"psnr_lost": lost, "alpha": weight.alpha}, rate)
+            told = {"recognition": read, "psnr_lost": lost, "alpha": weight.alpha}
+            if run.learning_readers:
+                learned_from = padded(moved(veiled.detach(), generator, mirror=run.data == "cifar10", by=_MOVED_BY))
+                told["learning_recognition"] = learning.learn(learned_from, label, device)
+                if (training.iteration + 1) % run.restart == 0:
+                    learning.restart_one()
+            training.advance(terms | told, rate)
     return training.finish(net, strength=landed(net, base, data.train, run.psnr_lost, device))
 
 
