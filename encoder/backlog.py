@@ -11,7 +11,8 @@ import grpc
 
 from encoder.backoff import REFUSED_WAIT_S, Backoff
 from encoder.sinks import SinkError, open_channel, patience_s
-from encoder.spool import Part, Spool
+from encoder.spool.part import Part
+from encoder.spool.spool import Spool
 from encoder.tls import Tls
 from protos.segment import Segment, SegmentError, SegmentUnreadableError, key_of, with_base
 from protos.v1 import veilcam_pb2 as pb
@@ -195,7 +196,7 @@ class Backlog:
         """One line for each reason, until a part is through."""
         if reason not in self._told:
             self._told.add(reason)
-            log.warning("backlog: %s; it waits in %s", problem, self._spool.folder)
+            log.warning("backlog: %s; it waits in %s", problem, self._spool.folder.path)
 
     def _hang_up(self) -> None:
         if self._channel is not None:

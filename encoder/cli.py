@@ -25,7 +25,7 @@ from encoder.sampling import Operator, OperatorError
 from encoder.sinks import FileSink, Sink, SinkError
 from encoder.sources import Frame, Source, SourceError, open_source, source_class
 from encoder.sources.watched import SILENCE_S, WatchedSource
-from encoder.spool import LEAST_BYTES, Spool, SpoolError
+from encoder.spool.spool import LEAST_BYTES, Spool, SpoolError
 from encoder.spooled import SpooledLink
 from encoder.tls import Tls, TlsError
 from protos.rules import CAMERA_NAME, CAMERA_NAME_TOLD
@@ -158,7 +158,7 @@ def encode(
             late = Spool(Path(spool), name, size, hours, account.dropped)
             hello.epoch = late.epoch
             if late.waiting:
-                log.info("spool %s: %d frames of runs before are to be sent", late.folder, late.waiting)
+                log.info("spool %s: %d frames of runs before are to be sent", late.folder.path, late.waiting)
             sink = SpooledLink(
                 *(server, hello, account.dropped, late, spool_rate or _SPOOL_RATE),
                 resizable=opened.live, give_up_s=give_up_seconds, tls=tls,

@@ -8,7 +8,7 @@ import grpc
 from encoder.backlog import Backlog
 from encoder.link import ServerLink
 from encoder.sinks import ServerSink, SinkError
-from encoder.spool import Spool
+from encoder.spool.spool import Spool
 from encoder.tls import Tls
 from protos.v1 import veilcam_pb2 as pb
 

@@ -3,9 +3,6 @@
 import errno
 import logging
 import os
-import shutil
-import sys
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -17,21 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import numpy as np
 import pytest
 
 from encoder import backlog as backlog_module
 from encoder import sinks
-from encoder import spool as spool_module
 from encoder.backlog import Backlog
 from encoder.backoff import Backoff
 from encoder.sampling import Operator
-from encoder.spool import LEAST_BYTES, Spool, SpoolError
+from encoder.spool.spool import LEAST_BYTES, Spool
 from protos.segment import key_of
 from protos.v1 import veilcam_pb2 as pb
 from protos.v1.veilcam_pb2_grpc import CamerasServicer, add_CamerasServicer_to_server
+from tests.encoder.spools import HELLO, Spooling, failing, frames, late
 from tests.encoder.test_link import endless, lines
-from tests.encoder.test_spool import HELLO, OTHER, Spooling, failing, frames, unwritable
 from tests.waiting import wait_for
 
 
@@ -77,17 +72,6 @@ def server() -> Iterator[tuple[Server, str]]:
     serving.stop(0).wait()
 
 
-def late(folder: Path, *counts: int) -> Spool:
-    """A spool with late parts of so many frames."""
-    spool, first = Spool(folder, "camera", LEAST_BYTES, 1.0, Counter()), 1
-    for number, count in enumerate(counts):
-        for frame in frames(count, first=first):
-            spool.append(pb.Hello(camera="camera", width=number, epoch=1), frame, sent=False)
-        first += count
-    spool.append(pb.Hello(camera="other", epoch=1), frames(1, first=first)[0], sent=True)  # what is live ends the last
-    return spool
-
-
 def test_what_is_live_goes_first(server: tuple[Server, str], tmp_path: Path) -> None:
     """The live stream has room for a look and four frames, and then none until it has again."""
     taking, address = server
@@ -128,23 +112,6 @@ def test_it_goes_at_its_rate(server: tuple[Server, str], tmp_path: Path, monkeyp
             wait_for(lambda least=asked + 100: clock.asked > least, "it waits")  # type: ignore[misc]
             assert len(taking.late) == number
             clock.ahead += 1000
-
-
-def test_a_part_that_is_put_back_waits_and_the_next_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spool = late(tmp_path, 2, 3)
-    first = spool.take()
-    assert first is not None
-    spool.put_back(first, 60.0)
-    second = spool.take()
-    assert second is not None
-    assert list(second.pending) == [3, 4, 5]
-    assert spool.put_off == 2
-    spool.put_back(second, 120.0)
-    assert spool.take() is None
-    later = time.monotonic() + 61
-    monkeypatch.setattr(time, "monotonic", lambda: later)
-    assert spool.take() is first
-    spool.close()
 
 
 def test_a_server_that_never_answers_is_told_once(
@@ -197,33 +164,6 @@ def test_a_call_ends_before_a_key_frame_and_none_is_sent_twice(server: tuple[Ser
         wait_for(lambda: spool.late == 600, "all of it")
     assert server[0].late == list(range(1, 601))
     assert server[0].calls > 1
-
-
-def test_what_is_pending_can_be_asked_for_while_the_server_keeps(tmp_path: Path) -> None:
-    spool = Spool(tmp_path, "camera", 1 << 26, 1.0, Counter())
-    for frame in frames(4000):
-        spool.append(pb.Hello(camera="camera", epoch=spool.epoch), frame, sent=False)
-    spool.append(OTHER, frames(1, first=4001)[0], sent=False)
-    part, kept = spool.take(), threading.Event()
-    assert part is not None
-
-    def keep() -> None:
-        for sequence in range(1, 4000, 2):
-            spool.keep([pb.Sequences(first=sequence, last=sequence)])
-            time.sleep(0)
-        kept.set()
-
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    try:
-        threading.Thread(target=keep).start()
-        while not kept.is_set():
-            pending = spool.pending_of(part)
-            assert pending == sorted(set(pending))
-    finally:
-        sys.setswitchinterval(interval)
-    assert spool.pending_of(part) == list(range(2, 4001, 2))
-    spool.close()
 
 
 def test_a_part_on_which_the_server_hangs_does_not_hold_up_newer_ones(
@@ -324,139 +264,3 @@ def test_frames_that_a_mute_server_does_not_take_are_late(
         running.end()
     account = running.account
     assert account.dropped.total() < sinks.UNACKNOWLEDGED_FRAMES + 50, "those of a second or two"
-
-
-def test_what_waits_is_brought_onto_the_disk_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spool, flushed = late(tmp_path, 3), []
-    (first, _) = sorted((tmp_path / "camera").glob("*.vcseg"))
-    sync = os.fsync
-
-    def fsync(opened: int) -> None:
-        flushed.append(Path(f"/proc/self/fd/{opened}").readlink())
-        sync(opened)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    spool.tend()
-    assert not flushed, "that would wear out a card"
-    later = time.monotonic() + 11
-    monkeypatch.setattr(time, "monotonic", lambda: later)
-    spool.tend()
-    assert {first, tmp_path / "camera"} <= set(flushed)
-    flushed.clear()
-    later += 11
-    spool.tend()
-    assert not flushed
-    spool.close()
-
-
-def test_what_was_sent_unwritten_and_is_passed_over_is_lost_on_the_way(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    dropped: Counter[str] = Counter()
-    spool = Spool(tmp_path, "camera", LEAST_BYTES, 1.0, dropped)
-    monkeypatch.setattr(spool_module, "SegmentWriter", unwritable)
-    for frame in frames(5):
-        spool.append(HELLO, frame, sent=True)
-    spool.keep([pb.Sequences(first=2, last=2), pb.Sequences(first=4, last=4)])
-    assert dropped == Counter({"lost on the way": 2})
-    spool.close()
-    assert dropped == Counter({"lost on the way": 3})
-
-
-def test_a_connection_that_is_over_loses_nothing_of_the_next(tmp_path: Path) -> None:
-    """As when pictures get another size while the connection of before is still being closed."""
-    spool = Spool(tmp_path, "camera", LEAST_BYTES, 1.0, Counter())
-    for frame in frames(4):
-        spool.append(HELLO, frame, sent=True)
-    spool.append(OTHER, frames(1, first=5)[0], sent=True)
-    spool.append(HELLO, frames(1, first=6)[0], sent=True)
-    spool.lose(4)
-    part = spool.take()
-    assert part is not None
-    assert list(part.pending) == [1, 2, 3, 4]
-    spool.done(part, 4, {1, 2, 3, 4}, 4)
-    assert spool.take() is None, "the fifth is on the way"
-    spool.close()
-
-
-def test_a_server_that_keeps_nothing_is_told_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    caplog.set_level(logging.INFO)
-    now = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now)
-    spool = Spool(tmp_path, "camera", LEAST_BYTES, 1.0, Counter())
-    for number, frame in enumerate(frames(100), 1):
-        spool.append(HELLO, frame, sent=True)
-        now += 2
-        spool.tend()
-        assert len(lines(caplog.text, "has kept none for")) == (1 if number > 30 else 0)
-    spool.keep([pb.Sequences(first=1, last=100)])
-    assert "keeps frames again" in caplog.text
-    now += 1000
-    spool.tend()
-    assert len(lines(caplog.text, "has kept none for")) == 1, "there was nothing to keep"
-    spool.close()
-
-
-def test_what_cannot_be_deleted_is_told_counted_and_tried_again(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    spool = late(tmp_path, 300)
-    size = spool._total
-    with monkeypatch.context() as broken:
-        broken.setattr(Path, "unlink", refused)
-        part = spool.take()
-        assert part is not None
-        spool.done(part, 300, set(part.pending), 300)
-        assert spool._total == size, "it takes room"
-        assert spool.take() is None
-        assert len(lines(caplog.text, "can't be deleted (Read-only file system)")) == 1
-    later = time.monotonic() + 2
-    monkeypatch.setattr(time, "monotonic", lambda: later)
-    spool.tend()
-    assert spool._total < size
-    assert not part.path.exists()
-    spool.close()
-
-
-def refused(path: Path, missing_ok: bool = False) -> None:
-    raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
-
-
-def test_a_spool_that_is_partly_roots_loses_nothing_and_says_which_file(caplog: pytest.LogCaptureFixture) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("only root can give files to root")
-    with tempfile.TemporaryDirectory(dir="/tmp") as name:
-        folder = Path(name)
-        spool = Spool(folder / "spool", "camera", LEAST_BYTES, 1.0, Counter())
-        spool.close()
-        damaged = folder / "spool" / "camera" / f"{0:020d}-{0:012d}.vcseg"
-        damaged.write_bytes(b"no segment")
-        for path in (folder, folder / "spool", folder / "spool" / "camera", damaged):
-            shutil.chown(path, 65534)
-        (folder / "spool" / "camera" / "epoch.new").touch(0o600)  # a run of root's that was killed in that moment
-        for file in ("lock", "epoch", "epoch.new"):
-            os.seteuid(65534)
-            try:
-                with pytest.raises(SpoolError, match=rf"camera/{file}: can't be used \(Permission denied; give it to"):
-                    Spool(folder / "spool", "camera", LEAST_BYTES, 1.0, Counter())
-            finally:
-                os.seteuid(0)
-            assert damaged.exists()
-            shutil.chown(folder / "spool" / "camera" / file, 65534)
-        assert np.all([line.levelno < logging.WARNING for line in caplog.records])
-
-
-def test_frames_under_a_former_name_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    former = Spool(tmp_path, "porch", LEAST_BYTES, 1.0, Counter())
-    former.append(HELLO, frames(1, size=200_000)[0], sent=False)
-    spool = Spool(tmp_path, "door", LEAST_BYTES, 1.0, Counter())
-    assert not caplog.text, "that one runs"
-    spool.close()
-    former.close()
-    spool = Spool(tmp_path, "door", LEAST_BYTES, 1.0, Counter())
-    assert len(lines(caplog.text, "0.2 MB of camera porch wait there, and only veilcam-encode --name porch")) == 1
-    assert "delete" not in caplog.text, "it may not have been started yet"
-    Spool(tmp_path, "porch", LEAST_BYTES, 1.0, Counter()).close()
-    spool.close()

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from encoder.ranges import Ranges
+from encoder.spool.ranges import Ranges
 
 ENDS = st.tuples(st.integers(0, 60), st.integers(0, 60))
 
