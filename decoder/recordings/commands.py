@@ -83,7 +83,7 @@ def export(
         from decoder.catalogue import CatalogueError
         from decoder.engines import EngineError
         from decoder.recordings.film import free_part, write_film
-        from decoder.recordings.playback import Place, Recording, RecordingError, times_of
+        from decoder.recordings.playback import Place, Recording, RecordingError, find
         from decoder.settings import SettingsError
     rendition = "plain" if plain else "veiled"
     start_ns, end_ns = _range(begin, end)
@@ -96,9 +96,9 @@ def export(
         log.error("%s: %s", film, problem)
         sys.exit(UNUSABLE)
     try:
-        times = times_of(recording, start_ns, end_ns, place)  # before engines are measured, which takes a while
+        found, times = find(recording, start_ns, end_ns, place)  # before engines are measured, which takes a while
         settings = _own_settings({"reconstructor": reconstructor or None, "engine": engine, "threads": threads})
-        played = Recording(recording, open_catalogue(settings, rendition), rendition)
+        played = Recording(found, open_catalogue(settings, rendition), rendition)
         with _stopping() as asked, Progress() as bar:
             if plain:
                 made("export", played.segments[0].hello.camera, times[0], times[-1])
@@ -146,7 +146,7 @@ def replay(
         from decoder.catalogue import CatalogueError
         from decoder.engines import EngineError
         from decoder.model import RENDITIONS
-        from decoder.recordings.playback import Recording, RecordingError, times_of
+        from decoder.recordings.playback import Recording, RecordingError, find
         from decoder.recordings.replay import replay as play
         from decoder.server import Server, ServerError
         from decoder.settings import SettingsError
@@ -157,11 +157,11 @@ def replay(
     given |= {"reconstructor": reconstructor or None, "engine": engine, "threads": threads}
 
     async def serve() -> NoReturn:
-        times = times_of(recording, start_ns, end_ns)
+        found, times = find(recording, start_ns, end_ns)
         settings = _own_settings(given)
         renditions = RENDITIONS[: 1 + settings.allow_plain]
         catalogue = open_catalogue(settings, *renditions)
-        played = Recording(recording, catalogue, *renditions)
+        played = Recording(found, catalogue, *renditions)
         if settings.allow_plain:
             made("replay", played.segments[0].hello.camera, times[0], times[-1])
         server = Server(catalogue, settings)
