@@ -4,14 +4,10 @@ import asyncio
 import contextlib
 import logging
 import os
-import shlex
 import shutil
 import signal
 import socket
-import sys
-import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from datetime import UTC, datetime, timedelta
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -21,6 +17,17 @@ from pythonjsonlogger.json import JsonFormatter
 
 from decoder.access import AccessError
 from decoder.access.commands import keys, users_app
+from decoder.commands import (
+    AllowPlain,
+    EngineName,
+    Reconstructors,
+    Threads,
+    extra_told,
+    give_up,
+    open_catalogue,
+    until_stopped,
+)
+from decoder.recordings.commands import export, replay
 
 if TYPE_CHECKING:
     from decoder.catalogue import Catalogue
@@ -29,19 +36,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("veilcam.decode")
 
-BROKE = 1
-"""Exit code: the service broke while it ran."""
-UNUSABLE = 2
-"""Exit code: what was asked for can't be done (a missing file, a taken port, a bad option)."""
-
 _LOOK_EVERY_S = 2.0
-_ROUND_S = 1.0
-"""What is replayed again and again, be it a single frame, takes so long at least."""
 _PLAIN_ALLOWED = "--allow-plain: %s may ask for plain pictures, which classifiers can read"
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_RENDITION = {False: "veiled", True: "plain"}
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app.command()(export)
+app.command()(replay)
 app.add_typer(keys, name="keys")
 app.add_typer(users_app, name="users")
 
@@ -57,37 +57,6 @@ def _tell_version(asked: bool) -> None:
         raise typer.Exit
 
 
-Reconstructors = Annotated[
-    list[str] | None,
-    typer.Option(metavar="PATH", help="reconstructor file, or a folder of them; may be repeated [the shipped ones]"),
-]
-EngineName = Annotated[
-    str | None, typer.Option(help="runtime, as onnxruntime-int8; auto takes the fastest that agrees [auto]")
-]
-Threads = Annotated[int | None, typer.Option(help="threads of the engine [all cores]")]
-
-
-def _time(text: str) -> datetime:
-    """A date, or a date and a time, as ISO 8601 has it: UTC, unless it names an offset."""
-    try:
-        read = datetime.fromisoformat(text)
-        return read.astimezone(UTC) if read.tzinfo else read.replace(tzinfo=UTC)
-    except (ValueError, OverflowError):
-        raise typer.BadParameter(f"{text!r}: expected a time as 2026-11-25T08:00:00, UTC") from None
-
-
-Begin = Annotated[
-    datetime | None,
-    typer.Option("--from", metavar="TIME", parser=_time, help="capture time, as 2026-11-25T08:00:00, UTC"),
-]
-End = Annotated[datetime | None, typer.Option("--to", metavar="TIME", parser=_time, help="capture time, UTC; left out")]
-AllowPlain = Annotated[
-    bool | None,
-    typer.Option(
-        "--allow-plain",
-        help="let viewers, with --users trusted ones, ask for plain pictures, which classifiers can read",
-    ),
-]
 Megabytes = Annotated[int | None, typer.Option(help="keep so much of them at most [no limit]")]
 
 
@@ -179,7 +148,7 @@ def decode(
         return
     # gRPC's core writes lines of its own beside ours; it reads this when it is imported.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    with _extra_told():
+    with extra_told():
         from decoder.access.exposure import check_exposure, is_loopback, lacking_guards
         from decoder.access.people import People
         from decoder.access.tls import Certificates
@@ -200,9 +169,9 @@ def decode(
         _check_disks(settings)
         # A check doesn't look for the fastest engine: that takes as long as a start, and the start does it anyway.
         unmeasured = check_config and settings.engine == "auto"
-        catalogue = _catalogue(settings.model_copy(update={"engine": REFERENCE}) if unmeasured else settings)
+        catalogue = open_catalogue(settings.model_copy(update={"engine": REFERENCE}) if unmeasured else settings)
     except (SettingsError, AccessError, CatalogueError, EngineError) as error:
-        _give_up(error)
+        give_up(error)
     if check_config:
         log.info("settings are sound: %s", ", ".join(f"{k} = {v}" for k, v in settings.model_dump(mode="json").items()))
         return
@@ -225,12 +194,12 @@ def decode(
         text = "cameras and programs: %s:%d (gRPC); people: %s://%s:%d/"
         scheme = "http" if settings.certificate is None else "https"
         log.info(text, name, server.port, scheme, name, server.http_port, extra=ports)
-        await _until_stopped(server, asyncio.create_task(_follow(server, config, given)))
+        await until_stopped(server, asyncio.create_task(_follow(server, config, given)))
 
     try:
         asyncio.run(serve())
     except (AccessError, ServerError) as error:
-        _give_up(error)
+        give_up(error)
 
 
 def _reached_as(settings: "Settings") -> str:
@@ -269,7 +238,7 @@ async def _follow(server: "Server", config: Path | None, given: Mapping[str, Any
                 continue
             catalogue = None
             if anyway or {"reconstructor", "engine", "threads"} & set(names):
-                catalogue = await asyncio.to_thread(_catalogue, after)
+                catalogue = await asyncio.to_thread(open_catalogue, after)
         except (SettingsError, CatalogueError, EngineError) as error:
             for line in str(error).splitlines():
                 log.error("settings stay as they were: %s", line)
@@ -315,20 +284,6 @@ def _check_disks(settings: "Settings") -> None:
             raise SettingsError(f"{free} in all ({size}); all recordings would be deleted")
 
 
-def _catalogue(settings: "Settings", renditions: Collection[str] = tuple(_RENDITION.values())) -> "Catalogue":
-    from decoder.catalogue import SHIPPED, load_catalogue
-
-    return load_catalogue(settings.reconstructor or [SHIPPED], settings.engine, settings.threads, renditions)
-
-
-def _own_settings(given: Mapping[str, Any]) -> "Settings":
-    """Settings of a command beside the service: what else the environment tells the service isn't for it."""
-    from decoder.settings import PREFIX, read_settings
-
-    names = [f"{PREFIX}{name.upper()}" for name in given]
-    return read_settings(None, given, {name: os.environ[name] for name in names if name in os.environ})
-
-
 def _tell_reconstructors(catalogue: "Catalogue") -> None:
     for each in catalogue.reconstructors:
         log.info(
@@ -336,241 +291,6 @@ def _tell_reconstructors(catalogue: "Catalogue") -> None:
             *(each.name, each.rendition, each.id, each.operator_id, each.engine.rows),
             *(each.engine.name, each.engine.device, each.engine.threads),
         )
-
-
-@app.command()
-def export(
-    recording: Annotated[Path, typer.Argument(help="a segment (.vcseg), or a camera's folder of them")],
-    film: Annotated[Path, typer.Argument(help="film to write, .mp4 (H.264)")],
-    begin: Begin = None,
-    end: End = None,
-    go_on: Annotated[
-        str | None, typer.Option(metavar="SEGMENT:SEQUENCE", help="begin where an export that was stopped told to")
-    ] = None,
-    plain: Annotated[bool, typer.Option("--plain", help="faithful pictures, which classifiers can read")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a film that is there")] = False,
-    reconstructor: Reconstructors = None,
-    engine: EngineName = None,
-    threads: Threads = None,
-) -> None:
-    """Write a recording as a film. A long one can be written in parts, by ranges of time.
-
-    After Ctrl-C, what is done is a film of its own, FILM.part1.mp4 (or part2, if that is there), and the command that
-    goes on from there is told; a second Ctrl-C ends at once, with nothing written. FILM itself is there only when it is
-    whole.
-
-    Exit codes: 0 it is whole; 1 it was stopped, or can't be written; 2 what was asked for can't be done.
-    """
-    with _extra_told():
-        from rich.progress import Progress
-
-        from decoder.access.audit import made
-        from decoder.catalogue import CatalogueError
-        from decoder.engines import EngineError
-        from decoder.recordings.film import free_part, write_film
-        from decoder.recordings.playback import Place, Recording, RecordingError, times_of
-        from decoder.settings import SettingsError
-    start_ns, end_ns = _range(begin, end)
-    try:
-        place = Place.read(go_on) if go_on is not None else Place()
-    except ValueError as error:
-        log.error("--go-on %s", error)
-        sys.exit(UNUSABLE)
-    if (problem := _unwritable(film, overwrite)) is not None:
-        log.error("%s: %s", film, problem)
-        sys.exit(UNUSABLE)
-    try:
-        times = times_of(recording, start_ns, end_ns, place)  # before engines are measured, which takes a while
-        settings = _own_settings({"reconstructor": reconstructor or None, "engine": engine, "threads": threads})
-        played = Recording(recording, _catalogue(settings, [_RENDITION[plain]]), _RENDITION[plain])
-        with _stopping() as asked, Progress() as bar:
-            if plain:
-                made("export", played.segments[0].hello.camera, times[0], times[-1])
-            task = bar.add_task(film.name, total=len(times))
-            shots = played.shots(start_ns, end_ns, place)
-            written = write_film(shots, film, lambda: bar.advance(task), asked)
-    except (SettingsError, CatalogueError, EngineError, RecordingError) as error:
-        _give_up(error)
-    except OSError as error:
-        log.error("%s: %s", error.filename or film, error.strerror)
-        sys.exit(BROKE)
-    except KeyboardInterrupt:
-        log.error("interrupted; nothing was written")
-        sys.exit(BROKE)
-    log.info("%s: %d %s pictures", written.path, written.pictures, _RENDITION[plain])
-    if written.rest is not None:
-        again = ["veilcam-decode", "export", str(recording), str(free_part(written.path))]
-        again += ["--go-on", str(written.rest)]
-        again += ["--from", begin.replace(tzinfo=None).isoformat()] if begin is not None else []
-        again += ["--to", end.replace(tzinfo=None).isoformat()] if end is not None else []
-        again += ["--plain"] if plain else []
-        again += [word for each in reconstructor or [] for word in ("--reconstructor", str(each))]
-        again += ["--engine", engine] if engine is not None else []
-        again += ["--threads", str(threads)] if threads is not None else []
-        log.error("stopped before the end; to go on: %s", shlex.join(again))
-        sys.exit(BROKE)
-
-
-@app.command()
-def replay(
-    recording: Annotated[Path, typer.Argument(help="a segment (.vcseg), or a camera's folder of them")],
-    begin: Begin = None,
-    end: End = None,
-    speed: Annotated[float, typer.Option(min=0.01, max=1000, help="2 plays twice as fast")] = 1.0,
-    loop: Annotated[bool, typer.Option("--loop", help="begin again at the end")] = False,
-    port: Annotated[int | None, typer.Option(help="gRPC port [a free one]")] = 0,
-    http: Annotated[int | None, typer.Option(help="port of the web page [a free one]")] = 0,
-    allow_plain: AllowPlain = None,
-    reconstructor: Reconstructors = None,
-    engine: EngineName = None,
-    threads: Threads = None,
-) -> None:
-    """Show a recording on a page of its own, and to programs, as if its camera were live, until Ctrl-C."""
-    with _extra_told():
-        from decoder.access.audit import made
-        from decoder.catalogue import CatalogueError
-        from decoder.engines import EngineError
-        from decoder.recordings.playback import Recording, RecordingError, times_of
-        from decoder.recordings.replay import replay as play
-        from decoder.server import Server, ServerError
-        from decoder.settings import SettingsError
-    start_ns, end_ns = _range(begin, end)
-    # The pace is this command's own, as fast as --speed says.
-    given: dict[str, Any] = {"port": port, "http": http, "allow_plain": allow_plain}
-    given |= {"max_frame_rate": 0, "max_byte_rate": 0}
-    given |= {"reconstructor": reconstructor or None, "engine": engine, "threads": threads}
-
-    async def serve() -> NoReturn:
-        times = times_of(recording, start_ns, end_ns)
-        settings = _own_settings(given)
-        renditions = list(_RENDITION.values())[: 1 + settings.allow_plain]
-        catalogue = _catalogue(settings, renditions)
-        played = Recording(recording, catalogue, *renditions)
-        if settings.allow_plain:
-            made("replay", played.segments[0].hello.camera, times[0], times[-1])
-        server = Server(catalogue, settings)
-        await server.start()
-        ports = {"grpc_port": server.port, "http_port": server.http_port}
-        log.info("%s: watch it: http://127.0.0.1:%d/", recording, server.http_port, extra=ports)
-
-        async def go_on() -> None:
-            while True:
-                sent, soonest = 0, time.monotonic() + _ROUND_S
-
-                def count() -> None:
-                    nonlocal sent
-                    sent += 1
-
-                await play(played.segments, f"127.0.0.1:{server.port}", speed, start_ns, end_ns, count)
-                if not sent:
-                    raise RecordingError(f"{recording}: no frame in that range of time can be played")
-                log.info("%s: played %d frames%s", recording, sent, "; again" if loop else "")
-                if not loop:
-                    await asyncio.Event().wait()
-                await asyncio.sleep(soonest - time.monotonic())
-
-        await _until_stopped(server, asyncio.create_task(go_on()))
-
-    try:
-        asyncio.run(serve())
-    except (SettingsError, CatalogueError, EngineError, RecordingError, ServerError) as error:
-        _give_up(error)
-
-
-@contextlib.contextmanager
-def _extra_told() -> Iterator[None]:
-    """What the service needs and the camera doesn't may not be installed: say how to."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        log.error("%s is missing: pip install 'veilcam[decoder]'", error.name)
-        sys.exit(UNUSABLE)
-
-
-def _give_up(error: Exception) -> NoReturn:
-    """What was asked for can't be done: each line of why, and the exit code."""
-    for line in str(error).splitlines():
-        log.error("%s", line)
-    sys.exit(UNUSABLE)
-
-
-def _range(begin: datetime | None, end: datetime | None) -> tuple[int, int]:
-    """From when to when, in ns since 1970, the end left out."""
-    if begin is not None and end is not None and end <= begin:
-        log.error("--to %s: expected a time after --from %s", end, begin)
-        sys.exit(UNUSABLE)
-    return _ns(begin, 0), _ns(end, 2**63 - 1)
-
-
-def _unwritable(film: Path, overwrite: bool) -> str | None:
-    """Why a film can't be written there, as far as it shows before."""
-    if film.suffix != ".mp4":
-        return "expected a name that ends in .mp4"
-    if not film.parent.is_dir():
-        return f"{film.parent} is no folder"
-    if film.exists() and not overwrite:
-        return "is there already: another name, or --overwrite"
-    return None
-
-
-def _ns(time: datetime | None, otherwise: int) -> int:
-    return otherwise if time is None else (time - _EPOCH) // timedelta(microseconds=1) * 1000
-
-
-@contextlib.contextmanager
-def _stopping() -> Iterator[Callable[[], bool]]:
-    """Whether it was asked to stop, by Ctrl-C or SIGTERM; asked again, it is interrupted, and then left to clean up."""
-    asked = 0
-
-    def ask(number: int, frame: object) -> None:
-        nonlocal asked
-        asked += 1
-        if asked == 2:
-            raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: asked > 0
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-async def _until_stopped(server: "Server", following: "asyncio.Task[None]") -> NoReturn:
-    """Serve until a signal, or until a part ends that should not have; then end the process, with its exit code.
-
-    At its ordinary end, Python would wait for every thread: for ever, if one hangs on a disk or a device.
-    """
-    from decoder.recordings.playback import RecordingError
-
-    asked = asyncio.Event()
-
-    def ask() -> None:
-        if asked.is_set():
-            os._exit(BROKE)
-        asked.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, ask)
-    stopped = asyncio.create_task(asked.wait())
-    failed = asyncio.create_task(server.failed())
-    await asyncio.wait([stopped, failed, following], return_when=asyncio.FIRST_COMPLETED)
-    broken = next((task for task in (failed, following) if task.done()), None)
-    problem = broken.exception() if broken else None
-    if broken is None:
-        log.info("stopping; again to stop at once")
-    elif not isinstance(problem, RecordingError):
-        log.error("a part of the service ended", exc_info=problem)
-    failed.cancel()
-    following.cancel()
-    await server.stop()
-    log.info("stopped")
-    code = 0 if asked.is_set() else BROKE
-    if isinstance(problem, RecordingError):
-        code = UNUSABLE
-        log.error("%s", problem)
-    logging.shutdown()
-    os._exit(code)
 
 
 def _start_logging(as_json: bool) -> None:

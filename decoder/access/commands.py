@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from decoder.access import AccessError
+from decoder.commands import UNUSABLE, extra_told
 
 if TYPE_CHECKING:
     from decoder.access.keys import Made
     from decoder.access.people import Person
 
 log = logging.getLogger("veilcam.decode")
-
-UNUSABLE = 2
-"""Exit code: what was asked for can't be done."""
 
 keys = typer.Typer(no_args_is_help=True, help="Make and renew certificates: for the service, and one for each camera.")
 
@@ -95,10 +93,8 @@ def _tell(made: "Sequence[Made]") -> None:
 def _told() -> Iterator[None]:
     """What can't be done is a line and an exit code; so is what isn't installed."""
     try:
-        yield
-    except ModuleNotFoundError as error:
-        log.error("%s is missing: pip install 'veilcam[decoder]'", error.name)
-        sys.exit(UNUSABLE)
+        with extra_told():
+            yield
     except AccessError as error:
         log.error("%s", error)
         sys.exit(UNUSABLE)

@@ -11,7 +11,7 @@ import re
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import accumulate, chain
@@ -109,43 +109,51 @@ def segments_of(path: Path) -> list[Segment]:
     return segments
 
 
-def times_of(path: Path, start_ns: int = 0, end_ns: int = 2**63 - 1, begin: Place = Place()) -> list[int]:
-    """Capture times of the frames of a recording in a range of time, the end left out, from a place on.
+def find(
+    path: Path, start_ns: int = 0, end_ns: int = 2**63 - 1, begin: Place = Place()
+) -> tuple[list[Segment], list[int]]:
+    """Frames of a recording in a range of time, the end left out, from a place on.
+
+    Returns:
+        The segments that have any, and when each of the frames was captured.
 
     Raises:
         RecordingError: there are none, or the recording can't be read.
     """
+    segments, found, others = list[Segment](), list[int](), list[int]()
     try:
-        times = [
-            entry.capture_time_ns
-            for segment in segments_of(path)
-            for entry in segment.entries()
-            if Place(segment.path.stem, entry.sequence) >= begin
-        ]
+        for segment in segments_of(path):
+            entries = [entry for entry in segment.entries() if Place(segment.path.stem, entry.sequence) >= begin]
+            times = [entry.capture_time_ns for entry in entries]
+            asked = [time_ns for time_ns in times if start_ns <= time_ns < end_ns]
+            if asked:
+                segments.append(segment)
+                found += asked
+            elif times:
+                others += [min(times), max(times)]
     except OSError as error:
         raise RecordingError(f"{error.filename or path}: {error.strerror}") from None
-    found = [time_ns for time_ns in times if start_ns <= time_ns < end_ns]
     if not found:
-        there = f"; there are some from {utc(min(times))} to {utc(max(times))}" if times else ""
+        there = f"; there are some from {utc(min(others))} to {utc(max(others))}" if others else ""
         raise RecordingError(f"{path}: no pictures in that range of time{there}")
-    return found
+    return segments, found
 
 
 class Recording:
     """Segments of one camera, played in order of their times.
 
     Args:
-        path: a segment, or a camera's folder of them.
-        catalogue: reconstructors to play it with.
+        segments: in that order.
+        catalogue: reconstructors to play them with.
         renditions: the first that the catalogue has a reconstructor for is played.
 
     Raises:
-        RecordingError: nothing that can be played is there, or the catalogue has no reconstructor for it.
+        RecordingError: the catalogue has no reconstructor for one of them.
     """
 
-    def __init__(self, path: Path, catalogue: Catalogue, *renditions: str) -> None:
-        self.segments = segments_of(path)
-        for segment in self.segments:
+    def __init__(self, segments: Sequence[Segment], catalogue: Catalogue, *renditions: str) -> None:
+        self.segments = segments
+        for segment in segments:
             operator_id = segment.hello.operator_id
             if not any(catalogue.choose(operator_id, rendition, 1) for rendition in renditions):
                 told = " or ".join(renditions)

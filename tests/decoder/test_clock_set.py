@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from decoder.catalogue import Catalogue
 from decoder.recordings.film import write_film
-from decoder.recordings.playback import Recording, RecordingError
+from decoder.recordings.playback import Recording, RecordingError, segments_of
 from decoder.recordings.replay import replay
 from decoder.settings import Settings
 from encoder.packing import Packer
@@ -74,7 +74,7 @@ def test_a_clock_that_is_set_back_begins_a_segment_and_both_are_found(
     assert told == {"segments": [{"start_ms": start_ms, "end_ms": start_ms + 3000}]}
     assert [each - start_ms for each in seen(service, start_ms)] == [0, 1000, 1500, 2500, 3000]
     assert [each - start_ms for each in seen(service, start_ms + 2100)] == [1500, 2500, 3000]
-    played = Recording(folder, catalogue, "veiled")
+    played = Recording(segments_of(folder), catalogue, "veiled")
     assert [shot.capture_time_ns for shot in played.shots(times[4], times[3])] == [times[2], *times[4:]]
     assert write_film(played.shots(), tmp_path / "film.mp4").pictures == 6
     with av.open(str(tmp_path / "film.mp4")) as container:
@@ -100,7 +100,7 @@ def test_a_clock_that_is_set_forward_by_decades_leaves_nothing_between(
     assert told["segments"] == [{"start_ms": first, "end_ms": last} for first, last in (times_ms[:2], times_ms[2:])]
     assert seen(service, 5000) == times_ms
     assert seen(service, now_ms // 2) == times_ms[1:]
-    played = Recording(tmp_path / "recordings" / "camera", catalogue, "veiled")
+    played = Recording(segments_of(tmp_path / "recordings" / "camera"), catalogue, "veiled")
     with pytest.raises(RecordingError, match=r"nothing was captured between 1970-01-01T00:00:06 and .*; export a film"):
         write_film(played.shots(), tmp_path / "film.mp4")
     assert write_film(played.shots(6 * SECOND + 1), tmp_path / "film.mp4").pictures == 2

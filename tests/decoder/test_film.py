@@ -1,6 +1,7 @@
 """Films of recordings: every picture at its time, and what a stop or a kill leaves."""
 
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,11 +16,12 @@ from numpy.typing import NDArray
 from benchmarks.fidelity import psnr
 from decoder.catalogue import Catalogue
 from decoder.recordings.film import Film, free_part, write_film
-from decoder.recordings.playback import Place, Recording, RecordingError, Shot, times_of
+from decoder.recordings.playback import Place, Recording, RecordingError, Shot, find, segments_of
 from encoder.packing import Packer
 from encoder.sampling import Operator
 from protos.segment import SegmentWriter
 from tests.conftest import frame_of, hello_of
+from tests.protos.segments import frames, written
 from tests.waiting import wait_for
 
 
@@ -39,7 +41,7 @@ def test_a_film_has_every_picture_at_its_time(recorded: Path, tmp_path: Path, ca
         assert stream.codec_context.name == "h264"
         film = [(float(frame.time or 0), frame.to_ndarray(format="gray")) for frame in container.decode(stream)]
     assert [time for time, _ in film] == pytest.approx(range(7), abs=0.01)
-    shots = list(Recording(recorded, catalogue, "veiled").shots(2_000_000_000))
+    shots = list(Recording(segments_of(recorded), catalogue, "veiled").shots(2_000_000_000))
     assert all(psnr(np.asarray(seen, np.uint8), shot.pixels) > 33 for (_, seen), shot in zip(film, shots, strict=True))
 
 
@@ -83,6 +85,21 @@ def test_times_are_as_iso_8601_has_them(begin: str, recorded: Path, tmp_path: Pa
     assert code == 0, output
     assert "7 veiled pictures" in output
     assert film.stat().st_size > 1000
+
+
+def test_a_film_takes_the_segments_of_its_range_alone_and_looks_at_them_once(recorded: Path, tmp_path: Path) -> None:
+    """One that a kill left empty is told once; one of an operator that isn't known here is in nobody's way."""
+    folder = shutil.copytree(recorded, tmp_path / "camera")
+    (folder / f"{0:020d}.vcseg").touch()
+    written(folder / f"{1000:020d}.vcseg", frames(2))
+    arguments = ["export", folder, tmp_path / "film.mp4", "--engine", "onnxruntime"]
+    code, output = told(*arguments, "--from", "1970-01-01T00:00:01")
+    assert code == 0, output
+    assert "8 veiled pictures" in output
+    assert output.count("left out") == 1
+    code, output = told(*arguments, "--overwrite")
+    assert code == 2
+    assert "00001000.vcseg: no veiled reconstructor for operator 0000000000000000 here" in output
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +173,7 @@ def test_a_film_that_is_stopped_goes_on_with_the_command_that_is_told(
     assert code == 0, output
     assert sorted(tmp_path.iterdir()) == parts
     films = [pictures(part) for part in parts]
-    shots = list(Recording(long, catalogue, "veiled").shots(0, 3_500_000_000))
+    shots = list(Recording(segments_of(long), catalogue, "veiled").shots(0, 3_500_000_000))
     assert sum(map(len, films)) == len(shots) == 76
     rest = iter(shots)
     for film in films:
@@ -252,7 +269,7 @@ def stopped(played: Recording, path: Path, count: int) -> Film:
 def test_wherever_a_film_is_stopped_and_goes_on_every_picture_is_there_once(
     set_back: Path, tmp_path: Path, catalogue: Catalogue
 ) -> None:
-    played = Recording(set_back, catalogue, "veiled")
+    played = Recording(segments_of(set_back), catalogue, "veiled")
     whole = [shot.place for shot in played.shots()]
     assert len(set(whole)) == 14
     for count in range(1, 14):
@@ -261,16 +278,16 @@ def test_wherever_a_film_is_stopped_and_goes_on_every_picture_is_there_once(
         assert part.rest is not None
         assert Place.read(str(part.rest)) == part.rest
         assert [shot.place for shot in played.shots(begin=part.rest)] == whole[count:]
-        assert len(times_of(set_back, begin=part.rest)) == 14 - count
+        assert len(find(set_back, begin=part.rest)[1]) == 14 - count
     code, output = told("export", set_back, tmp_path / "rest.mp4", "--go-on", str(whole[5]), "--engine", "onnxruntime")
     assert code == 0, output
     assert "9 veiled pictures" in output
 
 
 def test_a_film_up_to_a_time_and_one_from_then_on_have_every_picture_once(set_back: Path, catalogue: Catalogue) -> None:
-    played = Recording(set_back, catalogue, "veiled")
+    played = Recording(segments_of(set_back), catalogue, "veiled")
     whole = [shot.place for shot in played.shots()]
-    for time_ns in times_of(set_back):
+    for time_ns in find(set_back)[1]:
         before, after = list(played.shots(0, time_ns)), list(played.shots(time_ns))
         assert sorted(shot.place for shot in before + after) == whole
         assert all(shot.capture_time_ns < time_ns for shot in before)

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from decoder.catalogue import Catalogue
-from decoder.recordings.playback import Recording
+from decoder.recordings.playback import Recording, segments_of
 from decoder.settings import Settings
 from encoder.packing import Packer
 from encoder.sampling import Operator
@@ -49,7 +49,7 @@ def test_a_hole_is_seen_in_the_time_line_and_every_frame_is_there(
     assert sum(end - start for start, end in told) == pytest.approx(
         sum(step * 1000 for step in steps[1:] if step < 5), abs=3
     )
-    shots = list(Recording(tmp_path / "camera", catalogue, "veiled").shots())
+    shots = list(Recording(segments_of(tmp_path / "camera"), catalogue, "veiled").shots())
     assert [shot.capture_time_ns for shot in shots] == times
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from benchmarks.fidelity import psnr
 from decoder.catalogue import Catalogue
-from decoder.recordings.playback import Moment, Playback, Recording, RecordingError, times_of
+from decoder.recordings.playback import Moment, Playback, Recording, RecordingError, find, segments_of
 from decoder.recordings.store import Retention, Store
 from encoder.packing import Packer
 from encoder.sampling import Operator
@@ -25,15 +25,17 @@ from tests.protos.segments import HELLO, frames
 def test_a_recording_plays_the_pictures_that_were_live(
     recorded: Path, catalogue: Catalogue, operator: Operator, photographs: list[NDArray[np.uint8]]
 ) -> None:
-    shots = list(Recording(recorded, catalogue, "plain").shots())
+    shots = list(Recording(segments_of(recorded), catalogue, "plain").shots())
     assert [shot.capture_time_ns // 1_000_000_000 for shot in shots] == list(range(1, 9))
     for shot, picture in zip(shots, photographs, strict=True):
         assert shot.pixels.shape == picture.shape
         assert psnr(shot.pixels, picture) > 25
-    part = list(Recording(recorded, catalogue, "plain").shots(3_000_000_000, 6_000_000_000))
+    part = list(Recording(segments_of(recorded), catalogue, "plain").shots(3_000_000_000, 6_000_000_000))
     assert [shot.capture_time_ns for shot in part] == [shot.capture_time_ns for shot in shots[2:5]]
     assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(part, shots[2:5], strict=True))
-    assert not np.array_equal(next(Recording(recorded, catalogue, "veiled").shots()).pixels, shots[0].pixels)
+    assert not np.array_equal(
+        next(Recording(segments_of(recorded), catalogue, "veiled").shots()).pixels, shots[0].pixels
+    )
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -85,16 +87,16 @@ def test_spans_join_segments_and_show_gaps(tmp_path: Path, catalogue: Catalogue)
 
 
 def test_a_segment_that_a_kill_left_empty_is_left_out(
-    recorded: Path, tmp_path: Path, catalogue: Catalogue, caplog: pytest.LogCaptureFixture
+    recorded: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The service had made its file, and nothing was in it yet."""
     folder = shutil.copytree(recorded, tmp_path / "camera")
     empty = folder / "99999999999999999999.vcseg"
     empty.touch()
-    assert times_of(folder) == times_of(recorded)
+    assert find(folder)[1] == find(recorded)[1]
     assert f"left out: {empty}: 0 bytes are too few" in caplog.text
     with pytest.raises(RecordingError, match="0 bytes are too few"):
-        Recording(empty, catalogue, "veiled")
+        segments_of(empty)
 
 
 def test_a_moment_opens_no_more_segments_than_it_takes(recorded: Path, tmp_path: Path, catalogue: Catalogue) -> None:

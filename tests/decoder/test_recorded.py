@@ -23,7 +23,7 @@ from benchmarks.fidelity import psnr
 from decoder.catalogue import SHIPPED, Catalogue, load_catalogue
 from decoder.engines.onnx_runtime import OnnxRuntimeEngine
 from decoder.model import Model
-from decoder.recordings.playback import Recording, RecordingError
+from decoder.recordings.playback import Recording, RecordingError, segments_of
 from decoder.settings import Settings
 from encoder.packing import Packer
 from encoder.sampling import Operator
@@ -40,7 +40,7 @@ def test_a_recording_by_url(recorded: Path, start_service: StartService, catalog
     service = start_service(Settings(port=0, http=0, record=recorded.parent))
     told = json.loads(get(f"{service.page}/recordings/camera.json")[1])
     assert told == {"segments": [{"start_ms": 1000, "end_ms": 8000}]}
-    shots = list(Recording(recorded, catalogue, "veiled").shots())
+    shots = list(Recording(segments_of(recorded), catalogue, "veiled").shots())
     at, seen = 1000, []
     while at:
         status, body, headers = get(f"{service.page}/recordings/camera.jpg?at={at}")
@@ -260,7 +260,7 @@ def test_what_an_engine_took_and_the_one_in_its_place_does_not_is_refused(
         assert get(f"{service.page}/recordings/camera.jpg?at=1000")[:2] == (404, f"{problem}\n".encode())
         assert get(f"{service.page}/cameras/porch.jpg")[0] == 404
     with pytest.raises(RecordingError, match=f"vcseg: {problem}"):
-        Recording(recorded, after, "veiled")
+        Recording(segments_of(recorded), after, "veiled")
 
 
 def test_a_recorded_still_that_is_no_longer_allowed_when_the_engine_has_it_ready_is_not_given(

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from decoder.catalogue import SHIPPED, Catalogue
-from decoder.recordings.playback import Recording
+from decoder.recordings.playback import Recording, segments_of
 from encoder.sampling import Operator
 from protos.segment import SegmentWriter
 from protos.v1 import veilcam_pb2 as pb
@@ -53,7 +53,9 @@ def test_a_recording_is_replayed_as_if_it_were_live(
         process.send_signal(signal.SIGINT)
         service.until("stopped")
     assert process.returncode == 0
-    shots = {shot.capture_time_ns: shot.pixels for shot in Recording(recorded, catalogue, "veiled").shots()}
+    shots = {
+        shot.capture_time_ns: shot.pixels for shot in Recording(segments_of(recorded), catalogue, "veiled").shots()
+    }
     assert all(np.array_equal(pixels, shots[time_ns]) for time_ns, pixels in seen.items())
 
 
