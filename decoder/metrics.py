@@ -24,7 +24,7 @@ from decoder.states import STATES
 from decoder.stream import FATES
 
 if TYPE_CHECKING:
-    from decoder.recordings.recorder import Recorded
+    from decoder.recordings.track import Recorded
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.5, 5.0, 10.0)
 _BATCHES = (1, 2, 4, 8, 16, 32)

@@ -23,7 +23,8 @@ from decoder.cameras import Camera, Cameras
 from decoder.catalogue import Catalogue
 from decoder.pictures import Picture
 from decoder.reconstruction import Worker
-from decoder.recordings.recorder import Done, Recorder
+from decoder.recordings.recorder import Recorder
+from decoder.recordings.track import Done
 from decoder.stream import Measurement, Stream
 from protos.v1 import veilcam_pb2 as pb
 from protos.v1.veilcam_pb2_grpc import CamerasServicer, ViewersServicer

@@ -98,7 +98,7 @@ def test_a_backlog_that_repeats_a_live_frame_is_done_when_that_is_on_the_disk_it
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With the name of its segment, and that of its folder."""
-    monkeypatch.setattr("decoder.recordings.recorder._FLUSH_EVERY_S", 3600.0)
+    monkeypatch.setattr("decoder.recordings.writer._FLUSH_EVERY_S", 3600.0)
     hello = said(operator, photographs[0])
     recorder = Recorder(Store(tmp_path, Retention(free_megabytes=0)))
     recorder.begin(hello, lambda: None)
@@ -169,7 +169,7 @@ def test_a_segment_of_a_backlog_ends_when_nothing_comes(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("decoder.recordings.recorder._LATE_IDLE_S", 0.2)
+    monkeypatch.setattr("decoder.recordings.writer._LATE_IDLE_S", 0.2)
     hello = said(operator, photographs[0])
     recorder = Recorder(Store(tmp_path, Retention(free_megabytes=0)))
     recorder.begin(hello, lambda: None)

@@ -187,7 +187,7 @@ def test_a_backlog_lies_between_live_frames_that_waited_longer_for_their_look(
         assert late or go_on.wait(20)
         return look(store, camera, late)
 
-    monkeypatch.setattr("decoder.recordings.recorder.look", slow)
+    monkeypatch.setattr("decoder.recordings.looks.look", slow)
     packer, hello = Packer(operator, 0.1), said(operator, photographs[0])
     frames = [packer.pack(frame_of(photographs[0], n * 1000), n, key=True)[0] for n in range(1, 8)]
     recorder = Recorder(Store(tmp_path, Retention(free_megabytes=0)))

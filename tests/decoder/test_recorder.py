@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from decoder.recordings.recorder import Recorder, SegmentLimits
+from decoder.recordings.ends import SegmentLimits
+from decoder.recordings.recorder import Recorder
 from decoder.recordings.store import Retention, Store
 from decoder.settings import Settings
 from encoder.packing import Packer

@@ -94,7 +94,7 @@ def test_a_camera_that_can_not_be_recorded_is_told_once_beside_one_that_is(
 ) -> None:
     """Where its folder should be is a file; each frame is a key frame, and what was told isn't told with each."""
     caplog.set_level("INFO", "veilcam.decode")
-    monkeypatch.setattr("decoder.recordings.recorder._ASK_AGAIN_S", 3600.0)
+    monkeypatch.setattr("decoder.recordings.writer._ASK_AGAIN_S", 3600.0)
     (tmp_path / "porch").write_text("no folder")
     recorder, asked = Recorder(Store(tmp_path, Retention(free_megabytes=0))), list[None]()
     recorder.begin(hello_of("porch"), lambda: asked.append(None))
@@ -126,7 +126,7 @@ def test_of_what_waited_for_a_look_a_fault_takes_one_frame(tmp_path: Path, monke
     def broken() -> None:
         raise RuntimeError("a fault")
 
-    monkeypatch.setattr("decoder.recordings.recorder.look", slow)
+    monkeypatch.setattr("decoder.recordings.looks.look", slow)
     failing = iter([True])
     fails(monkeypatch, "append", RuntimeError("a fault"), lambda _: next(failing, False))
     recorder = Recorder(Store(tmp_path, Retention(free_megabytes=0)))
