@@ -71,6 +71,17 @@ def test_a_disk_that_is_too_slow_drops_counts_and_goes_on_with_a_key_frame(
         assert frame.kind == pb.FRAME_KIND_KEY or (before is not None and frame.base_sequence == before.sequence)
 
 
+def test_a_disk_that_keeps_up_drops_nothing_however_much_passes_through(tmp_path: Path) -> None:
+    """What waits is counted, and given back once it is written: far more than may wait goes through."""
+    recorder = Recorder(Store(tmp_path, Retention()), waiting=3_000)
+    recorder.begin(HELLO, lambda: None)
+    for count, frame in enumerate(frames(20, size=1_000), 1):
+        assert recorder.offer("porch", frame, 1)
+        wait_for(lambda count=count: recorder.told()["porch"].frames == count, "the frame, on the disk")  # type: ignore[misc]
+    recorder.close()
+    assert recorder.told()["porch"].dropped == 0
+
+
 def test_a_full_disk_deletes_the_oldest_and_recording_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A real file system of one megabyte."""
     caplog.set_level(logging.INFO)
