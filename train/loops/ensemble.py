@@ -47,6 +47,8 @@ def train(run: EnsembleRun, data: SmallSet, device: Device, out: Path, report: R
     net.reconstruction.requires_grad_(True)
     paths = {name: out.parent / name / "final.pt" for name in run.surrogates}
     surrogates = {name: reader_of(path, device) for name, path in paths.items()}
+    reconstruct = device.graphed(net.reconstruction)
+    answer = {name: device.graphed(reader) for name, reader in surrogates.items()}
     batches = Batches(data.train.to(device.torch), run.batch, run.seed)
     optimiser = torch.optim.Adam(net.reconstruction.parameters(), lr=run.learning_rate)
     weight = FidelityWeight(device, run.weight_moves)
@@ -64,14 +66,10 @@ def train(run: EnsembleRun, data: SmallSet, device: Device, out: Path, report: R
                 measurements = base.sampling(whole)
                 plain = cropped(base.reconstruction(measurements).float(), picture)
             with device.precision():
-                veiled = cropped(net.reconstruction(measurements).float(), picture)
+                veiled = cropped(reconstruct(measurements).float(), picture)
             lost = 1 - psnr(veiled.detach(), picture).mean() / psnr(plain, picture).mean()
             terms = {"reconstruction": weight.alpha * reconstruction_loss(veiled, picture)}
-            shown, original = veiled, picture
-            if run.moved:
-                both = moved(torch.cat([veiled, picture], 1), generator, mirror=run.data == "cifar10", by=_MOVED_BY)
-                shown, original = both[:, :1], both[:, 1:]
-            seen = padded(_on_the_way(shown, generator) if run.purified else shown)
+            seen, original = _on_the_way(veiled, picture, run, generator)
             readers = surrogates | learning.readers()
             names = list(readers)
             drawn = [names[place] for place in torch.randperm(len(names), generator=generator)[: run.at_once].tolist()]
@@ -79,16 +77,19 @@ def train(run: EnsembleRun, data: SmallSet, device: Device, out: Path, report: R
             answers, alike, read = (torch.zeros((), device=device.torch) for _ in range(3))
             for name, share in shares.items():
                 reader = readers[name]
-                with device.precision():
-                    middle, scores = (value.float() for value in reader.halfway(seen))
+                if run.likeness:
+                    with torch.no_grad(), device.precision():
+                        unveiled = reader.middle(original).float()
+                    with device.precision():
+                        middle, scores = (value.float() for value in reader.halfway(seen))
+                    alike = alike + share * likeness(middle, unveiled)
+                else:
+                    with device.precision():
+                        scores = answer.get(name, reader)(seen).float()
                 answers = answers + share * _answer(run.target, scores, label)
                 read_by = (scores.argmax(1) == label).float().mean()
                 needs.note(name, read_by)
                 read = read + read_by / len(drawn)
-                if run.likeness:
-                    with torch.no_grad(), device.precision():
-                        unveiled = reader.middle(padded(original)).float()
-                    alike = alike + share * likeness(middle, unveiled)
             terms |= {"answers": run.beta * answers, "likeness": run.likeness * alike}
             rate = learning_rate(training.iteration, run)
             descend(optimiser, sum(terms.values(), torch.zeros((), device=device.torch)), rate)
@@ -218,7 +219,12 @@ def _answer(target: str, scores: Tensor, label: Tensor) -> Tensor:
     return -functional.cross_entropy(scores, label)
 
 
-def _on_the_way(veiled: Tensor, generator: torch.Generator) -> Tensor:
-    """The first half as they are, the second through one purifier."""
-    as_they_are, others = veiled.chunk(2)
-    return torch.cat([as_they_are, random_purifier(others.clamp(0, 1), generator)])
+def _on_the_way(veiled: Tensor, picture: Tensor, run: EnsembleRun, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """What readers see: both moved alike, and the second half of the veiled ones through one purifier."""
+    if run.moved:
+        both = moved(torch.cat([veiled, picture], 1), generator, mirror=run.data == "cifar10", by=_MOVED_BY)
+        veiled, picture = both[:, :1], both[:, 1:]
+    if run.purified:
+        as_they_are, others = veiled.chunk(2)
+        veiled = torch.cat([as_they_are, random_purifier(others.clamp(0, 1), generator)])
+    return padded(veiled), padded(picture)

@@ -1,5 +1,7 @@
 """What a veil may cost, in PSNR: when, how strongly it is held to that, and that it costs just so much in the end."""
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -63,20 +65,23 @@ def landed(net: CSNet, base: CSNet, pictures: Pictures, lost: float, device: Dev
     """
     looked_at = pictures[:_LANDED_ON]
     original = looked_at.to(torch.device("cpu")).all()[0]
-    start, end = ([p.detach().clone() for p in each.reconstruction.parameters()] for each in (base, net))
+    # Not with ``net`` itself: on a GPU what was recorded of it takes batches of one size.
+    tried = copy.deepcopy(base)
+    start, end, weights = (list(each.reconstruction.parameters()) for each in (base, net, tried))
 
-    def mean_psnr(model: CSNet) -> float:
-        return float(psnr(pictures_of(model, looked_at, device).all()[0], original).mean())
+    def mean_psnr(strength: float) -> float:
+        set_to(strength)
+        return float(psnr(pictures_of(tried, looked_at, device).all()[0], original).mean())
 
+    @torch.no_grad()
     def set_to(strength: float) -> None:
-        with torch.no_grad():
-            for weights, before, after in zip(net.reconstruction.parameters(), start, end, strict=True):
-                weights.copy_(before + strength * (after - before))
+        for weight, before, after in zip(weights, start, end, strict=True):
+            weight.copy_(torch.lerp(before, after, strength))
 
-    plain, low, high = mean_psnr(base), 0.0, _STRONGEST
+    plain, low, high = mean_psnr(0.0), 0.0, _STRONGEST
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        set_to(middle)
-        low, high = (middle, high) if 1 - mean_psnr(net) / plain <= lost else (low, middle)
+        low, high = (middle, high) if 1 - mean_psnr(middle) / plain <= lost else (low, middle)
     set_to(low)
+    net.load_state_dict(tried.state_dict())
     return low
