@@ -196,7 +196,7 @@ class Backlog:
         """One line for each reason, until a part is through."""
         if reason not in self._told:
             self._told.add(reason)
-            log.warning("backlog: %s; it waits in %s", problem, self._spool.folder.path)
+            log.warning("backlog: %s; it waits in %s", problem, self._spool.path)
 
     def _hang_up(self) -> None:
         if self._channel is not None:

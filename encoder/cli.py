@@ -158,7 +158,7 @@ def encode(
             late = Spool(Path(spool), name, size, hours, account.dropped)
             hello.epoch = late.epoch
             if late.waiting:
-                log.info("spool %s: %d frames of runs before are to be sent", late.folder.path, late.waiting)
+                log.info("spool %s: %d frames of runs before are to be sent", late.path, late.waiting)
             sink = SpooledLink(
                 *(server, hello, account.dropped, late, spool_rate or _SPOOL_RATE),
                 resizable=opened.live, give_up_s=give_up_seconds, tls=tls,

@@ -38,6 +38,8 @@ class Run:
     kind: ClassVar[str] = ""
     gives_pictures: ClassVar[bool] = False
     """It ends in an S and G of small pictures."""
+    formerly: ClassVar[Mapping[str, Any]] = {}
+    """What a checkpoint did that is older than a setting, where that isn't the setting's default."""
     iterations: int = bounded(1000, 1, 10_000_000)
     batch: int = bounded(16, 1, 4096)
     learning_rate: float = bounded(1e-3, 1e-7, 1.0)
@@ -200,6 +202,7 @@ class EnsembleRun(SmallRun):
 
     kind: ClassVar[str] = "ensemble"
     gives_pictures: ClassVar[bool] = True
+    formerly: ClassVar[Mapping[str, Any]] = {"by_need": False, "moved": False}
     extends: str = ""
     surrogates: tuple[str, ...] = several(str)
     """Finished classifier runs that G is trained against."""
@@ -214,10 +217,10 @@ class EnsembleRun(SmallRun):
     likeness: float = bounded(1.0, 0.0, 1e6)
     """Weight of surrogates' likeness halfway, ``train.objectives.veil.likeness``."""
     by_need: bool = True
-    """Surrogates count by what they still read above chance, else evenly."""
+    """Readers count by what they still read above chance, else evenly."""
     moved: bool = True
-    """Pictures are moved by up to two pixels, and half of them mirrored, on their way to the surrogates, as what those
-    learned from was: what fools one wherever it falls fools others too (input diversity, Xie et al. 2019)."""
+    """Pictures are moved by up to two pixels, and half of them mirrored, on their way to readers, which learned from
+    such. What fools one of them wherever it falls fools others too (input diversity, Xie et al. 2019)."""
     purified: bool = True
     """Half of the pictures pass a random purifier on their way to the surrogates."""
     learning_readers: int = bounded(0, 0, 8)
@@ -226,7 +229,7 @@ class EnsembleRun(SmallRun):
     restart: int = bounded(200, 1, 1_000_000)
     kept_readers: int = bounded(1, 0, 8)
     """Of the readers that started anew, the last ones are kept as they were, and G is trained against them too."""
-    psnr_lost: float = bounded(0.0095, 0.0, 0.5)
+    psnr_lost: float = bounded(0.0095, 1e-4, 0.5)
     """Share of the CSNet's PSNR that the veil may cost; the weight of the reconstruction follows it, and in the end the
     veil is made just so strong."""
     psnr_lost_at_first: float = bounded(0.05, 0.0, 0.5)

@@ -139,6 +139,19 @@ def find(
     return segments, found
 
 
+def entries_of(segment: Segment) -> list[Entry]:
+    """A segment's frames, none of one that retention deleted since it was found, which is told.
+
+    Raises:
+        OSError: it is there and can't be read.
+    """
+    try:
+        return segment.entries()
+    except FileNotFoundError:
+        log.warning("%s was deleted meanwhile; it is left out", segment.path)
+        return []
+
+
 class Recording:
     """Segments of one camera, played in order of their times.
 
@@ -170,7 +183,7 @@ class Recording:
         Frames without their base, after damage, are passed over.
         """
         for segment in self.segments:
-            entries = segment.entries()
+            entries = entries_of(segment)
             asked = {
                 entry.sequence
                 for entry in entries

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 import grpc
 from grpc import aio
 
-from decoder.recordings.playback import RecordingError
+from decoder.recordings.playback import RecordingError, entries_of
 from protos.segment import Segment, key_of, with_base
 from protos.v1 import veilcam_pb2 as pb
 from protos.v1.veilcam_pb2_grpc import CamerasStub
@@ -41,7 +41,7 @@ async def replay(
     async with aio.insecure_channel(address) as channel:
         for segment in segments:
             try:
-                entries = segment.entries()
+                entries = entries_of(segment)
                 asked = [entry.sequence for entry in entries if start_ns <= entry.capture_time_ns < end_ns]
                 if not asked:
                     continue

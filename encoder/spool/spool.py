@@ -59,7 +59,7 @@ class Spool:
         SpoolError: it can't be made, or another process has it.
 
     Attributes:
-        folder: its own, DIR/CAMERA.
+        path: of its own folder, DIR/CAMERA.
         epoch: number of this run, greater than that of every run before.
         late: frames that the server has recorded from a backlog.
     """
@@ -76,21 +76,22 @@ class Spool:
         self._unkept_since, self._keeps = time.monotonic(), True
         self._tended = 0.0
         try:
-            self.folder = Folder(folder, camera)
+            self._folder = Folder(folder, camera)
+            self.path = self._folder.path
             try:
-                self.epoch, self._parts = begin(self.folder, dropped)
+                self.epoch, self._parts = begin(self._folder, dropped)
             except OSError:
-                self.folder.close()
+                self._folder.close()
                 raise
         except BlockingIOError:
             raise SpoolError(f"--spool {folder / camera}: another veilcam-encode has it") from None
         except OSError as error:
             raise SpoolError(f"--spool {error.filename or folder / camera}: can't be used ({cause(error)})") from None
-        self._drops = Drops(self.folder.path)
+        self._drops = Drops(self._folder.path)
         self._total = sum(part.size for part in self._parts)
         self._bound()
         self._drops.tell()
-        self.folder.tell_others()
+        self._folder.tell_others()
 
     @property
     def waiting(self) -> int:
@@ -143,7 +144,7 @@ class Spool:
             self._unkept_since = time.monotonic()
             if not self._keeps:
                 self._keeps = True
-                log.info("spool %s: the server keeps frames again", self.folder.path)
+                log.info("spool %s: the server keeps frames again", self._folder.path)
             newest = max((each.last for each in kept), default=0)
             for sequence in [sequence for sequence in self._on_way if sequence <= newest]:
                 has = any(each.first <= sequence <= each.last for each in kept)
@@ -228,13 +229,13 @@ class Spool:
                 self._keeps = False
                 log.warning(
                     "spool %s: the server takes frames and has kept none for %.0f s (its log says why); they wait here",
-                    *(self.folder.path, now - self._unkept_since),
+                    *(self._folder.path, now - self._unkept_since),
                 )
             due = [part for part in self._parts if part.unflushed and part.pending and now - part.flushed > _FLUSH_S]
             for part in due:
                 part.unflushed, part.flushed = False, now
         try:
-            self.folder.flush([part.path for part in due])
+            self._folder.flush([part.path for part in due])
         except OSError as error:
             with self._lock:
                 self._tell_broken(error)
@@ -245,7 +246,7 @@ class Spool:
             self.lose(max(self._on_way, default=0))
             self._end()
             self._drops.tell(at_once=True)
-            self.folder.close()
+            self._folder.close()
 
     def _is_over(self, part: Part, hello: pb.Hello, sent: bool) -> bool:
         oldest, first = next(iter(part.pending), None), next(iter(self._on_way), None)
@@ -256,7 +257,7 @@ class Spool:
     def _room(self) -> int:
         """Bytes that the spool can have: as many as it may, or as the disk has for it."""
         with contextlib.suppress(OSError):  # whatever it is, it is told when a frame is written
-            disk = os.statvfs(self.folder.path)
+            disk = os.statvfs(self._folder.path)
             return min(self._size, self._total + disk.f_bavail * disk.f_frsize)
         return self._size
 
@@ -283,14 +284,14 @@ class Spool:
         part.size, part.unflushed = writer.size_on_disk, True
         if self._broken:
             self._broken = False
-            log.info("spool %s: frames are kept again; %d were not", self.folder.path, self._unwritten)
+            log.info("spool %s: frames are kept again; %d were not", self._folder.path, self._unwritten)
             self._unwritten = 0
         return True
 
     def _opened(self, hello: pb.Hello, frame: pb.Frame) -> tuple[Part, SegmentWriter]:
         """The part that is written, or a new one that this frame begins."""
         if self._writing is None or self._writer is None:
-            path = self.folder.path / f"{self.epoch:020d}-{frame.sequence:012d}{SUFFIX}"
+            path = self._folder.path / f"{self.epoch:020d}-{frame.sequence:012d}{SUFFIX}"
             self._writer = SegmentWriter(path, hello)
             self._writing = Part(path, self.epoch, hello=pb.Hello.FromString(hello.SerializeToString()))
             self._parts.append(self._writing)
@@ -299,7 +300,7 @@ class Spool:
     def _tell_broken(self, error: OSError) -> None:
         if not self._broken:
             self._broken = True
-            log.error("spool %s: %s; the live stream goes on", self.folder.path, error.strerror or error)
+            log.error("spool %s: %s; the live stream goes on", self._folder.path, error.strerror or error)
 
     def _end(self) -> None:
         part, self._writing = self._writing, None
@@ -324,7 +325,7 @@ class Spool:
         One that can't be keeps its frames.
         """
         for part in list(self._parts):
-            if not part.sending and part is not self._writing and self.folder.delete(part.path):
+            if not part.sending and part is not self._writing and self._folder.delete(part.path):
                 self._drop(part, "spool full", why)
                 return True
         return False
@@ -344,7 +345,7 @@ class Spool:
     def _delete_if_through(self, part: Part) -> None:
         if part.pending or part.unread or part is self._writing or part.sending or part not in self._parts:
             return
-        if self.folder.delete(part.path):
+        if self._folder.delete(part.path):
             self._parts.remove(part)
             self._total -= part.size
 
@@ -356,7 +357,7 @@ class Spool:
         if unread is None:
             return
         try:
-            found = read_part(unread.path, self.folder, self._dropped)
+            found = read_part(unread.path, self._folder, self._dropped)
         except (SegmentUnreadableError, OSError):
             unread.not_before = time.monotonic() + READ_AGAIN_S
             return

@@ -86,6 +86,17 @@ def test_spans_join_segments_and_show_gaps(tmp_path: Path, catalogue: Catalogue)
         playback.at("porch", 5 * 10**9)
 
 
+def test_a_segment_that_is_deleted_after_the_first_look_is_left_out(
+    recorded: Path, catalogue: Catalogue, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Between the look and the first picture engines are measured, and retention goes on."""
+    segments, times = find(shutil.copytree(recorded, tmp_path / "camera"))
+    segments[0].path.unlink()
+    shots = Recording(segments, catalogue, "plain").shots()
+    assert [shot.capture_time_ns for shot in shots] == times[4:]
+    assert f"{segments[0].path} was deleted meanwhile" in caplog.text
+
+
 def test_a_segment_that_a_kill_left_empty_is_left_out(
     recorded: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

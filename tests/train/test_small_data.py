@@ -253,6 +253,14 @@ def test_digits_are_padded_and_cropped_without_loss() -> None:
     assert torch.equal(padded(pictures), pictures)
 
 
+def test_all_channels_of_a_picture_move_together() -> None:
+    pictures = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    both = moved(torch.cat([pictures, 2 * pictures], 1), torch.Generator().manual_seed(0), mirror=True, by=2)
+    assert torch.equal(both[:, 1:], 2 * both[:, :1])
+    assert torch.equal(both[:, :1], moved(pictures, torch.Generator().manual_seed(0), mirror=True, by=2))
+    assert not torch.equal(both[:, :1], pictures)
+
+
 def test_moved_pictures_keep_their_content() -> None:
     picture = torch.zeros(64, 1, 32, 32)
     picture[..., 10:20, 10:22] = 1

@@ -54,6 +54,17 @@ RUNS: dict[str, SmallRun] = {
         batch=10,
         warm_up=1,
     ),
+    "lean": EnsembleRun(
+        extends="csnet",
+        surrogates=("reader", "other"),
+        likeness=0.0,
+        by_need=False,
+        moved=False,
+        purified=False,
+        iterations=6,
+        batch=10,
+        warm_up=1,
+    ),
     "other": ClassifierRun(
         network="convnext", optimiser="adamw", learning_rate=1e-3, iterations=6, warm_up=2, batch=50
     ),
@@ -331,13 +342,15 @@ def test_learning_readers_start_from_every_surrogate_in_turn_and_the_last_are_ke
     def started(name: str) -> float:
         return float(readers.readers()[name].second.state_dict()["weight"])
 
-    assert (started("learning_0"), started("learning_1")) == (0, 1)
+    assert list(readers.readers()) == ["started_0", "started_1"]
+    assert (started("started_0"), started("started_1")) == (0, 1)
     seen = []
     for _ in range(4):
         readers.restart_one()
-        seen.append((started("learning_1"), started("kept_0")))
+        _, newest, kept = readers.readers()
+        seen.append((started(newest), started(kept)))
     assert seen == [(2, 0), (0, 1), (1, 2), (2, 0)]
-    assert len(readers.readers()) == 3
+    assert list(readers.readers()) == ["started_4", "started_5", "started_3"], "a name stays with its reader"
 
 
 def test_a_checkpoint_older_than_a_setting_has_its_default() -> None:
@@ -347,6 +360,11 @@ def test_a_checkpoint_older_than_a_setting_has_its_default() -> None:
     assert schedule.same_settings(told, run)
     assert not schedule.same_settings(told, replace(run, answers="softmax"))
     assert not schedule.same_settings(told | {"beta": 2.0}, run)
+    veil = EnsembleRun(extends="csnet", surrogates=("reader",))
+    before = schedule.described(veil)
+    del before["by_need"], before["moved"]
+    assert not schedule.same_settings(before, veil), "it did neither then"
+    assert schedule.same_settings(before, replace(veil, by_need=False, moved=False))
 
 
 def test_answers_through_a_second_softmax_bound_the_adversarial_term(data: SmallSet, runs: Path) -> None:

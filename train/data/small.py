@@ -169,11 +169,13 @@ def moved(pictures: Tensor, generator: torch.Generator, mirror: bool, by: int = 
     """
     count, _, height, width = pictures.shape
     wider = functional.pad(pictures, (by,) * 4)
-    down, right = torch.randint(0, 2 * by + 1, (2, count, 1, 1), generator=generator).to(pictures.device)
+    down, right = torch.randint(0, 2 * by + 1, (2, count, 1, 1), generator=generator).to(
+        pictures.device, non_blocking=True
+    )
     rows = down + torch.arange(height, device=pictures.device).reshape(1, -1, 1)
     columns = right + torch.arange(width, device=pictures.device).reshape(1, 1, -1)
     if mirror:
-        flip = (torch.rand(count, 1, 1, generator=generator) < 0.5).to(pictures.device)
+        flip = (torch.rand(count, 1, 1, generator=generator) < 0.5).to(pictures.device, non_blocking=True)
         columns = torch.where(flip, columns.flip(-1), columns)
     picture = torch.arange(count, device=pictures.device).reshape(-1, 1, 1)
     return wider[picture, :, rows, columns].permute(0, 3, 1, 2)

@@ -9,6 +9,7 @@ what it still reads.
 """
 
 import copy
+import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ from train.objectives.reconstruction import psnr
 from train.objectives.veil import likeness, uniform, unreadable
 from train.purifiers import random_purifier
 from train.settings import EnsembleRun, SettingsError
+
+log = logging.getLogger("veilcam.train")
 
 _READER_RATE = 0.01
 _MOVED_BY = 2
@@ -56,7 +59,7 @@ def train(run: EnsembleRun, data: SmallSet, device: Device, out: Path, report: R
     learning = LearningReaders(started_from, run.learning_readers, run.kept_readers)
     needs = Needs(device)
     parts: dict[str, Any] = {
-        "net": net, "optimiser": optimiser, "weight": weight, "learning": learning, "needs": needs
+        "net": net, "optimiser": optimiser, "weight": weight, "learning": learning, "still_read": needs
     }  # fmt: skip
     with Training(run, parts, generator, out, report, device) as training:
         while training.running:
@@ -101,7 +104,9 @@ def train(run: EnsembleRun, data: SmallSet, device: Device, out: Path, report: R
                 if (training.iteration + 1) % run.restart == 0:
                     learning.restart_one()
             training.advance(terms | told, rate)
-    return training.finish(net, strength=landed(net, base, data.train, run.psnr_lost, device))
+    strength = landed(net, base, data.train, run.psnr_lost, device)
+    log.info("%s: made %.2f times as strong, to cost %.2f %% of PSNR", out.name, strength, 100 * run.psnr_lost)
+    return training.finish(net, strength=strength)
 
 
 class Needs:
@@ -158,9 +163,9 @@ class LearningReaders:
             self._started += 1
 
     def readers(self) -> dict[str, Classifier]:
-        """All of them by name, frozen."""
-        learning = {f"learning_{place}": net for place, (_, net, _) in enumerate(self._learning)}
-        return learning | {f"kept_{place}": net for place, (_, net) in enumerate(self._kept)}
+        """All of them, frozen, by names that stay theirs; those that learn first."""
+        all_of_them = [*((number, net) for number, net, _ in self._learning), *self._kept]
+        return {f"started_{number}": net for number, net in all_of_them}
 
     def learn(self, seen: Tensor, label: Tensor, device: Device) -> Tensor:
         """One step of each on veiled pictures with their labels; returns the share that they read."""
@@ -177,36 +182,35 @@ class LearningReaders:
     def restart_one(self) -> None:
         """The one that has learned longest starts anew."""
         if self._learning:
-            which, net, _ = self._learning.pop(0)
-            self._kept.append((which, net))
+            number, net, _ = self._learning.pop(0)
+            self._kept.append((number, net))
             self._learning.append(self._begin(self._started))
             self._started += 1
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "started": self._started,
-            "learning": [(which, net.state_dict(), optimiser.state_dict()) for which, net, optimiser in self._learning],
-            "kept": [(which, net.state_dict()) for which, net in self._kept],
+            "learning": [(number, net.state_dict(), opt.state_dict()) for number, net, opt in self._learning],
+            "kept": [(number, net.state_dict()) for number, net in self._kept],
         }
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
         self._started = state["started"]
         self._learning.clear()
         self._kept.clear()
-        for which, weights, optimiser_state in state["learning"]:
-            _, net, optimiser = self._begin(which)
+        for number, weights, optimiser_state in state["learning"]:
+            _, net, optimiser = self._begin(number)
             net.load_state_dict(weights)
             optimiser.load_state_dict(optimiser_state)
-            self._learning.append((which, net, optimiser))
-        for which, weights in state["kept"]:
-            _, net, _ = self._begin(which)
+            self._learning.append((number, net, optimiser))
+        for number, weights in state["kept"]:
+            _, net, _ = self._begin(number)
             net.load_state_dict(weights)
-            self._kept.append((which, net))
+            self._kept.append((number, net))
 
     def _begin(self, number: int) -> tuple[int, Classifier, torch.optim.Optimizer]:
-        which = number % len(self._surrogates)
-        net = copy.deepcopy(self._surrogates[which])
-        return which, net, torch.optim.SGD(net.parameters(), _READER_RATE, momentum=0.9, weight_decay=5e-4)
+        net = copy.deepcopy(self._surrogates[number % len(self._surrogates)])
+        return number, net, torch.optim.SGD(net.parameters(), _READER_RATE, momentum=0.9, weight_decay=5e-4)
 
 
 def _answer(target: str, scores: Tensor, label: Tensor) -> Tensor:

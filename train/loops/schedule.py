@@ -82,8 +82,9 @@ def fingerprints(runs: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def same_settings(told: Mapping[str, Any], run: Run) -> bool:
-    """Whether a checkpoint is of a run's settings. One that is older than a setting has that setting's default."""
-    return {**described(type(run)()), **told} == described(run)
+    """Whether a checkpoint is of a run's settings. One that is older than a setting did as ``formerly`` says, else it
+    has that setting's default."""
+    return {**described(type(run)()), **run.formerly, **told} == described(run)
 
 
 class Training:

@@ -189,14 +189,14 @@ def ablation(told: Told, name: str) -> list[str]:
         read = [recognition(model, reader) for reader in readers]
         purified = [mean_recognition(model, readers, ITSELF, way) for way in PURIFIERS]
         cells = [_beside(cell, None) for cell in (cost, *read, *purified)]
-        rows.append([_linked(run, name), ", ".join(changes) or "what the others change", *cells])
+        rows.append([_linked(run, name), ", ".join(changes) or "nothing", *cells])
     head = ("run", "changed", "PSNR lost, %", *readers, *(f"all after {way}" for way in PURIFIERS))
     told_of = f"{base['run']['iterations']} iterations of {base['run']['batch']} pictures each, r = 0.1."
     return [*_table(head, rows), "", told_of]
 
 
 def _setting(value: object) -> str:
-    """As run files write it, on one line."""
+    """On one line."""
     return " + ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
@@ -394,7 +394,7 @@ _PARTS: Sequence[tuple[str, Callable[[Told, str], list[str]]]] = (
     ("Table 3: PSNR, dB", _table3),
     ("PSNR lost against the CSNet of the same ratio, %", _cost),
     ("Judges that no model was trained against (T1), %", _judges),
-    ("Adv-CSNet-E without one of its parts, recognition in %", ablation),
+    ("Adv-CSNet-E with one of its parts changed, recognition in %", ablation),
     ("Controls at equal PSNR: mean recognition of VGG-16, ResNet-110 and the judges, %", _controls),
     ("Purified on the way to the reader (T2), %", _purified),
     ("Readers retrained on a model's labelled pictures (T4), %", _retrained),
