@@ -33,15 +33,21 @@ def deflated(data: bytes) -> bytes:
 
 
 def allocated(data: bytes, most: int = 1 << 24) -> tuple[int, Payload | PayloadError]:
-    tracemalloc.start()
-    try:
+    """The most bytes held at once while a payload is unpacked, and what came of it.
+
+    The least of three tries: what else lives in this process allocates too, but not each time.
+    """
+    peaks = []
+    for _ in range(3):
+        tracemalloc.start()
         try:
             told: Payload | PayloadError = Payload.unpack(data, most)
         except PayloadError as error:
             told = error
-        return tracemalloc.get_traced_memory()[1], told
-    finally:
-        tracemalloc.stop()
+        finally:
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+    return min(peaks), told
 
 
 def allowed(values: int, data: bytes) -> int:
