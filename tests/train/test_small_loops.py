@@ -14,6 +14,7 @@ from tests.train.drawn import write_cifar10
 from train import checkpoint
 from train.data.small import SmallSet, open_set
 from train.devices import Device
+from train.evaluation.small import mean_psnr
 from train.loops import adversarial, schedule
 from train.loops.ensemble import LearningReaders, Needs
 from train.loops.price import FidelityWeight, landed
@@ -24,7 +25,6 @@ from train.networks.classifiers import CLASSIFIERS
 from train.networks.classifiers.classifier import Classifier
 from train.networks.csnet import floor_rows
 from train.networks.discriminator import Discriminator
-from train.objectives.reconstruction import psnr
 from train.settings import (
     AdversarialRun,
     ClassifierRun,
@@ -309,9 +309,8 @@ def test_a_veil_lands_at_its_price(price: float, data: SmallSet, runs: Path) -> 
 
     def lost() -> float:
         """Share of the PSNR that the change of G costs."""
-        originals = pictures.all()[0]
-        of_net, of_base = (psnr(pictures_of(model, pictures, CPU).all()[0], originals).mean() for model in (net, base))
-        return float(1 - of_net / of_base)
+        of_net, of_base = (mean_psnr(pictures_of(model, pictures, CPU), pictures) for model in (net, base))
+        return 1 - of_net / of_base
 
     assert lost() > 0.1
     assert landed(net, base, pictures, price, CPU) < 1

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from train.data.small import Pictures
 from train.devices import Device
+from train.evaluation.small import mean_psnr
 from train.models import pictures_of
 from train.networks.csnet import CSNet
-from train.objectives.reconstruction import psnr
 from train.settings import EnsembleRun
 
 _LANDED_ON = 2000
@@ -64,24 +64,23 @@ def landed(net: CSNet, base: CSNet, pictures: Pictures, lost: float, device: Dev
         At most 1.5, whatever the price: nothing is known of what lies far beyond.
     """
     looked_at = pictures[:_LANDED_ON]
-    original = looked_at.to(torch.device("cpu")).all()[0]
     # Not with ``net`` itself: on a GPU what was recorded of it takes batches of one size.
     tried = copy.deepcopy(base)
     start, end, weights = (list(each.reconstruction.parameters()) for each in (base, net, tried))
 
-    def mean_psnr(strength: float) -> float:
+    def fidelity(strength: float) -> float:
         set_to(strength)
-        return float(psnr(pictures_of(tried, looked_at, device).all()[0], original).mean())
+        return mean_psnr(pictures_of(tried, looked_at, device), looked_at)
 
     @torch.no_grad()
     def set_to(strength: float) -> None:
         for weight, before, after in zip(weights, start, end, strict=True):
             weight.copy_(torch.lerp(before, after, strength))
 
-    plain, low, high = mean_psnr(0.0), 0.0, _STRONGEST
+    plain, low, high = fidelity(0.0), 0.0, _STRONGEST
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        low, high = (middle, high) if 1 - mean_psnr(middle) / plain <= lost else (low, middle)
+        low, high = (middle, high) if 1 - fidelity(middle) / plain <= lost else (low, middle)
     set_to(low)
     net.load_state_dict(tried.state_dict())
     return low

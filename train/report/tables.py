@@ -184,8 +184,7 @@ def ablation(told: Told, name: str) -> list[str]:
     for run in (_ABLATED, *runs):
         model = told["models"][run]
         changes = [f"{key} = {_setting(value)}" for key, value in model["run"].items() if value != base["run"].get(key)]
-        plain = told["models"].get(model["run"]["extends"])
-        cost = _share_lost([float(model["psnr"][ITSELF])], [float(plain["psnr"][ITSELF])]) if plain else None
+        cost = lost(told, run.removesuffix("-r10"), (10,))
         read = [recognition(model, reader) for reader in readers]
         purified = [mean_recognition(model, readers, ITSELF, way) for way in PURIFIERS]
         cells = [_beside(cell, None) for cell in (cost, *read, *purified)]
