@@ -182,6 +182,7 @@ def filmed(service: Service, camera: str, came: Told, operator_id: str = "") -> 
         line = Line(channel, hello, came)
         line.open()
         watching: Any = ViewersStub(channel).Watch(pb.WatchRequest(camera=camera))
+        watching.initial_metadata()  # comes once frames are decoded for this viewer, or with its refusal
         looking = threading.Thread(target=_look, args=(watching,), daemon=True)
         looking.start()
         yield line

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -46,7 +45,7 @@ class Fault:
         seconds: how long it lasts.
         source: of the camera, and options.
         breaks: whether the connection breaks: then one line says so, and one that frames flow again.
-        narrow: whether fewer frames must be sent than are captured: by leaving them out before they wait.
+        narrow: whether frames must be left out before they wait; how many depends on how busy the machine is.
     """
 
     begin: "Callable[[Way], None]"
@@ -239,11 +238,8 @@ def _misreported(fault: Fault, lines: list[dict[str, str]], summary: str) -> Ite
         yield f"expected one line that it is away and one that it is back: {[*warned, *again]}"
     if len(warned) > 1:
         yield f"expected one line: {warned}"
-    left_out = Counter(
-        {reason: int(count) for count, reason in re.findall(r"(\d+) (rate lowered|newer frame)", summary)}
-    )
-    if fault.narrow and left_out["rate lowered"] * 2 < left_out["newer frame"]:
-        yield f"the camera dropped more than twice as many frames as it left out: {summary}"
+    if fault.narrow and not re.search(r"\d+ rate lowered", summary):
+        yield f"the camera left out no frame before it waited: {summary}"
 
 
 class _Filming:

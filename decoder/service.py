@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from functools import partial
 from typing import Any, NoReturn
@@ -255,6 +255,7 @@ class ViewersService(ViewersServicer):
         try:
             camera, rendition = self._asked(request)
             with camera.relays[rendition].watch() as pictures:
+                await _leaving_is_cancelled(context.send_initial_metadata(()))
                 async for picture in pictures:
                     _check_holds()
                     self._audit.gave(
@@ -401,10 +402,15 @@ async def write_message(context: "aio.ServicerContext[Any, Any]", message: pb.Pi
     """Give a viewer a message; one that doesn't read it within a limit is refused more."""
     try:
         async with asyncio.timeout(UNREAD_S):  # wait_for would lose a cancellation that comes when a write is through
-            await context.write(message)
+            await _leaving_is_cancelled(context.write(message))
     except TimeoutError:
         problem = f"nothing was read for {UNREAD_S:.0f} s"
         raise Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "watch", problem) from None
+
+
+async def _leaving_is_cancelled(given: Awaitable[None]) -> None:
+    try:
+        await given
     except aio.InternalError:
         raise asyncio.CancelledError from None  # the viewer is gone; gRPC is about to cancel this
 

@@ -176,7 +176,7 @@ class ViewersServicer(object):
 
     def Watch(self, request, context):
         """A camera's pictures as they are reconstructed. A viewer that reads slowly misses pictures and never lags behind.
-        One that reads nothing is let go.
+        One that reads nothing is let go. The call's headers say that from now on frames are decoded for this viewer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

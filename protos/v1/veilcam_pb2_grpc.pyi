@@ -113,7 +113,7 @@ class ViewersStub:
     def __new__(cls, channel: _aio.Channel) -> ViewersAsyncStub: ...
     Watch: _grpc.UnaryStreamMultiCallable[_veilcam_pb2.WatchRequest, _veilcam_pb2.Picture]
     """A camera's pictures as they are reconstructed. A viewer that reads slowly misses pictures and never lags behind.
-    One that reads nothing is let go.
+    One that reads nothing is let go. The call's headers say that from now on frames are decoded for this viewer.
     """
     Cameras: _grpc.UnaryStreamMultiCallable[_veilcam_pb2.CamerasRequest, _veilcam_pb2.CameraStatus]
     """How the caller's cameras are: one status for each that the server knows, then one at each change."""
@@ -125,7 +125,7 @@ class ViewersAsyncStub(ViewersStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Watch: _aio.UnaryStreamMultiCallable[_veilcam_pb2.WatchRequest, _veilcam_pb2.Picture]  # type: ignore[assignment]
     """A camera's pictures as they are reconstructed. A viewer that reads slowly misses pictures and never lags behind.
-    One that reads nothing is let go.
+    One that reads nothing is let go. The call's headers say that from now on frames are decoded for this viewer.
     """
     Cameras: _aio.UnaryStreamMultiCallable[_veilcam_pb2.CamerasRequest, _veilcam_pb2.CameraStatus]  # type: ignore[assignment]
     """How the caller's cameras are: one status for each that the server knows, then one at each change."""
@@ -140,7 +140,7 @@ class ViewersServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_veilcam_pb2.Picture], _abc.AsyncIterator[_veilcam_pb2.Picture]]:
         """A camera's pictures as they are reconstructed. A viewer that reads slowly misses pictures and never lags behind.
-        One that reads nothing is let go.
+        One that reads nothing is let go. The call's headers say that from now on frames are decoded for this viewer.
         """
 
     @_abc_1.abstractmethod

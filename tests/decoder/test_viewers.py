@@ -36,6 +36,16 @@ def test_a_viewer_gets_jpeg_and_veiled_when_it_does_not_say(
     camera.bye()
 
 
+def test_a_viewer_whose_headers_came_sees_the_very_next_frame(
+    channel: grpc.Channel, camera: Camera, messages: list[pb.Frame]
+) -> None:
+    watching = ViewersStub(channel).Watch(pb.WatchRequest(camera="camera"), timeout=TIMEOUT)
+    watching.initial_metadata()
+    camera.say(frame=messages[0])
+    assert camera.shown(1).shown == next(watching).sequence == 1
+    camera.bye()
+
+
 def test_one_reconstruction_serves_every_viewer_of_a_rendition(
     service: Service, channel: grpc.Channel, camera: Camera, messages: list[pb.Frame]
 ) -> None:
