@@ -153,7 +153,7 @@ def reproduce(
         runner = Runner(plan, runs / folder.name, device, sets, _bar)
         todo = [step for step in steps if not runner.done(step)]
         if dry_run:
-            _print_plan(estimates(plan, steps, device, sets, _no_bar), todo)
+            _print_plan(estimates(plan, steps, todo, device, sets, _no_bar), todo)
             return
         for step in todo:
             if runner.begun(step) and not resume:
@@ -347,11 +347,10 @@ def _no_bar(name: str, total: int) -> Iterator[Callable[[dict[str, Any]], None]]
 
 
 def _print_plan(estimated: "Iterator[tuple[Step, float]]", todo: "list[Step]") -> None:
-    table = Table("step", "settings", "minutes")
+    """Line by line as each is measured, which takes a while."""
     total = 0.0
     for step, seconds in estimated:
-        left = step in todo
-        total += seconds * left
-        table.add_row(step.told, step.file.name, f"{seconds / 60:.1f}" if left else "done")
-    table.add_row("in all", "", f"{total / 60:.0f}")
-    Console().print(table)
+        total += seconds
+        takes = f"{seconds / 60:.1f} min" if step in todo else "done"
+        typer.echo(f"{takes:>10}  {step.told} ({step.file.name})")
+    typer.echo(f"{total / 60:>6.0f} min  in all")

@@ -42,7 +42,7 @@ RUN_FILES = Path(__file__).parent / "runs" / "paper"
 SCHEDULES = ("reduced", "short", "full")
 MEASUREMENT = "measurement.toml"
 
-_WARM_ITERATIONS, _TRIED_ITERATIONS = 2, 6
+_WARM_ITERATIONS, _TRIED_ITERATIONS = 1, 4
 _TRIED_TRAIN, _TRIED_TEST = 600, 250
 _FROM_NEW_WEIGHTS = {"scratch": True, "learning_rate": 0.1, "warm_up": 400}
 
@@ -295,10 +295,22 @@ def evaluated(schedule: Schedule, runs: Path, model: str) -> dict[str, Any] | No
 
 
 def estimates(
-    schedule: Schedule, steps: Sequence[Step], device: Device, sets: Callable[[str], SmallSet], bar: Callable[..., Any]
+    schedule: Schedule,
+    steps: Sequence[Step],
+    todo: Sequence[Step],
+    device: Device,
+    sets: Callable[[str], SmallSet],
+    bar: Callable[..., Any],
 ) -> Iterator[tuple[Step, float]]:
-    """Each step with the seconds that it will take, by doing a few iterations of its like with untrained networks."""
+    """Each step with the seconds that it will take, by doing a few iterations of its like with untrained networks.
+
+    Of steps that are done already (not in ``todo``) no more is done than others need; they take no time.
+    """
     measured: dict[str, float] = {}
+    needed = {name for step in todo for name in step.needs}
+    for step in reversed(steps):
+        if step.run is not None and step.name in needed:
+            needed.update(step.needs)
 
     def some(name: str) -> SmallSet:
         whole = sets(name)
@@ -319,8 +331,7 @@ def estimates(
 
         for step in steps:
             like = re.sub(r"-r\d+", "", step.told)
-            needed_by_others = step.run is not None and not isinstance(step.run, RetrainedRun)
-            if like not in measured:
+            if step in todo and like not in measured:
                 began = seconds(step, _WARM_ITERATIONS)
                 if step.run is None:
                     data = sets(schedule.runs[step.name].data)
@@ -328,9 +339,9 @@ def estimates(
                 else:
                     each = (seconds(step, _TRIED_ITERATIONS) - began) / (_TRIED_ITERATIONS - _WARM_ITERATIONS)
                     measured[like] = began + max(0.0, each) * step.run.iterations
-            elif needed_by_others:
+            elif step.run is not None and step.name in needed:
                 seconds(step, 1)
-            yield step, measured[like]
+            yield step, measured[like] if step in todo else 0.0
 
 
 def _shortened(run: SmallRun, iterations: int) -> SmallRun:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shutil
 import signal
 import time
@@ -100,6 +101,18 @@ def test_a_dry_run_estimates_every_step_and_leaves_nothing(
         assert step.told in output
     assert "in all" in output
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_passes_over_what_is_done(done: tuple[Schedule, Path], tmp_path: Path, data_folder: Path) -> None:
+    schedule, runs = done
+    shutil.copytree(runs, tmp_path / "runs" / schedule.folder.name)
+    shutil.rmtree(tmp_path / "runs" / schedule.folder.name / "adv-csnet-e-r10")
+    asked = ("reproduce", "--schedule", schedule.folder, "--data", data_folder, "--runs", tmp_path / "runs")
+    code, output = command(*asked, "--dry-run")
+    assert code == 0, output
+    assert re.search(r"done  csnet csnet-r10 ", output)
+    assert re.search(r"min  ensemble adv-csnet-e-r10 ", output)
+    assert re.search(r"min  measure adv-csnet-e-r10 ", output)
 
 
 def test_an_interrupted_run_goes_on_only_when_asked(
