@@ -83,6 +83,19 @@ def run(
 
 
 @app.command()
+def strengthen(
+    name: Annotated[str, typer.Argument(help="a finished veil run in RUNS")],
+    by: Annotated[float, typer.Option(help="1 is as it was trained, below it is weaker; to 1.5")],
+    runs: Runs = Path("runs"),
+) -> None:
+    """Make a veil stronger, or weaker, without training: a run RUNS/NAME-xBY, to evaluate and export as any other."""
+    from train.loops.veil import strengthened
+
+    with _mistakes_told():
+        log.info("%s", strengthened(name, by, runs))
+
+
+@app.command()
 def evaluate(
     name: Annotated[str, typer.Argument(help="a finished veil run in RUNS")],
     pictures: Annotated[list[Path], typer.Option(help="folder of labelled photographs; may be repeated")],
@@ -112,6 +125,7 @@ def evaluate(
             "data": [folder.name for folder in pictures],
             "trained_against": state["run"]["readers"],
             "trained": state["provenance"],
+            "strength": state.get("strength", 1.0),
             "measured": checkpoint.provenance(),
         }
         (runs / name / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -156,6 +156,8 @@ def export_runs(
             "veiled_against": _against(run),
             "measured": _evaluation(evaluation) if rendition == "veiled" or evaluation.exists() else {},
         }
+        if "strength" in state:
+            metadata["strength"] = state["strength"]
         export_reconstructor(reconstructor, folder / f"{name}.onnx", metadata)
         yield folder / f"{name}.onnx"
     operator_path.parent.mkdir(parents=True, exist_ok=True)

@@ -158,8 +158,10 @@ class AdversarialRun(SteppedRun):
     alpha: float = bounded(1.0, 0.0, 1e6)
     beta: float = bounded(1.0, 0.0, 1e6)
     beta_later: float = bounded(1.0, 0.0, 1e6)
-    """β once the classifier reads less than ``read_below`` of a pass through the training pictures; MNIST: 0.1."""
+    """β once the classifier reads less than ``read_below`` of the training pictures; MNIST: 0.1."""
     read_below: float = bounded(0.0, 0.0, 1.0)
+    read_over: float = bounded(1.0, 0.01, 100.0)
+    """Passes through the training pictures after which what was read of them is looked at; the paper doesn't say."""
     answers: str = chosen("logits", "softmax")
     """What the cross-entropy of L_C, which has a softmax of its own, is given: the classifier's logits; or, as where a
     network ends in a softmax already, their softmax. Then L_C can't exceed log(e + K − 1), 2.46 for ten classes."""

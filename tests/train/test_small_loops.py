@@ -352,6 +352,17 @@ def test_learning_readers_start_from_every_surrogate_in_turn_and_the_last_are_ke
     assert list(readers.readers()) == ["started_4", "started_5", "started_3"], "a name stays with its reader"
 
 
+@pytest.mark.parametrize(("passes", "before"), [(1.0, 4), (0.5, 2)])
+def test_beta_changes_when_little_was_read_of_the_pictures_that_count(
+    passes: float, before: int, data: SmallSet, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedule, "REPORT_EVERY", 1)
+    run = changed("adversarial", batch=len(data.train) // 4, read_over=passes)
+    rows: list[dict[str, str]] = []
+    LOOPS[AdversarialRun](run, data, CPU, runs / f"changes-{passes}", rows.append)
+    assert [float(row["beta"]) for row in rows] == [1.0] * before + [0.1] * (6 - before)
+
+
 def test_a_checkpoint_older_than_a_setting_has_its_default() -> None:
     run = AdversarialRun(extends="csnet", classifier="reader")
     told = schedule.described(run)

@@ -1,12 +1,15 @@
 """Training for seconds, through the command: run, resume, export, and pictures through a real service."""
 
 import json
+import logging
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -243,6 +246,55 @@ def test_export_refuses_a_foreign_phi_and_a_veil_without_its_measurement(runs: P
     finally:
         (tmp_path / "kept.json").rename(runs / "veil" / "evaluation.json")
     assert not (tmp_path / "op.npz").exists()
+
+
+def test_a_veil_is_made_stronger_measured_and_exported(
+    runs: Path, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = tmp_path / "runs"
+    shutil.copytree(runs, copy)
+    caplog.set_level(logging.INFO)
+    app(["strengthen", "veil", "--by", "1.25", "--runs", str(copy)], standalone_mode=False)
+    assert caplog.messages[-1] == str(copy / "veil-x1.25" / "final.pt")
+    base, _ = plain.network_of(copy / "plain" / "final.pt")
+    levels = base.sampling(Photographs([folder], torch.Generator().manual_seed(0)).batch(1, 96))
+    trained, _ = veil.reconstructor_of(copy / "veil" / "final.pt", copy)
+    stronger, state = veil.reconstructor_of(copy / "veil-x1.25" / "final.pt", copy)
+    for weight, before, after in zip(
+        stronger.last.parameters(), base.reconstructor.last.parameters(), trained.last.parameters(), strict=True
+    ):
+        assert torch.allclose(weight - before, 1.25 * (after - before), atol=1e-6)
+    with torch.no_grad():
+        shown = base.reconstructor(levels)
+        assert (stronger(levels) - shown).square().mean() > (trained(levels) - shown).square().mean()
+    assert state["strength"] == 1.25
+    (copy / "veil-x1.25" / "evaluation.json").write_text(json.dumps({"pictures": 1}))
+    *_, model, _ = export_runs(["plain", "veil-x1.25"], "plain", copy, tmp_path / "op.npz", tmp_path / "models")
+    assert {each.key: each.value for each in onnx.load(model).metadata_props}["veilcam.strength"] == "1.25"
+
+
+@pytest.mark.parametrize(
+    ("name", "by", "problem"),
+    [
+        ("veil", "1.6", "--by 1.6: expected above 0, to 1.5"),
+        ("veil", "0", "--by 0: expected above 0, to 1.5"),
+        ("plain", "1.2", "plain/final.pt: expected the final checkpoint of a veil run"),
+        ("veil-x0.5", "1.2", "veil-x0.5/final.pt: made 0.5 times as strong as it was trained; name the run"),
+        ("veil", "0.5", "veil-x0.5/final.pt: is there already"),
+    ],
+)
+def test_what_can_not_be_made_stronger_is_told(
+    name: str, by: str, problem: str, runs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = tmp_path / "runs"
+    shutil.copytree(runs, copy)
+    veil.strengthened("veil", 0.5, copy)
+    before = (copy / "veil-x0.5" / "final.pt").read_bytes()
+    with pytest.raises(SystemExit) as ended:
+        app(["strengthen", name, "--by", by, "--runs", str(copy)], standalone_mode=False)
+    assert ended.value.code == 2
+    assert [problem in record.getMessage() for record in caplog.records] == [True]
+    assert (copy / "veil-x0.5" / "final.pt").read_bytes() == before
 
 
 def test_controls_lose_as_much_as_the_veil(runs: Path, folder: Path) -> None:

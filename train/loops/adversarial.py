@@ -27,7 +27,7 @@ def train(run: AdversarialRun, data: SmallSet, device: Device, out: Path, report
     net.reconstruction.requires_grad_(True)
     batches = Batches(data.train.to(device.torch), run.batch, run.seed)
     optimiser = torch.optim.Adam(net.reconstruction.parameters(), lr=run.learning_rate)
-    reading = Reading(len(data.train) // run.batch)
+    reading = Reading(max(1, round(run.read_over * len(data.train) / run.batch)))
     parts: dict[str, Stateful] = {"net": net, "optimiser": optimiser, "reading": reading}
     graphed, seen_by = device.graphed(net), device.graphed(classifier)
     with Training(run, parts, generator, out, report, device) as training:
@@ -50,7 +50,11 @@ def train(run: AdversarialRun, data: SmallSet, device: Device, out: Path, report
 
 
 class Reading:
-    """Training accuracy over whole passes, and the lowest that it has been."""
+    """Training accuracy, and the lowest that it has been.
+
+    Args:
+        iterations: over which it is the mean.
+    """
 
     def __init__(self, iterations: int) -> None:
         self.lowest = 1.0

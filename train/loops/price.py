@@ -11,9 +11,9 @@ from train.evaluation.small import mean_psnr
 from train.models import pictures_of
 from train.networks.csnet import CSNet
 from train.settings import EnsembleRun
+from train.strength import STRONGEST, set_strength
 
 _LANDED_ON = 2000
-_STRONGEST = 1.5
 _HALVINGS = 10
 
 
@@ -50,8 +50,7 @@ def allowed(iteration: int, run: EnsembleRun) -> float:
 def landed(net: CSNet, base: CSNet, pictures: Pictures, lost: float, device: Device) -> float:
     """Make a veil weaker or stronger until it costs what it may, and return by what factor.
 
-    Its weights go along the line from the CSNet's through what was learned; the PSNR of what they make goes along
-    evenly (as between any net and one that was tuned from it, Wortsman et al. 2022), and a stronger veil is read less.
+    A stronger one is read less, ``train.strength``.
 
     Args:
         net: whose G was veiled; changed.
@@ -61,26 +60,20 @@ def landed(net: CSNet, base: CSNet, pictures: Pictures, lost: float, device: Dev
         device: to look on.
 
     Returns:
-        At most 1.5, whatever the price: nothing is known of what lies far beyond.
+        At most ``STRONGEST``, whatever the price.
     """
     looked_at = pictures[:_LANDED_ON]
     # Not with ``net`` itself: on a GPU what was recorded of it takes batches of one size.
     tried = copy.deepcopy(base)
-    start, end, weights = (list(each.reconstruction.parameters()) for each in (base, net, tried))
 
     def fidelity(strength: float) -> float:
-        set_to(strength)
+        set_strength(tried.reconstruction, base.reconstruction, net.reconstruction, strength)
         return mean_psnr(pictures_of(tried, looked_at, device), looked_at)
 
-    @torch.no_grad()
-    def set_to(strength: float) -> None:
-        for weight, before, after in zip(weights, start, end, strict=True):
-            weight.copy_(torch.lerp(before, after, strength))
-
-    plain, low, high = fidelity(0.0), 0.0, _STRONGEST
+    plain, low, high = fidelity(0.0), 0.0, STRONGEST
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         low, high = (middle, high) if 1 - fidelity(middle) / plain <= lost else (low, middle)
-    set_to(low)
+    set_strength(tried.reconstruction, base.reconstruction, net.reconstruction, low)
     net.load_state_dict(tried.state_dict())
     return low

@@ -23,6 +23,7 @@ from train.objectives.veil import likeness, repetition, unreadable, visibility
 from train.purifiers import random_way
 from train.readers import SURROGATES, Surrogate, open_reader, read
 from train.settings import SettingsError, VeilRun
+from train.strength import STRONGEST, set_strength
 
 _VIEWS = (224, 320, 448)
 """Sides of the squares that are veiled. Readers look at 224 pixels of them, as of small and of large pictures:
@@ -78,6 +79,35 @@ def reconstructor_of(path: Path, finished: Path) -> tuple[Reconstructor, dict[st
     net = _with_grain(base.reconstructor)
     net.load_state_dict(state["net"])
     return net.eval(), state
+
+
+def strengthened(name: str, strength: float, runs: Path) -> Path:
+    """Write a finished veil made weaker or stronger; returns its path, ``runs/NAME-xSTRENGTH/final.pt``.
+
+    It is measured and exported as what was trained is.
+
+    Args:
+        strength: above 0, to ``STRONGEST``; 1 is as it was trained.
+
+    Raises:
+        CheckpointError: not a finished veil run, or one that was made from another so.
+        SettingsError: the strength is out of bounds, or the run that would be written is there.
+    """
+    if not 0 < strength <= STRONGEST:
+        raise SettingsError(f"--by {strength:g}: expected above 0, to {STRONGEST:g}")
+    path = runs / name / "final.pt"
+    veiled, state = reconstructor_of(path, runs)
+    if "strength" in state:
+        made = f"made {state['strength']:g} times as strong as it was trained"
+        raise checkpoint.CheckpointError(f"{path}: {made}; name the run that was trained")
+    base, _ = network_of(runs / state["run"]["extends"] / "final.pt")
+    final = runs / f"{name}-x{strength:g}" / "final.pt"
+    if final.exists():
+        raise SettingsError(f"{final}: is there already")
+    set_strength(veiled, _with_grain(base.reconstructor), veiled, strength)
+    final.parent.mkdir(exist_ok=True)
+    checkpoint.save(final, state | {"net": veiled.state_dict(), "strength": strength})
+    return final
 
 
 def _with_grain(plain: Reconstructor) -> Reconstructor:
