@@ -3,6 +3,7 @@
 import logging
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -92,8 +93,17 @@ _runner: Runner | None = None
 
 def _open(open_runner: Callable[[], Runner], jobs: int) -> None:
     global _runner
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
     _runner = open_runner()
+
+
+def _end_with_parent() -> None:
+    """Who started this process was killed: no step must go on alone, and meet itself when it is begun anew."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _do(step: Step) -> None:

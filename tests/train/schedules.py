@@ -45,6 +45,7 @@ FILES = {
     "measurement": """
         kind = "measurement"
         readers = ["inception"]
+        strengthened = ["adv-csnet-e-*"]
         retrained = ["adv-csnet-e-*"]
         retrained_iterations = 3
     """,

@@ -5,6 +5,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from functools import partial
@@ -14,6 +16,7 @@ import pytest
 import torch
 
 from tests.train.schedules import CPU, FILES, command, no_bar, write_schedule
+from tests.waiting import wait_for
 from train import checkpoint
 from train.data.small import SmallSet
 from train.jobs import JobError, do_at_once
@@ -73,7 +76,18 @@ def test_only_takes_what_is_asked_and_what_that_needs(tmp_path: Path) -> None:
         ({"inception": FILES["inception"] + '\ndata = "mnist"'}, "inception is of mnist, expected cifar10"),
         ({"adv-csnet-e-r10": FILES["adv-csnet-e-r10"].replace('"csnet-r10"', '"inception"')}, "expected a csnet"),
         ({"measurement": 'kind = "measurement"\nreaders = ["vgg16"]'}, "readers: vgg16 is no classifier run beside it"),
-        ({"measurement": FILES["measurement"].replace("adv-csnet-e-*", "e-*")}, "retrained: e-* matches none of"),
+        (
+            {"measurement": FILES["measurement"].replace('retrained = ["adv-csnet-e-*"]', 'retrained = ["e-*"]')},
+            "retrained: e-* matches none of",
+        ),
+        (
+            {
+                "measurement": FILES["measurement"].replace(
+                    'strengthened = ["adv-csnet-e-*"]', 'strengthened = ["csnet-*"]'
+                )
+            },
+            "strengthened: csnet-* matches none of",
+        ),
     ],
 )
 def test_a_schedule_that_cannot_be_done_is_told_in_one_line(
@@ -192,6 +206,40 @@ def test_a_process_that_is_killed_is_blamed_on_no_single_step_and_failures_befor
     assert told.startswith("a process was killed (by lack of memory?), of one of these: ")
     assert sorted(told.rpartition(": ")[2].split(", ")) == ["measure endless", "measure killed"]
     assert before == "failed before that: measure fails"
+
+
+class Endless(Runner):
+    """Writes down in which process it is, and never ends."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def do(self, step: Step) -> None:
+        (self.folder / "process").write_text(str(os.getpid()))
+        while True:
+            time.sleep(0.01)
+
+
+_ENDLESS = """
+import sys
+from functools import partial
+from pathlib import Path
+from tests.train.test_reproduce import Endless
+from train.jobs import do_at_once
+from train.reproduce import Step
+if __name__ == "__main__":
+    do_at_once([Step("endless", None, (), Path("."))], 2, partial(Endless, Path(sys.argv[1])))
+"""
+
+
+def test_steps_end_when_what_began_them_is_killed(tmp_path: Path) -> None:
+    command_line = [sys.executable, "-c", _ENDLESS, str(tmp_path)]
+    with subprocess.Popen(command_line, cwd=Path(__file__).parent.parent.parent) as begun:
+        process = tmp_path / "process"
+        wait_for(lambda: process.exists() and process.read_text() != "", "the step", 60)
+        begun.kill()
+    there = Path(f"/proc/{process.read_text()}")
+    wait_for(lambda: not there.exists(), "the end of its process", 20)
 
 
 def test_a_run_done_by_other_settings_is_not_overwritten(done: tuple[Schedule, Path], data: SmallSet) -> None:
