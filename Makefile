@@ -31,6 +31,7 @@ proto: $(TEST)/ready
 sums:
 	cd decoder/reconstructors && sha256sum *.onnx > SHA256SUMS
 	cd decoder/reconstructors/light && sha256sum *.onnx > SHA256SUMS
+	cd decoder/reconstructors/strong && sha256sum *.onnx > SHA256SUMS
 
 $(DEMO)/ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "veilcam needs Python 3.11 or newer: make PYTHON=python3.12 ..." >&2; exit 1; }

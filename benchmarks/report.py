@@ -29,6 +29,7 @@ def document() -> str:
     parts += quality_table(results("quality"))
     for veil in veils():
         parts += veil_tables(veil)
+    parts += strength_table(results("strength"))
     parts += form_table()
     for kind, tables in SECTIONS.items():
         for result in results(kind):
@@ -64,10 +65,11 @@ def summary() -> list[str]:
         fidelity = veil.measured["psnr"]
         ratio = veil.engine.rows / veil.engine.block**2
         cost = f"{fidelity['plain']:.2f} → {fidelity['veiled']:.2f} dB"
-        cells = [f"{_judged(veil, 'plain', way)} → {_judged(veil, 'veiled', way)} %" for way in ("as is", "JPEG 75")]
+        told = veil.measured
+        cells = [f"{_judged(told, 'plain', way)} → {_judged(told, 'veiled', way)} %" for way in ("as is", "JPEG 75")]
         lines.append(f"| {ratio:.2f} | {cost} | {cells[0]} | {cells[1]} |")
     for veil in veils():
-        count, judges = veil.measured["pictures"], len(_judges(veil))
+        count, judges = veil.measured["pictures"], len(_judges(veil.measured))
         lines += [
             "",
             f"{veil.name}: {count} gray ImageNet pictures, mean of {judges} judges that no veil was trained against.",
@@ -75,12 +77,12 @@ def summary() -> list[str]:
     return lines
 
 
-def _judges(veil: Reconstructor) -> list[str]:
-    return [name for name in veil.measured["recognition"] if name not in veil.measured["trained_against"]]
+def _judges(measured: dict[str, Any]) -> list[str]:
+    return [name for name in measured["recognition"] if name not in measured["trained_against"]]
 
 
-def _judged(veil: Reconstructor, rendition: str, way: str) -> str:
-    read = [veil.measured["recognition"][name][rendition][way] for name in _judges(veil)]
+def _judged(measured: dict[str, Any], rendition: str, way: str) -> str:
+    read = [measured["recognition"][name][rendition][way] for name in _judges(measured)]
     return f"{sum(read) / len(read):.1f}"
 
 
@@ -107,8 +109,8 @@ def veil_tables(veil: Reconstructor) -> list[str]:
     lines = [f"## What readers read of {veil.name}", ""]
     lines += [
         f"Recognition in percent, {measured['pictures']} pictures. T0, trained against: {', '.join(against)}. "
-        f"T1, never seen in training: {', '.join(_judges(veil))}. JPEG and notch are T2. Noise and blur lose as much "
-        f"PSNR as the veil. Trained at commit {measured['trained']['commit']}, measured at "
+        f"T1, never seen in training: {', '.join(_judges(measured))}. JPEG and notch are T2. Noise and blur lose as "
+        f"much PSNR as the veil. Trained at commit {measured['trained']['commit']}, measured at "
         f"{measured['measured']['commit']} on {measured['measured']['processor']}. Reconstructor {veil.id}.",
         "",
     ]
@@ -121,6 +123,33 @@ def veil_tables(veil: Reconstructor) -> list[str]:
             lines.append(f"| {rendition} | {shown} | " + " | ".join(cells) + " |")
         lines.append("")
     return lines
+
+
+def strength_table(rows: list[dict[str, Any]]) -> list[str]:
+    """What a veil costs and leaves, made weaker and stronger."""
+    if not rows:
+        return []
+    rows = sorted(rows, key=lambda row: row["strength"])
+    first = rows[0]
+    readers, ways = list(first["recognition"]), list(next(iter(first["recognition"].values()))["plain"])
+    heads = ["strength", "PSNR, dB", *readers, *(f"judges, {way}" for way in ways), "raw"]
+    lines = ["## A veil made weaker and stronger", ""]
+    lines += [
+        "`veilcam-train strengthen` makes one of another that was trained, without training. Recognition in percent, "
+        f"{first['pictures']} pictures, by each reader as is; of the judges, {', '.join(_judges(first))}, the mean. "
+        "0 is the plain reconstruction, 1 the veil as it was trained.",
+        "",
+        f"| {' | '.join(heads)} |",
+        f"|---|{'--:|' * (len(heads) - 2)}---|",
+    ]
+    for row, rendition in [(first, "plain"), *((row, "veiled") for row in rows)]:
+        cells = [f"{row['recognition'][name][rendition]['as is']:.1f}" for name in readers]
+        cells += [_judged(row, rendition, way) for way in ways]
+        strength = row["strength"] if rendition == "veiled" else 0.0
+        link = f"[json](../{row['file']})"
+        lines.append(f"| {strength:g} | {row['psnr'][rendition]:.2f} | {' | '.join(cells)} | {link} |")
+    measured_on = {f"commit {row['measured']['commit']} on {row['measured']['processor']}" for row in rows}
+    return [*lines, "", f"Measured at {'; '.join(sorted(measured_on))}.", ""]
 
 
 def film_table(result: dict[str, Any]) -> list[str]:

@@ -22,6 +22,27 @@ def test_what_was_not_measured_has_no_section(folder: Path) -> None:
     assert headings == ["## Quality", "## What readers read of veil-r10", "## Integer forms of reconstructors"]
 
 
+def test_a_veil_is_told_by_its_strengths_beside_the_plain_picture(folder: Path) -> None:
+    for strength, psnr, read in ((1.25, 26.0, 8.0), (0.5, 28.2, 31.0)):
+        ways = {"plain": {"as is": 40.0, "JPEG 75": 42.0}, "veiled": {"as is": read, "JPEG 75": read + 1}}
+        told = {
+            "pictures": 310,
+            "psnr": {"plain": 28.4, "veiled": psnr},
+            "recognition": {"surrogate": ways, "one judge": ways, "another": ways},
+            "trained_against": ["surrogate"],
+            "strength": strength,
+            "measured": {"commit": "c", "processor": "P"},
+        }
+        (folder / f"strength-x{strength}.json").write_text(json.dumps(told))
+    rows = [line for line in report.document().splitlines() if "strength-x" in line]
+    assert [row.split(" | ")[:3] for row in rows] == [
+        ["| 0", "28.40", "40.0"],
+        ["| 0.5", "28.20", "31.0"],
+        ["| 1.25", "26.00", "8.0"],
+    ]
+    assert rows[-1].split(" | ")[3:7] == ["8.0", "8.0", "8.0", "9.0"], "two judges, and their mean in each way"
+
+
 def test_a_process_that_died_and_a_disk_that_was_not_full_are_told(folder: Path) -> None:
     told = {
         "size": [320, 240],

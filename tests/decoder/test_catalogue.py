@@ -353,7 +353,7 @@ def sums(folder: Path, *names: str) -> None:
     (folder / "SHA256SUMS").write_text(told.stdout)
 
 
-@pytest.mark.parametrize("folder", [SHIPPED, SHIPPED / "light"], ids=["shipped", "light"])
+@pytest.mark.parametrize("folder", [SHIPPED, SHIPPED / "light", SHIPPED / "strong"], ids=lambda folder: folder.name)
 def test_the_sums_of_the_shipped_files_are_those_of_the_shipped_files(folder: Path) -> None:
     done = subprocess.run(
         ["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=folder, capture_output=True, text=True

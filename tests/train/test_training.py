@@ -371,15 +371,18 @@ def test_a_folder_without_pictures_is_told(tmp_path: Path) -> None:
 
 
 def test_the_shipped_models_are_those_of_the_finished_runs(tmp_path: Path, operator: Operator) -> None:
-    weights = Path(__file__).parent.parent.parent / "train" / "weights"
-    names = ["plain-r10", "plain-r25", "veil-r10"]
+    weights = tmp_path / "weights"
+    shutil.copytree(Path(__file__).parent.parent.parent / "train" / "weights", weights)
+    stronger = veil.strengthened("veil-r10", 1.25, weights).parent
+    shutil.copy(weights / "veil-r10" / "evaluation.json", stronger)
+    names = ["plain-r10", "plain-r25", "veil-r10", stronger.name]
     list(export_runs(names, "plain-r25", weights, tmp_path / "op.npz", tmp_path))
     assert Operator.load(tmp_path / "op.npz").id == operator.id
     measurements = np.random.default_rng(0).integers(-40, 40, (1, 64, 3, 4)).astype(np.int8)
     for name in names:
         shipped, exported = (
             load_catalogue([folder / f"{name}.onnx"], "onnxruntime", 1).reconstructors[0]
-            for folder in (SHIPPED, tmp_path)
+            for folder in (SHIPPED / "strong" if name == stronger.name else SHIPPED, tmp_path)
         )
         levels = measurements[:, : shipped.engine.rows]
         ours, theirs = (each.engine.reconstruct(levels).astype(int) for each in (shipped, exported))
