@@ -182,17 +182,20 @@ def filmed(service: Service, camera: str, came: Told, operator_id: str = "") -> 
         line = Line(channel, hello, came)
         line.open()
         watching: Any = ViewersStub(channel).Watch(pb.WatchRequest(camera=camera))
-        watching.initial_metadata()  # comes once frames are decoded for this viewer, or with its refusal
-        looking = threading.Thread(target=_look, args=(watching,), daemon=True)
+        there = threading.Event()
+        looking = threading.Thread(target=_look, args=(watching, there), daemon=True)
         looking.start()
+        came.endless += not there.wait(PATIENCE_S)
         yield line
         line.close()
         watching.cancel()
         looking.join()
 
 
-def _look(call: Any) -> None:
+def _look(call: Any, there: threading.Event) -> None:
     with contextlib.suppress(grpc.RpcError):
+        call.initial_metadata()  # comes once frames are decoded for this viewer, or with its refusal
+        there.set()
         for _ in call:
             pass
 

@@ -29,7 +29,7 @@ def document() -> str:
     parts += quality_table(results("quality"))
     for veil in veils():
         parts += veil_tables(veil)
-    parts += strength_table(results("strength"))
+        parts += strength_table(veil, results(f"strength-{veil.name}"))
     parts += form_table()
     for kind, tables in SECTIONS.items():
         for result in results(kind):
@@ -125,30 +125,34 @@ def veil_tables(veil: Reconstructor) -> list[str]:
     return lines
 
 
-def strength_table(rows: list[dict[str, Any]]) -> list[str]:
-    """What a veil costs and leaves, made weaker and stronger."""
-    if not rows:
+def strength_table(veil: Reconstructor, others: list[dict[str, Any]]) -> list[str]:
+    """What a veil costs and leaves as it is, and made weaker and stronger.
+
+    Args:
+        others: what ``veilcam-train evaluate`` wrote of those.
+    """
+    if not others:
         return []
-    rows = sorted(rows, key=lambda row: row["strength"])
-    first = rows[0]
-    readers, ways = list(first["recognition"]), list(next(iter(first["recognition"].values()))["plain"])
+    rows = {1.0: veil.measured} | {row["strength"]: row for row in others}
+    readers, ways = list(veil.measured["recognition"]), list(next(iter(veil.measured["recognition"].values()))["plain"])
     heads = ["strength", "PSNR, dB", *readers, *(f"judges, {way}" for way in ways), "raw"]
-    lines = ["## A veil made weaker and stronger", ""]
+    lines = [f"## {veil.name} made weaker and stronger", ""]
     lines += [
-        "`veilcam-train strengthen` makes one of another that was trained, without training. Recognition in percent, "
-        f"{first['pictures']} pictures, by each reader as is; of the judges, {', '.join(_judges(first))}, the mean. "
-        "0 is the plain reconstruction, 1 the veil as it was trained.",
+        "`veilcam-train strengthen` makes one of another that was trained, without training: 0 is the plain "
+        "reconstruction, 1 the veil as it was trained and ships. Recognition in percent, "
+        f"{veil.measured['pictures']} pictures, by each reader as is; "
+        f"of the judges, {', '.join(_judges(veil.measured))}, the mean.",
         "",
         f"| {' | '.join(heads)} |",
         f"|---|{'--:|' * (len(heads) - 2)}---|",
     ]
-    for row, rendition in [(first, "plain"), *((row, "veiled") for row in rows)]:
+    for strength, row in sorted({0.0: veil.measured, **rows}.items()):
+        rendition = "veiled" if strength else "plain"
         cells = [f"{row['recognition'][name][rendition]['as is']:.1f}" for name in readers]
         cells += [_judged(row, rendition, way) for way in ways]
-        strength = row["strength"] if rendition == "veiled" else 0.0
-        link = f"[json](../{row['file']})"
+        link = f"[json](../{row['file']})" if "file" in row else "shipped"
         lines.append(f"| {strength:g} | {row['psnr'][rendition]:.2f} | {' | '.join(cells)} | {link} |")
-    measured_on = {f"commit {row['measured']['commit']} on {row['measured']['processor']}" for row in rows}
+    measured_on = {f"commit {row['measured']['commit']} on {row['measured']['processor']}" for row in rows.values()}
     return [*lines, "", f"Measured at {'; '.join(sorted(measured_on))}.", ""]
 
 

@@ -255,7 +255,7 @@ class ViewersService(ViewersServicer):
         try:
             camera, rendition = self._asked(request)
             with camera.relays[rendition].watch() as pictures:
-                await _leaving_is_cancelled(context.send_initial_metadata(()))
+                await _given_or_gone(context.send_initial_metadata(()))
                 async for picture in pictures:
                     _check_holds()
                     self._audit.gave(
@@ -402,17 +402,18 @@ async def write_message(context: "aio.ServicerContext[Any, Any]", message: pb.Pi
     """Give a viewer a message; one that doesn't read it within a limit is refused more."""
     try:
         async with asyncio.timeout(UNREAD_S):  # wait_for would lose a cancellation that comes when a write is through
-            await _leaving_is_cancelled(context.write(message))
+            await _given_or_gone(context.write(message))
     except TimeoutError:
         problem = f"nothing was read for {UNREAD_S:.0f} s"
         raise Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "watch", problem) from None
 
 
-async def _leaving_is_cancelled(given: Awaitable[None]) -> None:
+async def _given_or_gone(giving: Awaitable[None]) -> None:
+    """Give a viewer something; to who is gone nothing can be given, and gRPC is about to cancel the call."""
     try:
-        await given
+        await giving
     except aio.InternalError:
-        raise asyncio.CancelledError from None  # the viewer is gone; gRPC is about to cancel this
+        raise asyncio.CancelledError from None
 
 
 async def _abort(context: "aio.ServicerContext[Any, Any]", refusal: Refusal) -> NoReturn:

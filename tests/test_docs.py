@@ -28,6 +28,15 @@ def test_the_papers_page_is_what_its_numbers_render_to() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_lead_somewhere(page: Path) -> None:
-    links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text())
-    for link in links:
-        assert "://" in link or (page.parent / link).exists(), f"{page}: {link}"
+    for link, _, heading in re.findall(r"\]\(([^)#\s]*)(#([^)]*))?\)", page.read_text()):
+        if "://" in link:
+            continue
+        there = page.parent / link if link else page
+        assert there.exists(), f"{page}: {link}"
+        assert not heading or heading in headings(there), f"{page}: {link}#{heading}"
+
+
+def headings(page: Path) -> list[str]:
+    """As a link names them."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]

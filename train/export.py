@@ -156,8 +156,12 @@ def export_runs(
             "veiled_against": _against(run),
             "measured": _evaluation(evaluation) if rendition == "veiled" or evaluation.exists() else {},
         }
-        if "strength" in state:
+        if "strength" in state:  # a veil of photographs that was made weaker or stronger
             metadata["strength"] = state["strength"]
+            told = metadata["measured"].get("strength")
+            if told != state["strength"]:
+                problem = f"measured at strength {told}, expected {state['strength']}"
+                raise ExportError(f"{evaluation}: {problem} (veilcam-train evaluate)")
         export_reconstructor(reconstructor, folder / f"{name}.onnx", metadata)
         yield folder / f"{name}.onnx"
     operator_path.parent.mkdir(parents=True, exist_ok=True)

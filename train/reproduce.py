@@ -193,7 +193,8 @@ class Schedule:
         ):
             for pattern in getattr(self.measurement, key):
                 if not any(fnmatch(model, pattern) for model in models):
-                    raise SettingsError(f"{file}: {key}: {pattern} matches none of {', '.join(models)}")
+                    among = ", ".join(models) or "none that extends a CSNet"
+                    raise SettingsError(f"{file}: {key}: {pattern} matches none of {among}")
 
 
 class Runner:
@@ -312,7 +313,8 @@ def evaluated(schedule: Schedule, runs: Path, model: str) -> dict[str, Any] | No
         told: dict[str, Any] = json.loads(path.read_text())
     except ValueError:
         return None
-    return told if told.get("needs") == fingerprints(runs, needs) else None
+    whole = {f"{strength:g}" for strength in schedule.strengths(model)} <= told.get("strengths", {}).keys()
+    return told if whole and told.get("needs") == fingerprints(runs, needs) else None
 
 
 def estimates(

@@ -1,14 +1,14 @@
 """How strong a veil is, chosen after it was trained: on the line from the plain weights through the veiled ones.
 
-Between a network and one that was tuned from it, what they make changes evenly with their weights (Wortsman et al.
-2022); so do the PSNR that a veil costs and what readers lose, for a way beyond the veiled weights too.
+Between a network and one that was tuned from it, and for a way beyond, what they make changes smoothly with their
+weights (Wortsman et al. 2022). A stronger veil is read less and costs more PSNR, the more the stronger it is already.
 """
 
 import torch
 from torch import nn
 
 STRONGEST = 1.5
-"""Nothing is known of what lies far beyond what was trained."""
+"""Of what was trained: none is made to be served beyond what was looked at."""
 
 
 @torch.no_grad()

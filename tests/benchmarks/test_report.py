@@ -22,25 +22,26 @@ def test_what_was_not_measured_has_no_section(folder: Path) -> None:
     assert headings == ["## Quality", "## What readers read of veil-r10", "## Integer forms of reconstructors"]
 
 
-def test_a_veil_is_told_by_its_strengths_beside_the_plain_picture(folder: Path) -> None:
+def test_a_veil_is_told_by_its_strengths_beside_the_plain_picture_and_itself(folder: Path) -> None:
+    (veil,) = report.veils()
     for strength, psnr, read in ((1.25, 26.0, 8.0), (0.5, 28.2, 31.0)):
-        ways = {"plain": {"as is": 40.0, "JPEG 75": 42.0}, "veiled": {"as is": read, "JPEG 75": read + 1}}
+        ways = {"as is": read, "JPEG 75": read + 1, "notch": read + 2}
         told = {
-            "pictures": 310,
-            "psnr": {"plain": 28.4, "veiled": psnr},
-            "recognition": {"surrogate": ways, "one judge": ways, "another": ways},
-            "trained_against": ["surrogate"],
+            "psnr": {"veiled": psnr},
+            "recognition": {reader: {"veiled": ways} for reader in veil.measured["recognition"]},
+            "trained_against": veil.measured["trained_against"],
             "strength": strength,
             "measured": {"commit": "c", "processor": "P"},
         }
-        (folder / f"strength-x{strength}.json").write_text(json.dumps(told))
-    rows = [line for line in report.document().splitlines() if "strength-x" in line]
-    assert [row.split(" | ")[:3] for row in rows] == [
-        ["| 0", "28.40", "40.0"],
-        ["| 0.5", "28.20", "31.0"],
-        ["| 1.25", "26.00", "8.0"],
-    ]
-    assert rows[-1].split(" | ")[3:7] == ["8.0", "8.0", "8.0", "9.0"], "two judges, and their mean in each way"
+        (folder / f"strength-veil-r10-x{strength}.json").write_text(json.dumps(told))
+    page = report.document()
+    lines = page[page.index("## veil-r10 made weaker and stronger") :].splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines if line.endswith("| shipped |") or "strength-" in line]
+    assert [row[0] for row in rows] == ["0", "0.5", "1", "1.25"]
+    fidelity = veil.measured["psnr"]
+    assert [row[1] for row in rows] == [f"{fidelity['plain']:.2f}", "28.20", f"{fidelity['veiled']:.2f}", "26.00"]
+    readers = len(veil.measured["recognition"])
+    assert rows[3][2:-1] == ["8.0"] * readers + ["8.0", "9.0", "10.0"], "each as is, and the judges' mean in each way"
 
 
 def test_a_process_that_died_and_a_disk_that_was_not_full_are_told(folder: Path) -> None:

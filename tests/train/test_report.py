@@ -168,7 +168,7 @@ def test_a_veil_is_told_weaker_and_stronger() -> None:
         "run": {"data": "cifar10", "extends": "csnet-r10"},
         "strengths": {"2": {"psnr": 24.0, "recognition": read}, "0.5": {"psnr": 24.9, "recognition": read}},
     }
-    _, _, *rows = strengths(paper, "short")
+    _, _, *rows, _, _ = strengths(paper, "short")
     assert [row.split(" | ")[1:4] for row in rows] == [
         ["0.5", "24.90", "0.40"],
         ["1", "24.75", "1.00"],

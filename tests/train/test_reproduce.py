@@ -1,5 +1,6 @@
 """A schedule of runs: its plan, what is done, left, resumed or stale."""
 
+import json
 import logging
 import os
 import re
@@ -232,14 +233,28 @@ if __name__ == "__main__":
 """
 
 
+def runs_still(pid: int) -> bool:
+    """A process that ended stays as a zombie where nobody asks after it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def test_steps_end_when_what_began_them_is_killed(tmp_path: Path) -> None:
     command_line = [sys.executable, "-c", _ENDLESS, str(tmp_path)]
+    process = tmp_path / "process"
     with subprocess.Popen(command_line, cwd=Path(__file__).parent.parent.parent) as begun:
-        process = tmp_path / "process"
-        wait_for(lambda: process.exists() and process.read_text() != "", "the step", 60)
-        begun.kill()
-    there = Path(f"/proc/{process.read_text()}")
-    wait_for(lambda: not there.exists(), "the end of its process", 20)
+        try:
+            wait_for(lambda: process.exists() and process.read_text() != "", "the step", 60)
+        finally:
+            begun.kill()
+    pid = int(process.read_text())
+    try:
+        wait_for(lambda: not runs_still(pid), "the end of its process", 20)
+    finally:
+        if runs_still(pid):
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_a_run_done_by_other_settings_is_not_overwritten(done: tuple[Schedule, Path], data: SmallSet) -> None:
@@ -249,6 +264,22 @@ def test_a_run_done_by_other_settings_is_not_overwritten(done: tuple[Schedule, P
     assert step.run is not None
     with pytest.raises(checkpoint.CheckpointError, match="of a run with other settings"):
         runner.done(replace(step, run=replace(step.run, seed=7)))
+
+
+def test_a_model_that_was_measured_without_its_strengths_is_measured_again(
+    done: tuple[Schedule, Path], data: SmallSet, tmp_path: Path
+) -> None:
+    schedule, runs = done
+    copy = tmp_path / "reduced"
+    shutil.copytree(runs, copy)
+    runner = Runner(schedule, copy, CPU, lambda name: data, no_bar)
+    (step,) = (step for step in schedule.steps() if step.told == "measure adv-csnet-e-r10")
+    assert runner.done(step)
+    evaluation = copy / "adv-csnet-e-r10" / "evaluation.json"
+    told = json.loads(evaluation.read_text())
+    del told["strengths"]
+    evaluation.write_text(json.dumps(told))
+    assert not runner.done(step)
 
 
 def test_what_was_made_from_other_runs_is_stale(done: tuple[Schedule, Path], data: SmallSet, tmp_path: Path) -> None:

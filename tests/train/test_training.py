@@ -268,7 +268,11 @@ def test_a_veil_is_made_stronger_measured_and_exported(
         shown = base.reconstructor(levels)
         assert (stronger(levels) - shown).square().mean() > (trained(levels) - shown).square().mean()
     assert state["strength"] == 1.25
-    (copy / "veil-x1.25" / "evaluation.json").write_text(json.dumps({"pictures": 1}))
+    evaluation = copy / "veil-x1.25" / "evaluation.json"
+    evaluation.write_text(json.dumps({"pictures": 1, "strength": 1.0}))
+    with pytest.raises(ExportError, match=r"measured at strength 1\.0, expected 1\.25"):
+        list(export_runs(["veil-x1.25"], "plain", copy, tmp_path / "op.npz", tmp_path / "models"))
+    evaluation.write_text(json.dumps({"pictures": 1, "strength": 1.25}))
     *_, model, _ = export_runs(["plain", "veil-x1.25"], "plain", copy, tmp_path / "op.npz", tmp_path / "models")
     assert {each.key: each.value for each in onnx.load(model).metadata_props}["veilcam.strength"] == "1.25"
 
@@ -277,7 +281,9 @@ def test_a_veil_is_made_stronger_measured_and_exported(
     ("name", "by", "problem"),
     [
         ("veil", "1.6", "--by 1.6: expected above 0, to 1.5"),
-        ("veil", "0", "--by 0: expected above 0, to 1.5"),
+        ("veil", "0", "--by 0.0: expected above 0, to 1.5"),
+        ("veil/", "1.2", "veil/: expected the name of a run in "),
+        ("foreign", "1.2", "foreign/final.pt: not the weights of a veil of more"),
         ("plain", "1.2", "plain/final.pt: expected the final checkpoint of a veil run"),
         ("veil-x0.5", "1.2", "veil-x0.5/final.pt: made 0.5 times as strong as it was trained; name the run"),
         ("veil", "0.5", "veil-x0.5/final.pt: is there already"),
@@ -289,6 +295,9 @@ def test_what_can_not_be_made_stronger_is_told(
     copy = tmp_path / "runs"
     shutil.copytree(runs, copy)
     veil.strengthened("veil", 0.5, copy)
+    state = checkpoint.load(copy / "veil" / "final.pt")
+    (copy / "foreign").mkdir()
+    checkpoint.save(copy / "foreign" / "final.pt", state | {"run": state["run"] | {"extends": "more"}})
     before = (copy / "veil-x0.5" / "final.pt").read_bytes()
     with pytest.raises(SystemExit) as ended:
         app(["strengthen", name, "--by", by, "--runs", str(copy)], standalone_mode=False)
@@ -374,7 +383,8 @@ def test_the_shipped_models_are_those_of_the_finished_runs(tmp_path: Path, opera
     weights = tmp_path / "weights"
     shutil.copytree(Path(__file__).parent.parent.parent / "train" / "weights", weights)
     stronger = veil.strengthened("veil-r10", 1.25, weights).parent
-    shutil.copy(weights / "veil-r10" / "evaluation.json", stronger)
+    told = json.loads((weights / "veil-r10" / "evaluation.json").read_text())
+    (stronger / "evaluation.json").write_text(json.dumps(told | {"strength": 1.25}))
     names = ["plain-r10", "plain-r25", "veil-r10", stronger.name]
     list(export_runs(names, "plain-r25", weights, tmp_path / "op.npz", tmp_path))
     assert Operator.load(tmp_path / "op.npz").id == operator.id

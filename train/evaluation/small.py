@@ -109,10 +109,10 @@ def measure_model(
     return result | {"measured": checkpoint.provenance() | {"device": device.told}}
 
 
-def passes(readers: int, extends: bool, purified: bool, strengths: int = 0) -> int:
+def passes(readers: int, has_base: bool, purified: bool, strengths: int = 0) -> int:
     """How many times a reader looks through all test pictures in ``measure_model``."""
-    controlled = extends and purified
-    return readers * (1 + len(CONTROLS) * controlled + len(PURIFIERS) * purified + strengths * extends)
+    controlled = has_base and purified
+    return readers * (1 + len(CONTROLS) * controlled + len(PURIFIERS) * purified + strengths * has_base)
 
 
 def _at_strength(

@@ -104,9 +104,9 @@ def train(run: EnsembleRun, data: SmallSet, device: Device, out: Path, report: R
                 if (training.iteration + 1) % run.restart == 0:
                     learning.restart_one()
             training.advance(terms | told, rate)
-    strength = landed(net, base, data.train, run.psnr_lost, device)
-    log.info("%s: made %.2f times as strong, to cost %.2f %% of PSNR", out.name, strength, 100 * run.psnr_lost)
-    return training.finish(net, strength=strength)
+    factor = landed(net, base, data.train, run.psnr_lost, device)
+    log.info("%s: made %.2f times as strong, to cost %.2f %% of PSNR", out.name, factor, 100 * run.psnr_lost)
+    return training.finish(net, landed=factor)
 
 
 class Needs:

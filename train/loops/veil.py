@@ -77,7 +77,11 @@ def reconstructor_of(path: Path, finished: Path) -> tuple[Reconstructor, dict[st
         raise checkpoint.CheckpointError(f"{path}: expected the final checkpoint of a veil run")
     base, _ = network_of(finished / state["run"]["extends"] / "final.pt")
     net = _with_grain(base.reconstructor)
-    net.load_state_dict(state["net"])
+    try:
+        net.load_state_dict(state["net"])
+    except RuntimeError as error:
+        problem = f"not the weights of a veil of {state['run']['extends']} ({error})"
+        raise checkpoint.CheckpointError(f"{path}: {problem}") from None
     return net.eval(), state
 
 
@@ -94,14 +98,16 @@ def strengthened(name: str, strength: float, runs: Path) -> Path:
         SettingsError: the strength is out of bounds, or the run that would be written is there.
     """
     if not 0 < strength <= STRONGEST:
-        raise SettingsError(f"--by {strength:g}: expected above 0, to {STRONGEST:g}")
+        raise SettingsError(f"--by {strength}: expected above 0, to {STRONGEST}")
+    if name != Path(name).name:
+        raise SettingsError(f"{name}: expected the name of a run in {runs}")
     path = runs / name / "final.pt"
     veiled, state = reconstructor_of(path, runs)
     if "strength" in state:
-        made = f"made {state['strength']:g} times as strong as it was trained"
+        made = f"made {state['strength']} times as strong as it was trained"
         raise checkpoint.CheckpointError(f"{path}: {made}; name the run that was trained")
     base, _ = network_of(runs / state["run"]["extends"] / "final.pt")
-    final = runs / f"{name}-x{strength:g}" / "final.pt"
+    final = runs / f"{name}-x{strength}" / "final.pt"
     if final.exists():
         raise SettingsError(f"{final}: is there already")
     set_strength(veiled, _with_grain(base.reconstructor), veiled, strength)

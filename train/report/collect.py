@@ -29,7 +29,7 @@ def collect(schedules: Mapping[str, Schedule], runs: Path, logs: Path) -> dict[s
             if state is None:
                 continue
             entry = {"run": state["run"], "trained": state["provenance"]}
-            entry |= {key: state[key] for key in ("recognition", "iterations", "strength") if key in state}
+            entry |= {key: state[key] for key in ("recognition", "iterations", "landed") if key in state}
             if run.gives_pictures:
                 evaluation = evaluated(schedule, folder, run_name)
                 if evaluation is None:
