@@ -79,8 +79,17 @@ def test_a_report_keeps_what_was_told_of_runs_that_are_elsewhere(
     shutil.rmtree(tmp_path / "runs" / "reduced" / "adv-csnet-vgg-r10")
     assert models() == everything
     assert figure5() == whole, "not drawn anew without the pictures of those that are elsewhere"
+    page = tmp_path / "docs" / "paper.md"
+    assert "has changed since" not in page.read_text()
     (plans / "reduced" / "adv-csnet-vgg-r10.toml").write_text(FILES["adv-csnet-vgg-r10"] + "beta = 0.5")
+    assert models() == everything
+    changed = "- adv-csnet-vgg-r10: its run file has changed since it was trained (beta was 1.0, is 0.5)."
+    assert changed in page.read_text()
+    assert models() == everything
+    assert changed in page.read_text(), "told each time"
+    (plans / "reduced" / "adv-csnet-vgg-r10.toml").unlink()
     assert models() == everything - {"adv-csnet-vgg-r10"}
+    assert changed not in page.read_text()
     assert figure5()[0] == {"csnet-r10"}, "it showed what is told of no more; the rest of it isn't here"
     other = tmp_path / "runs" / "reduced" / "inception" / "final.pt"
     checkpoint.save(other, checkpoint.load(other) | {"recognition": 1.0})

@@ -82,9 +82,18 @@ def fingerprints(runs: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def same_settings(told: Mapping[str, Any], run: Run) -> bool:
-    """Whether a checkpoint is of a run's settings. One that is older than a setting did as ``formerly`` says, else it
-    has that setting's default."""
-    return {**described(type(run)()), **run.formerly, **told} == described(run)
+    """Whether a checkpoint is of a run's settings, as ``changed_settings`` knows them."""
+    return not changed_settings(told, run)
+
+
+def changed_settings(told: Mapping[str, Any], run: Run) -> dict[str, tuple[Any, Any]]:
+    """The settings that a checkpoint told of and that a run has otherwise, each as it was and as it is.
+
+    A checkpoint that is older than a setting did as ``formerly`` says, else it has that setting's default. What no
+    run has any more is None now.
+    """
+    then, now = {**described(type(run)()), **run.formerly, **told}, described(run)
+    return {key: (then[key], now.get(key)) for key in then if key not in now or then[key] != now[key]}
 
 
 class Training:

@@ -306,7 +306,19 @@ def doubts(told: Told) -> list[str]:
             theirs = mean_recognition(model, readers, control)
             if own is not None and theirs is not None and theirs <= own and not name.startswith("csnet"):
                 found.append(f"{title}: {control} at equal PSNR leaves {theirs:.2f} %, no more than its {own:.2f} %.")
+    found += [
+        f"{run}: its run file has changed since it was trained ({_changes(entry)})."
+        for group in ("models", "classifiers", "retrained")
+        for run, entry in told[group].items()
+        if entry.get("changed")
+    ]
     return found
+
+
+def _changes(entry: Told) -> str:
+    """What its run file has otherwise now than when it was trained."""
+    changed = entry.get("changed", {})
+    return ", ".join(f"{key} was {_setting(then)}, is {_setting(now)}" for key, (then, now) in changed.items())
 
 
 def _doubts(told: Told, _: str) -> list[str]:

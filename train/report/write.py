@@ -8,7 +8,7 @@ from typing import Any
 from train.checkpoint import CheckpointError
 from train.data.small import SmallSet
 from train.devices import Device
-from train.loops.schedule import same_settings
+from train.loops.schedule import changed_settings
 from train.report.collect import collect
 from train.report.figures import Drawn, draw_pictures, draw_trade
 from train.report.tables import render
@@ -20,8 +20,8 @@ NUMBERS, PAGE, BESIDE = "paper.json", "paper.md", "paper"
 def write(schedules: Path, runs: Path, docs: Path, sets: Callable[[str], SmallSet], device: Device) -> Path:
     """Write it from finished runs; returns the page's path.
 
-    What an earlier report told of runs that aren't there stays, where it is of the settings in their run files and was
-    measured with no other readers than are there; and so does a figure that shows them.
+    What an earlier report told of runs that aren't there stays, with what has changed in their run files since, where
+    they still have one and were measured with no other readers than are there; and so does a figure that shows them.
 
     Args:
         schedules: folder of schedules' run files.
@@ -56,9 +56,11 @@ def _keep(told: dict[str, Any], before: dict[str, Any], schedule: Schedule, runs
     settings = {**schedule.runs, **schedule.retrained()}
     for group, entries in before.items():
         for name, entry in entries.items():
-            fits = name in settings and same_settings(entry["run"], settings[name])
-            if name not in told[group] and fits and made_from_what_is_there(runs, entry.get("needs", {})):
-                told[group][name] = entry
+            there = name in settings and entry["run"]["kind"] == settings[name].kind
+            if name not in told[group] and there and made_from_what_is_there(runs, entry.get("needs", {})):
+                changed = changed_settings(entry["run"], settings[name])
+                told[group][name] = {key: value for key, value in entry.items() if key != "changed"}
+                told[group][name] |= {"changed": changed} if changed else {}
         told[group] = dict(sorted(told[group].items()))
 
 
