@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import os
+import pickle
 import platform
 import shutil
 import subprocess
@@ -40,12 +41,11 @@ def load(path: Path) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise CheckpointError(f"{path}: not a checkpoint ({error})") from None
-    except Exception as error:  # torch raises pickle.UnpicklingError for foreign files
-        if type(error).__name__ != "UnpicklingError":
-            raise
-        raise CheckpointError(f"{path}: not a checkpoint ({error})") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: can't be read ({error.strerror or error})") from None
+    except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError):
+        # torch says much about other ways to read it, which are unsafe.
+        raise CheckpointError(f"{path}: not a checkpoint, or damaged") from None
     if not isinstance(state, dict) or "run" not in state:
         raise CheckpointError(f"{path}: not a checkpoint of veilcam-train")
     return state

@@ -85,14 +85,15 @@ def run(
 @app.command()
 def strengthen(
     name: Annotated[str, typer.Argument(help="a finished veil run in RUNS")],
-    by: Annotated[float, typer.Option(help="1 is as it was trained, below it is weaker; to 1.5")],
+    by: Annotated[float, typer.Option(help="0.5 to 1.5; 1 is as it was trained, below it is weaker")],
     runs: Runs = Path("runs"),
 ) -> None:
     """Make a veil stronger, or weaker, without training: a run RUNS/NAME-xBY, to evaluate and export as any other."""
     from train.loops.veil import strengthened
 
     with _mistakes_told():
-        log.info("%s", strengthened(name, by, runs))
+        made = strengthened(name, by, runs)
+        log.info("%s: to be measured (veilcam-train evaluate %s) and then exported", made, made.parent.name)
 
 
 @app.command()
@@ -117,6 +118,8 @@ def evaluate(
         veiled, state = reconstructor_of(runs / name / "final.pt", runs)
         base, _ = network_of(runs / state["run"]["extends"] / "final.pt")
         items = [item for folder in pictures for item in labelled_pictures(folder)]
+        partial = runs / name / "evaluation.partial"
+        partial.touch()  # what can't be written is told before it is measured
         opened = _opened(readers, readers_folder)
         with _bar(name, len(items)) as advance:
             seen = iter(range(1, len(items) + 1))
@@ -128,7 +131,8 @@ def evaluate(
             "strength": state.get("strength", 1.0),
             "measured": checkpoint.provenance(),
         }
-        (runs / name / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")
+        partial.write_text(json.dumps(result, indent=1) + "\n")
+        partial.replace(partial.with_suffix(".json"))
         _print_table(result)
 
 

@@ -42,7 +42,9 @@ RUN_FILES = Path(__file__).parent / "runs" / "paper"
 SCHEDULES = ("reduced", "short", "full")
 MEASUREMENT = "measurement.toml"
 
-_WARM_ITERATIONS, _TRIED_ITERATIONS = 1, 4
+_TRIED_ITERATIONS, _MOST_TRIED = 8, 256
+_TRIED_S = 2.0
+"""What some iterations must take longer than one, for their time to be told from how busy the machine is."""
 _TRIED_TRAIN, _TRIED_TEST = 600, 250
 _FROM_NEW_WEIGHTS = {"scratch": True, "learning_rate": 0.1, "warm_up": 400}
 
@@ -355,13 +357,15 @@ def estimates(
         for step in steps:
             like = re.sub(r"-r\d+", "", step.told)
             if step in todo and like not in measured:
-                began = seconds(step, _WARM_ITERATIONS)
                 if step.run is None:
                     data = sets(schedule.runs[step.name].data)
-                    measured[like] = began * len(data.test) / _TRIED_TEST
+                    measured[like] = seconds(step, 0) * len(data.test) / _TRIED_TEST
                 else:
-                    each = (seconds(step, _TRIED_ITERATIONS) - began) / (_TRIED_ITERATIONS - _WARM_ITERATIONS)
-                    measured[like] = began + max(0.0, each) * step.run.iterations
+                    once = min(seconds(step, 1), seconds(step, 1))  # the first time may find all caches cold
+                    count = _TRIED_ITERATIONS
+                    while (longer := seconds(step, count) - once) < _TRIED_S and count < _MOST_TRIED:
+                        count *= 2
+                    measured[like] = once + max(0.0, longer) / (count - 1) * (step.run.iterations - 1)
             elif step.run is not None and step.name in needed:
                 seconds(step, 1)
             yield step, measured[like] if step in todo else 0.0
@@ -370,5 +374,5 @@ def estimates(
 def _shortened(run: SmallRun, iterations: int) -> SmallRun:
     changed: dict[str, Any] = {"iterations": iterations, "batch": min(run.batch, _TRIED_TRAIN // 2)}
     if isinstance(run, RetrainedRun):
-        changed["check_every"] = 2 * _TRIED_ITERATIONS
+        changed["check_every"] = 2 * _MOST_TRIED
     return dataclasses.replace(run, **changed)

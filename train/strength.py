@@ -7,8 +7,8 @@ weights (Wortsman et al. 2022). A stronger veil is read less and costs more PSNR
 import torch
 from torch import nn
 
-STRONGEST = 1.5
-"""Of what was trained: none is made to be served beyond what was looked at."""
+WEAKEST, STRONGEST = 0.5, 1.5
+"""Of what was trained: one to be served is no plain picture by another name, and none beyond what was looked at."""
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import IO
 
@@ -17,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from decoder.catalogue import SHIPPED
 from decoder.settings import AT_ONCE, Settings, SettingsError, changed, read_settings
 from encoder.packing import Packer
 from encoder.sampling import Operator
@@ -158,6 +160,19 @@ def running(config: Path) -> Iterator[Running]:
     with subprocess.Popen([*DECODE, "--config", str(config)], stderr=subprocess.PIPE, text=True) as process:
         yield Running(process)
         process.terminate()
+
+
+@pytest.mark.parametrize(("names", "lines"), [(["strong"], 1), (["strong", "plain-r10.onnx"], 0)])
+def test_plain_pictures_that_nothing_makes_are_told(names: list[str], lines: int, config: Path) -> None:
+    reconstructors = [str(SHIPPED / name) for name in names]
+    with config.open("a") as file:
+        file.write(f'allow_plain = true\nengine = "onnxruntime"\nreconstructor = {json.dumps(reconstructors)}\n')
+    with subprocess.Popen([*DECODE, "--config", str(config)], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        said = list(takewhile(lambda line: "grpc_port" not in line, process.stderr))
+        process.terminate()
+    assert sum("none of --reconstructor is plain" in line for line in said) == lines
+    assert sum("may ask for plain pictures" in line for line in said) == 1
 
 
 def test_changes_are_taken_up_while_cameras_go_on(running: Running, config: Path, operator: Operator) -> None:

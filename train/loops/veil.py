@@ -23,7 +23,7 @@ from train.objectives.veil import likeness, repetition, unreadable, visibility
 from train.purifiers import random_way
 from train.readers import SURROGATES, Surrogate, open_reader, read
 from train.settings import SettingsError, VeilRun
-from train.strength import STRONGEST, set_strength
+from train.strength import STRONGEST, WEAKEST, set_strength
 
 _VIEWS = (224, 320, 448)
 """Sides of the squares that are veiled. Readers look at 224 pixels of them, as of small and of large pictures:
@@ -74,7 +74,7 @@ def reconstructor_of(path: Path, finished: Path) -> tuple[Reconstructor, dict[st
     """The veiled G of a finished run, ready for inference, and the checkpoint it came from."""
     state = checkpoint.load(path)
     if state["run"].get("kind") != VeilRun.kind or "provenance" not in state:
-        raise checkpoint.CheckpointError(f"{path}: expected the final checkpoint of a veil run")
+        raise checkpoint.CheckpointError(f"{path}: expected the final checkpoint of a veil run, of photographs")
     base, _ = network_of(finished / state["run"]["extends"] / "final.pt")
     net = _with_grain(base.reconstructor)
     try:
@@ -91,14 +91,14 @@ def strengthened(name: str, strength: float, runs: Path) -> Path:
     It is measured and exported as what was trained is.
 
     Args:
-        strength: above 0, to ``STRONGEST``; 1 is as it was trained.
+        strength: ``WEAKEST`` to ``STRONGEST``; 1 is as it was trained.
 
     Raises:
         CheckpointError: not a finished veil run, or one that was made from another so.
         SettingsError: the strength is out of bounds, or the run that would be written is there.
     """
-    if not 0 < strength <= STRONGEST:
-        raise SettingsError(f"--by {strength}: expected above 0, to {STRONGEST}")
+    if not WEAKEST <= strength <= STRONGEST:
+        raise SettingsError(f"--by {strength}: expected {WEAKEST} to {STRONGEST}")
     if name != Path(name).name:
         raise SettingsError(f"{name}: expected the name of a run in {runs}")
     path = runs / name / "final.pt"
