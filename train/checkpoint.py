@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import os
-import pickle
 import platform
 import shutil
 import subprocess
@@ -11,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+
+_DAMAGED = (RuntimeError, ValueError, EOFError, KeyError)
+"""What torch raises for files that aren't whole."""
 
 
 class CheckpointError(ValueError):
@@ -43,8 +46,10 @@ def load(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: no such checkpoint") from None
     except OSError as error:
         raise CheckpointError(f"{path}: can't be read ({error.strerror or error})") from None
-    except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError):
-        # torch says much about other ways to read it, which are unsafe.
+    except Exception as error:
+        # For foreign files torch raises pickle.UnpicklingError, which advises to read them in unsafe ways.
+        if not (isinstance(error, _DAMAGED) or type(error).__name__ == "UnpicklingError"):
+            raise
         raise CheckpointError(f"{path}: not a checkpoint, or damaged") from None
     if not isinstance(state, dict) or "run" not in state:
         raise CheckpointError(f"{path}: not a checkpoint of veilcam-train")
