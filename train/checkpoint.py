@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-
 _DAMAGED = (RuntimeError, ValueError, EOFError, KeyError)
 """What torch raises for files that aren't whole."""
 
