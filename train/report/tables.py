@@ -269,11 +269,14 @@ def _mnist(told: Told, _: str) -> list[str]:
     rows = []
     for name, model in told["models"].items():
         if model["run"]["data"] == "mnist":
-            read = [f"{reader}: {recognition(model, reader):.2f}" for reader in model["recognition"]]
+            readers = tuple(model["recognition"])
+            read = [f"{reader}: {recognition(model, reader):.2f}" for reader in readers]
+            controls = [_beside(mean_recognition(model, readers, control), None) for control in (NOISE, BLUR)]
             beta = [f"{model['run'][key]:g}" for key in ("beta", "beta_later") if key in model["run"]]
             psnr, ssim = f"{model['psnr'][ITSELF]:.2f}", f"{model['ssim'][ITSELF]:.4f}"
-            rows.append([name, ", then ".join(beta) or _DASH, psnr, ssim, ", ".join(read)])
-    return _table(("model", "β (the paper: 1, then 0.1)", "PSNR, dB", "SSIM", "recognition, %"), rows)
+            rows.append([name, ", then ".join(beta) or _DASH, psnr, ssim, ", ".join(read), *controls])
+    head = ("model", "β (the paper: 1, then 0.1)", "PSNR, dB", "SSIM", "recognition, %")
+    return _table((*head, "noise at equal PSNR", "blur at equal PSNR"), rows)
 
 
 def _classifiers(told: Told, name: str) -> list[str]:
