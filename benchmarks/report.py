@@ -133,7 +133,7 @@ def strength_table(veil: Reconstructor, others: list[dict[str, Any]]) -> list[st
     """
     if not others:
         return []
-    rows = {1.0: veil.measured} | {row["strength"]: row for row in others}
+    rows = {0.0: veil.measured, 1.0: veil.measured} | {row["strength"]: row for row in others}
     readers, ways = list(veil.measured["recognition"]), list(next(iter(veil.measured["recognition"].values()))["plain"])
     heads = ["strength", "PSNR, dB", *readers, *(f"judges, {way}" for way in ways), "raw"]
     lines = [f"## {veil.name} made weaker and stronger", ""]
@@ -146,7 +146,7 @@ def strength_table(veil: Reconstructor, others: list[dict[str, Any]]) -> list[st
         f"| {' | '.join(heads)} |",
         f"|---|{'--:|' * (len(heads) - 2)}---|",
     ]
-    for strength, row in sorted({0.0: veil.measured, **rows}.items()):
+    for strength, row in sorted(rows.items()):
         rendition = "veiled" if strength else "plain"
         cells = [f"{row['recognition'][name][rendition]['as is']:.1f}" for name in readers]
         cells += [_judged(row, rendition, way) for way in ways]

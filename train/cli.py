@@ -111,6 +111,7 @@ def evaluate(
     from train import checkpoint
     from train.data.labelled import labelled_pictures
     from train.evaluation.photographs import measure_veil
+    from train.evaluation.small import EVALUATION
     from train.loops.plain import network_of
     from train.loops.veil import reconstructor_of
 
@@ -118,7 +119,8 @@ def evaluate(
         veiled, state = reconstructor_of(runs / name / "final.pt", runs)
         base, _ = network_of(runs / state["run"]["extends"] / "final.pt")
         items = [item for folder in pictures for item in labelled_pictures(folder)]
-        partial = runs / name / "evaluation.partial"
+        evaluation = runs / name / EVALUATION
+        partial = evaluation.with_suffix(".partial")
         partial.touch()  # what can't be written is told before it is measured
         opened = _opened(readers, readers_folder)
         with _bar(name, len(items)) as advance:
@@ -132,7 +134,7 @@ def evaluate(
             "measured": checkpoint.provenance(),
         }
         partial.write_text(json.dumps(result, indent=1) + "\n")
-        partial.replace(partial.with_suffix(".json"))
+        partial.replace(evaluation)
         _print_table(result)
 
 

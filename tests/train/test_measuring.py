@@ -35,14 +35,20 @@ class Bright(torch.nn.Module):
         return scores
 
 
-def test_recognition_is_counted_rightly() -> None:
-    """Four flat pictures that any CSNet from principal directions gives back; one of the labels is wrong."""
-    flat = torch.tensor([30, 60, 200, 220], dtype=torch.uint8).reshape(4, 1, 1, 1).expand(4, 1, 32, 32).contiguous()
-    test = Pictures(flat, torch.tensor([0, 9, 9, 9]))
+def averaging() -> CSNet:
+    """One that gives each picture its mean brightness."""
     net = CSNet(1)
     net.start_from(torch.full((1, 1024), 1 / 32))
     torch.nn.init.zeros_(net.reconstruction.deep[-1].weight)  # type: ignore[arg-type]
     torch.nn.init.zeros_(net.reconstruction.deep[-1].bias)  # type: ignore[arg-type]
+    return net
+
+
+def test_recognition_is_counted_rightly() -> None:
+    """Four flat pictures that any CSNet from principal directions gives back; one of the labels is wrong."""
+    flat = torch.tensor([30, 60, 200, 220], dtype=torch.uint8).reshape(4, 1, 1, 1).expand(4, 1, 32, 32).contiguous()
+    test = Pictures(flat, torch.tensor([0, 9, 9, 9]))
+    net = averaging()
     reader = Classifier(torch.nn.Identity(), Bright()).eval()
     counted: list[None] = []
     result = measure_model(net, net, test, {"bright": Reader(reader, 75.0)}, True, CPU, lambda: counted.append(None))
@@ -58,10 +64,7 @@ def test_a_veil_is_measured_weaker_and_stronger(data: SmallSet) -> None:
     """A veil that darkens each picture by two grey levels, and so reads as dark what is just brighter than mid-grey."""
     level = torch.tensor([126, 128, 129, 131], dtype=torch.uint8)
     test = Pictures(level.reshape(4, 1, 1, 1).expand(4, 1, 32, 32).contiguous(), torch.tensor([0, 9, 9, 9]))
-    base, veiled = CSNet(1), CSNet(1)
-    base.start_from(torch.full((1, 1024), 1 / 32))
-    torch.nn.init.zeros_(base.reconstruction.deep[-1].weight)  # type: ignore[arg-type]
-    torch.nn.init.zeros_(base.reconstruction.deep[-1].bias)  # type: ignore[arg-type]
+    base, veiled = averaging(), averaging()
     veiled.load_state_dict(base.state_dict())
     torch.nn.init.constant_(veiled.reconstruction.deep[-1].bias, -2 / 255)  # type: ignore[arg-type]
     reader = Classifier(torch.nn.Identity(), Bright()).eval()
