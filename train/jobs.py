@@ -20,7 +20,7 @@ class JobError(RuntimeError):
 
 
 def do_at_once(steps: Sequence[Step], jobs: int, open_runner: Callable[[], Runner]) -> None:
-    """Do steps as soon as what they need is done, those first that most others wait for, and the longest of them.
+    """Do steps as soon as what they need is done, those first that most runs wait for, and the longest of them.
 
     What a step that fails is needed for isn't done; everything else is, and the failures are told at the end.
 
@@ -33,7 +33,7 @@ def do_at_once(steps: Sequence[Step], jobs: int, open_runner: Callable[[], Runne
         JobError: some steps failed, or a process was killed.
     """
     runs = {step.name for step in steps if step.run is not None}
-    waiting = sorted(steps, key=lambda step: (-_dependents(step, steps), -(step.run.iterations if step.run else 0)))
+    waiting = sorted(steps, key=lambda step: (*_dependents(step, steps), -(step.run.iterations if step.run else 0)))
     done: set[str] = set()
     failed: dict[str, str] = {}
     under_way: dict[Future[None], Step] = {}
@@ -75,17 +75,22 @@ def do_at_once(steps: Sequence[Step], jobs: int, open_runner: Callable[[], Runne
         raise JobError(f"{', '.join(failed)} failed{without}")
 
 
-def _dependents(step: Step, steps: Sequence[Step]) -> int:
-    """How many steps wait for one, directly or not."""
+def _dependents(step: Step, steps: Sequence[Step]) -> tuple[int, int]:
+    """How many runs wait for one, directly or not, and how many measurements; both below 0, to be sorted by.
+
+    Every measurement waits for every classifier, so runs count first: a chain of them is what takes longest.
+    """
     if step.run is None:
-        return 0
-    names, count = {step.name}, 0
+        return 0, 0
+    names, runs, measurements = {step.name}, 0, 0
     for other in steps:
         if names.intersection(other.needs):
-            count += 1
-            if other.run is not None:
+            if other.run is None:
+                measurements += 1
+            else:
+                runs += 1
                 names.add(other.name)
-    return count
+    return -runs, -measurements
 
 
 _runner: Runner | None = None
