@@ -21,7 +21,7 @@ from typing import Any
 from train import checkpoint
 from train.data.small import SmallSet
 from train.devices import Device
-from train.evaluation.small import EVALUATION, STRENGTHS, Reader, measure_model, passes
+from train.evaluation.small import EVALUATION, Reader, measure_model, passes
 from train.loops.schedule import fingerprints, same_settings
 from train.loops.small import LOOPS
 from train.models import classifier_of, csnet_of, model_of, recognition
@@ -111,14 +111,9 @@ class Schedule:
         """Whether a model is measured beside controls and through purifiers."""
         return any(fnmatch(model, pattern) for pattern in self.measurement.purified)
 
-    def strengths(self, model: str) -> tuple[float, ...]:
-        """At which strengths of its veil a model is measured too."""
-        asked = any(fnmatch(model, pattern) for pattern in self.measurement.strengthened)
-        return STRENGTHS if asked and self.base(model) else ()
-
     def beside(self, model: str) -> str | None:
-        """The CSNet that a model is measured with: its controls, or its veil made weaker and stronger, come from it."""
-        return self.base(model) if self.purified(model) or self.strengths(model) else None
+        """The CSNet that a model is measured with: its controls come from it."""
+        return self.base(model) if self.purified(model) else None
 
     def retrained(self) -> dict[str, RetrainedRun]:
         """Readers retrained on models' pictures, by run name."""
@@ -188,15 +183,10 @@ class Schedule:
         for reader in self.measurement.readers:
             if not isinstance(self.runs.get(reader), ClassifierRun):
                 raise SettingsError(f"{file}: readers: {reader} is no classifier run beside it")
-        for key, models in (
-            ("purified", self.models),
-            ("strengthened", [model for model in self.models if self.base(model)]),
-            ("retrained", self.models),
-        ):
+        for key in ("purified", "retrained"):
             for pattern in getattr(self.measurement, key):
-                if not any(fnmatch(model, pattern) for model in models):
-                    among = ", ".join(models) or "none that extends a CSNet"
-                    raise SettingsError(f"{file}: {key}: {pattern} matches none of {among}")
+                if not any(fnmatch(model, pattern) for model in self.models):
+                    raise SettingsError(f"{file}: {key}: {pattern} matches none of {', '.join(self.models)}")
 
 
 class Runner:
@@ -247,12 +237,12 @@ class Runner:
 
     def _measure(self, name: str) -> None:
         run, test = self._schedule.runs[name], self._sets(self._schedule.runs[name].data).test
-        purified, strengths = self._schedule.purified(name), self._schedule.strengths(name)
+        purified = self._schedule.purified(name)
         readers = {reader: self._reader(reader, test) for reader in self._schedule.classifiers(run.data)}
         base = self._schedule.beside(name)
         plain = csnet_of(self._runs / base / "final.pt", self._device) if base else None
         model = model_of(self._runs / name / "final.pt", self._device)
-        total = passes(len(readers), plain is not None, purified, len(strengths))
+        total = passes(len(readers), plain is not None, purified)
         with self._bar(f"measure {name}", total) as advance:
             count = iter(range(1, total + 1))
             result = measure_model(
@@ -263,7 +253,6 @@ class Runner:
                 purified,
                 self._device,
                 lambda: advance({"iteration": next(count)}),
-                strengths,
             )
         result["needs"] = fingerprints(self._runs, self._schedule.measured_with(name))
         partial = (self._runs / name / EVALUATION).with_suffix(".partial")
@@ -315,8 +304,7 @@ def evaluated(schedule: Schedule, runs: Path, model: str) -> dict[str, Any] | No
         told: dict[str, Any] = json.loads(path.read_text())
     except ValueError:
         return None
-    whole = {f"{strength:g}" for strength in schedule.strengths(model)} <= told.get("strengths", {}).keys()
-    return told if whole and told.get("needs") == fingerprints(runs, needs) else None
+    return told if told.get("needs") == fingerprints(runs, needs) else None
 
 
 def estimates(

@@ -286,8 +286,6 @@ class Measurement:
     kind: ClassVar[str] = "measurement"
     purified: tuple[str, ...] = several(str, "*")
     """Models whose pictures are also measured beside controls and through purifiers."""
-    strengthened: tuple[str, ...] = several(str)
-    """Models that extend a CSNet and are also measured made weaker and stronger."""
     retrained: tuple[str, ...] = several(str)
     """Models that readers are retrained on (tier T4)."""
     readers: tuple[str, ...] = several(str, "vgg16", "resnet110")

@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 
 from tests.train.drawn import write_cifar10
-from tests.train.schedules import CPU, no_bar, write_schedule
+from tests.train.schedules import no_bar, write_schedule
 from train.data.small import SmallSet, open_set
+from train.devices import find_device
 from train.reproduce import Runner, Schedule
 
 
@@ -41,11 +42,11 @@ def data(data_folder: Path) -> SmallSet:
 
 @pytest.fixture(scope="session")
 def done(data: SmallSet, tmp_path_factory: pytest.TempPathFactory) -> tuple[Schedule, Path]:
-    """A finished small schedule."""
+    """A finished small schedule, in the precision that the command trains in here."""
     torch.set_num_threads(1)
     schedule = Schedule(write_schedule(tmp_path_factory.mktemp("schedules") / "reduced"))
     runs = tmp_path_factory.mktemp("runs") / "reduced"
-    runner = Runner(schedule, runs, CPU, lambda name: data, no_bar)
+    runner = Runner(schedule, runs, find_device(), lambda name: data, no_bar)
     for step in schedule.steps():
         assert not runner.done(step)
         runner.do(step)

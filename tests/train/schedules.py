@@ -45,7 +45,6 @@ FILES = {
     "measurement": """
         kind = "measurement"
         readers = ["inception"]
-        strengthened = ["adv-csnet-e-*"]
         retrained = ["adv-csnet-e-*"]
         retrained_iterations = 3
     """,

@@ -60,28 +60,6 @@ def test_recognition_is_counted_rightly() -> None:
     assert len(counted) == passes(1, True, True) == 6
 
 
-def test_a_veil_is_measured_weaker_and_stronger(data: SmallSet) -> None:
-    """A veil that darkens each picture by two grey levels, and so reads as dark what is just brighter than mid-grey."""
-    level = torch.tensor([126, 128, 129, 131], dtype=torch.uint8)
-    test = Pictures(level.reshape(4, 1, 1, 1).expand(4, 1, 32, 32).contiguous(), torch.tensor([0, 9, 9, 9]))
-    base, veiled = averaging(), averaging()
-    veiled.load_state_dict(base.state_dict())
-    torch.nn.init.constant_(veiled.reconstruction.deep[-1].bias, -2 / 255)  # type: ignore[arg-type]
-    reader = Classifier(torch.nn.Identity(), Bright()).eval()
-    counted: list[None] = []
-    readers = {"bright": Reader(reader, 100.0)}
-    result = measure_model(veiled, base, test, readers, False, CPU, lambda: counted.append(None), (0.5, 1.0, 2.0))
-    assert set(result["psnr"]) == {ITSELF}
-    told = result["strengths"]
-    assert {strength: row["recognition"] for strength, row in told.items()} == {
-        "0.5": {"bright": 75.0},
-        "1": {"bright": 50.0},
-        "2": {"bright": 25.0},
-    }
-    assert told["1"]["psnr"] == result["psnr"][ITSELF] < told["0.5"]["psnr"]
-    assert len(counted) == passes(1, True, False, 3) == 4
-
-
 def test_controls_cost_as_much_as_is_asked(data: SmallSet) -> None:
     plain = Pictures(data.test.x, data.test.y)
     for control in controls(plain, data.test, 30.0, CPU).values():

@@ -17,7 +17,7 @@ from train.evaluation.small import (
     PURIFIERS,
 )
 from train.report import printed
-from train.report.tables import ablation, doubts, lost, render, strengths, targets
+from train.report.tables import ablation, doubts, lost, render, targets
 from train.reproduce import SCHEDULES, Schedule
 
 
@@ -167,21 +167,3 @@ def test_the_ablation_tells_what_each_run_changed_and_what_that_gave() -> None:
     assert "| surrogates = a, likeness = 0.0 | 1.00 | 10.00 |" in second
     assert last == "800 iterations of 125 pictures each, r = 0.1."
     assert not any("ablation" in line for line in doubts(paper))
-
-
-def test_a_veil_is_told_weaker_and_stronger() -> None:
-    paper = told()
-    assert strengths(paper, "short") == []
-    read = {"vgg16": 8.0, "resnet110": 6.0, "mobilenet_v2": 9.0, "densenet": 9.0, "convnext": 21.0, "vit": 13.0}
-    paper["models"]["adv-csnet-e-r10"] |= {
-        "run": {"data": "cifar10", "extends": "csnet-r10"},
-        "strengths": {"2": {"psnr": 24.0, "recognition": read}, "0.5": {"psnr": 24.9, "recognition": read}},
-    }
-    _, _, *rows, _, _ = strengths(paper, "short")
-    assert [row.split(" | ")[1:4] for row in rows] == [
-        ["0.5", "24.90", "0.40"],
-        ["1", "24.75", "1.00"],
-        ["2", "24.00", "4.00"],
-    ]
-    assert rows[-1].endswith("| 7.00 | 13.00 |")
-    assert rows[1].endswith("| 10.00 | 10.00 |")

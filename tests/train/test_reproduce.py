@@ -1,6 +1,5 @@
 """A schedule of runs: its plan, what is done, left, resumed or stale."""
 
-import json
 import logging
 import os
 import re
@@ -80,14 +79,6 @@ def test_only_takes_what_is_asked_and_what_that_needs(tmp_path: Path) -> None:
         (
             {"measurement": FILES["measurement"].replace('retrained = ["adv-csnet-e-*"]', 'retrained = ["e-*"]')},
             "retrained: e-* matches none of",
-        ),
-        (
-            {
-                "measurement": FILES["measurement"].replace(
-                    'strengthened = ["adv-csnet-e-*"]', 'strengthened = ["csnet-*"]'
-                )
-            },
-            "strengthened: csnet-* matches none of",
         ),
     ],
 )
@@ -264,22 +255,6 @@ def test_a_run_done_by_other_settings_is_not_overwritten(done: tuple[Schedule, P
     assert step.run is not None
     with pytest.raises(checkpoint.CheckpointError, match="of a run with other settings"):
         runner.done(replace(step, run=replace(step.run, seed=7)))
-
-
-def test_a_model_that_was_measured_without_its_strengths_is_measured_again(
-    done: tuple[Schedule, Path], data: SmallSet, tmp_path: Path
-) -> None:
-    schedule, runs = done
-    copy = tmp_path / "reduced"
-    shutil.copytree(runs, copy)
-    runner = Runner(schedule, copy, CPU, lambda name: data, no_bar)
-    (step,) = (step for step in schedule.steps() if step.told == "measure adv-csnet-e-r10")
-    assert runner.done(step)
-    evaluation = copy / "adv-csnet-e-r10" / "evaluation.json"
-    told = json.loads(evaluation.read_text())
-    del told["strengths"]
-    evaluation.write_text(json.dumps(told))
-    assert not runner.done(step)
 
 
 def test_what_was_made_from_other_runs_is_stale(done: tuple[Schedule, Path], data: SmallSet, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The loops of the paper and of the ensemble, on bars, for seconds: resume is exact, what is frozen stays."""
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -313,10 +314,31 @@ def test_a_veil_lands_at_its_price(price: float, data: SmallSet, runs: Path) -> 
         return 1 - of_net / of_base
 
     assert lost() > 0.1
-    assert landed(net, base, pictures, price, CPU) < 1
-    assert price * 0.95 < lost() <= price
-    assert landed(net, base, pictures, 0.9, CPU) == pytest.approx(1.5, abs=0.01), "no stronger than that, at any price"
+    factor, costs = landed(net, base, pictures, price, CPU)
+    assert factor < 1
+    assert price * 0.95 < costs <= price
+    assert lost() == pytest.approx(costs)
+    strongest, _ = landed(net, base, pictures, 0.9, CPU)
+    assert strongest == pytest.approx(1.5, abs=0.01), "no stronger than that, at any price"
     assert torch.equal(net.sampling.weight, base.sampling.weight)
+
+
+def test_a_veil_lands_beside_what_was_trained_where_weaker_ones_cost_more(data: SmallSet, runs: Path) -> None:
+    base = csnet_of(runs / "csnet" / "final.pt", CPU)
+    for name, weights in base.reconstruction.deep.named_parameters():
+        weights.mul_(3 if name.endswith("weight") else 1)  # as far from no change as what has learned
+    net = copy.deepcopy(base)
+    first, bias, second, *_ = net.reconstruction.deep.parameters()
+    first.copy_(first.flip(0))  # the same pictures by features in another order
+    bias.copy_(bias.flip(0))
+    second.copy_(second.flip(1))
+    factor, costs = landed(net, base, data.train[:100], 1e-3, CPU)
+    assert factor == pytest.approx(1, abs=0.05)
+    assert costs < 1e-3
+    bias.add_(0.02)
+    factor, costs = landed(net, base, data.train[:100], 1e-3, CPU)
+    assert 0.95 < factor < 1, "made weaker as long as that makes it cheaper"
+    assert costs < 1e-3
 
 
 def test_a_reader_counts_by_what_it_still_reads() -> None:

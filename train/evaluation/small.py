@@ -4,8 +4,7 @@ Renditions of a model: its pictures themselves, and two controls that cost as mu
 of the CSNet that it extends: noise and blur. Ways to a reader: as they are, and purified by programs in common use.
 """
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,14 +22,10 @@ from train.networks.classifiers.classifier import Classifier
 from train.networks.csnet import CSNet
 from train.objectives.reconstruction import psnr
 from train.purifiers import blur
-from train.strength import set_strength
 
 AS_IS = "as is"
 ITSELF, NOISE, BLUR = "itself", "noise", "blur"
 CONTROLS = (NOISE, BLUR)
-
-STRENGTHS = (0.5, 1.5, 2.0)
-"""Of the veil as it is: what is measured of it made weaker and stronger."""
 
 _WINDOW, _SIGMA = 11, 1.5
 _C1, _C2 = 0.01**2, 0.03**2
@@ -70,18 +65,16 @@ def measure_model(
     purified: bool,
     device: Device,
     progress: Callable[[], None] = lambda: None,
-    strengths: Sequence[float] = (),
 ) -> dict[str, Any]:
     """PSNR in dB, SSIM and recognition in percent, as plain values.
 
     Args:
         model: whose pictures are measured.
-        base: the CSNet that it extends, which controls are made from, and the veil weaker and stronger; or None.
+        base: the CSNet that it extends, which controls are made from; or None.
         test: originals.
         readers: by name.
         purified: look at controls and purified pictures too.
         progress: called after every pass of a reader; there are ``passes`` of them.
-        strengths: of the veil, to look at too.
     """
     renditions = {ITSELF: pictures_of(model, test, device)}
     if base is not None and purified:
@@ -101,37 +94,14 @@ def measure_model(
             table.setdefault(name, {})[way] = round(recognition(told.net, pictures, device), 2)
             progress()
         result["recognition"][reader] = table
-    if base is not None and strengths:
-        result["strengths"] = {
-            f"{each:g}": _at_strength(each, base, model, test, readers, device, progress) for each in strengths
-        }
     result["originals"] = {reader: round(told.on_originals, 2) for reader, told in readers.items()}
     return result | {"measured": checkpoint.provenance() | {"device": device.told}}
 
 
-def passes(readers: int, has_base: bool, purified: bool, strengths: int = 0) -> int:
+def passes(readers: int, has_base: bool, purified: bool) -> int:
     """How many times a reader looks through all test pictures in ``measure_model``."""
     controlled = has_base and purified
-    return readers * (1 + len(CONTROLS) * controlled + len(PURIFIERS) * purified + strengths * has_base)
-
-
-def _at_strength(
-    strength: float,
-    base: CSNet,
-    model: CSNet,
-    test: Pictures,
-    readers: Mapping[str, Reader],
-    device: Device,
-    progress: Callable[[], None],
-) -> dict[str, Any]:
-    net = copy.deepcopy(base)
-    set_strength(net.reconstruction, base.reconstruction, model.reconstruction, strength)
-    pictures = pictures_of(net, test, device)
-    read = {}
-    for reader, told in readers.items():
-        read[reader] = round(recognition(told.net, pictures, device), 2)
-        progress()
-    return {"psnr": round(mean_psnr(pictures, test), 4), "recognition": read}
+    return readers * (1 + len(CONTROLS) * controlled + len(PURIFIERS) * purified)
 
 
 def purify(pictures: Pictures, way: str) -> Pictures:

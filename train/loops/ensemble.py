@@ -104,8 +104,9 @@ def train(run: EnsembleRun, data: SmallSet, device: Device, out: Path, report: R
                 if (training.iteration + 1) % run.restart == 0:
                     learning.restart_one()
             training.advance(terms | told, rate)
-    factor = landed(net, base, data.train, run.psnr_lost, device)
-    log.info("%s: made %.2f times as strong, to cost %.2f %% of PSNR", out.name, factor, 100 * run.psnr_lost)
+    factor, costs = landed(net, base, data.train, run.psnr_lost, device)
+    landing = "%s: made %.2f times as strong, costs %.2f %% of PSNR, may cost %.2f"
+    log.info(landing, out.name, factor, 100 * costs, 100 * run.psnr_lost)
     return training.finish(net, landed=factor)
 
 

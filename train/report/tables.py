@@ -199,30 +199,6 @@ def _setting(value: object) -> str:
     return " + ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def strengths(told: Told, _: str) -> list[str]:
-    """What a veil would cost and leave if it were weaker or stronger: 1 is as it is."""
-    readers = _present(told, (*PAPER, *JUDGES))
-    judges = tuple(reader for reader in readers if reader in JUDGES)
-    rows = []
-    for name, title in _named(told):
-        model = told["models"][name]
-        plain = told["models"].get(model["run"].get("extends", ""))
-        if plain is None or not model.get("strengths"):
-            continue
-        whole = {reader: recognition(model, reader) for reader in readers}
-        made: dict[float, Told] = {1.0: {"psnr": model["psnr"][ITSELF], "recognition": whole}}
-        made |= {float(strength): row for strength, row in model["strengths"].items()}
-        for strength, row in sorted(made.items()):
-            read = [row["recognition"].get(reader) for reader in readers]
-            means = [_mean_of_all([row["recognition"].get(each) for each in group]) for group in (tuple(PAPER), judges)]
-            cost = _share_lost([row["psnr"]], [plain["psnr"][ITSELF]])
-            cells = [_beside(cell, None) for cell in (row["psnr"], cost, *read, *means)]
-            rows.append([title, f"{strength:g}", *cells])
-    head = ("model", "strength", "PSNR, dB", "PSNR lost, %", *readers, "VGG-16, ResNet-110", "judges")
-    told_of = "1 is the veil as other tables have it; the others lie on the line from the CSNet's weights through it."
-    return [*_table(head, rows), "", told_of] if rows else []
-
-
 def _controls(told: Told, _: str) -> list[str]:
     rows = []
     readers = _present(told, (*PAPER, *JUDGES))
@@ -435,7 +411,6 @@ _PARTS: Sequence[tuple[str, Callable[[Told, str], list[str]]]] = (
     ("PSNR lost against the CSNet of the same ratio, %", _cost),
     ("Judges that no model was trained against (T1), %", _judges),
     ("Adv-CSNet-E with one of its parts changed, recognition in %", ablation),
-    ("The veil made weaker and stronger: what it costs, and what is read, %", strengths),
     ("Controls at equal PSNR: mean recognition of VGG-16, ResNet-110 and the judges, %", _controls),
     ("Purified on the way to the reader (T2), %", _purified),
     ("Readers retrained on a model's labelled pictures (T4), %", _retrained),
