@@ -282,16 +282,16 @@ def finished(runs: Path, name: str, run: SmallRun) -> dict[str, Any] | None:
     state = checkpoint.load(path)
     if not same_settings(state["run"], run):
         raise checkpoint.CheckpointError(f"{path}: of a run with other settings; move {path.parent} away to start anew")
-    if not made_from_what_is_there(runs, state.get("needs", {})):
+    if replaced(runs, state.get("needs", {})):
         problem = f"made from other runs of {', '.join(_names(run))} than are there now"
         raise checkpoint.CheckpointError(f"{path}: {problem}; move {path.parent} away to start anew")
     return state
 
 
-def made_from_what_is_there(runs: Path, needs: Mapping[str, str]) -> bool:
-    """Whether none of the runs that something was made from, by name and fingerprint, is another one now."""
-    there = [name for name in needs if (runs / name / "final.pt").exists()]
-    return fingerprints(runs, there) == {name: needs[name] for name in there}
+def replaced(runs: Path, needs: Mapping[str, str]) -> list[str]:
+    """Of the runs that something was made from, by name and fingerprint, those that are there as others now."""
+    there = fingerprints(runs, [name for name in needs if (runs / name / "final.pt").exists()])
+    return sorted(name for name, fingerprint in there.items() if fingerprint != needs[name])
 
 
 def evaluated(schedule: Schedule, runs: Path, model: str) -> dict[str, Any] | None:

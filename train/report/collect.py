@@ -28,7 +28,7 @@ def collect(schedules: Mapping[str, Schedule], runs: Path, logs: Path) -> dict[s
             state = finished(folder, run_name, run)
             if state is None:
                 continue
-            entry = {"run": state["run"], "trained": state["provenance"]}
+            entry = {"run": state["run"], "trained": state["provenance"], "needs": state.get("needs", {})}
             entry |= {key: state[key] for key in ("recognition", "iterations", "landed") if key in state}
             if run.gives_pictures:
                 evaluation = evaluated(schedule, folder, run_name)

@@ -232,7 +232,7 @@ def _retrained(told: Told, _: str) -> list[str]:
         cells = [c for c in told["retrained"].values() if c["run"]["model"] == name]
         for cell in cells:
             run = cell["run"]
-            before = recognition(told["models"][name], run["reader"])
+            before = None if cell.get("others") else recognition(told["models"][name], run["reader"])
             how = "from new weights" if run["scratch"] else "from its own weights"
             rows.append(
                 [title, run["reader"], how, _beside(before, None), _beside(cell["recognition"], None),
@@ -290,6 +290,15 @@ def doubts(told: Told) -> list[str]:
         for group in ("models", "classifiers", "retrained")
         for run, entry in told[group].items()
         if entry.get("changed")
+    ]
+    by_others: dict[str, list[str]] = {}
+    for group in ("models", "retrained"):
+        for run, entry in told[group].items():
+            if entry.get("others"):
+                by_others.setdefault(", ".join(entry["others"]), []).append(run)
+    found += [
+        f"{', '.join(runs)}: from an earlier report, made from or measured with other runs of {others} than the rest."
+        for others, runs in by_others.items()
     ]
     return found
 

@@ -12,7 +12,7 @@ from train.loops.schedule import changed_settings
 from train.report.collect import collect
 from train.report.figures import Drawn, draw_pictures, draw_trade
 from train.report.tables import render
-from train.reproduce import SCHEDULES, Schedule, made_from_what_is_there
+from train.reproduce import SCHEDULES, Schedule, replaced
 
 NUMBERS, PAGE, BESIDE = "paper.json", "paper.md", "paper"
 
@@ -20,8 +20,9 @@ NUMBERS, PAGE, BESIDE = "paper.json", "paper.md", "paper"
 def write(schedules: Path, runs: Path, docs: Path, sets: Callable[[str], SmallSet], device: Device) -> Path:
     """Write it from finished runs; returns the page's path.
 
-    What an earlier report told of runs that aren't there stays, with what has changed in their run files since, where
-    they still have one and were measured with no other readers than are there; and so does a figure that shows them.
+    What an earlier report told of runs that aren't there stays where they still have a run file, with what has changed
+    in that since, and which of the runs that they were made from or measured with are others now; and so does a figure
+    that shows them.
 
     Args:
         schedules: folder of schedules' run files.
@@ -52,15 +53,17 @@ def write(schedules: Path, runs: Path, docs: Path, sets: Callable[[str], SmallSe
 
 
 def _keep(told: dict[str, Any], before: dict[str, Any], schedule: Schedule, runs: Path) -> None:
-    """Add what an earlier report told of runs that aren't there, if it goes together with those that are."""
+    """Add what an earlier report told of runs that aren't there, and how it differs from what would be told now."""
     settings = {**schedule.runs, **schedule.retrained()}
     for group, entries in before.items():
         for name, entry in entries.items():
             there = name in settings and entry["run"]["kind"] == settings[name].kind
-            if name not in told[group] and there and made_from_what_is_there(runs, entry.get("needs", {})):
+            if name not in told[group] and there:
                 changed = changed_settings(entry["run"], settings[name])
-                told[group][name] = {key: value for key, value in entry.items() if key != "changed"}
+                others = sorted({*entry.get("others", []), *replaced(runs, entry.get("needs", {}))})
+                told[group][name] = {key: value for key, value in entry.items() if key not in ("changed", "others")}
                 told[group][name] |= {"changed": changed} if changed else {}
+                told[group][name] |= {"others": others} if others else {}
         told[group] = dict(sorted(told[group].items()))
 
 
