@@ -15,7 +15,7 @@ Told = dict[str, Any]
 
 _TITLES = {
     "reduced": "Reduced schedule (for a CPU)",
-    "short": "Short schedule (for one GPU, in ten minutes)",
+    "short": "Short schedule (for one GPU, a quarter of an hour)",
     "full": "Full schedule (the paper's)",
 }
 _RUN_FILES = "../train/runs/paper"
