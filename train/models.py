@@ -14,8 +14,8 @@ from train.networks.classifiers.classifier import Classifier
 from train.networks.csnet import CSNet
 from train.settings import MODEL_KINDS, ClassifierRun, CSNetRun
 
-_BATCH = {"cpu": 250, "cuda": 2000}
-"""Pictures that are looked at together when measuring, by kind of device."""
+_BATCH = {"cpu": 100, "cuda": 2000}
+"""Pictures that are looked at together when measuring, by kind of device; of a CPU as many as its caches like."""
 
 
 def classifier_of(path: Path, device: Device) -> tuple[Classifier, dict[str, Any]]:

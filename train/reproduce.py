@@ -24,10 +24,11 @@ from train.devices import Device
 from train.evaluation.small import EVALUATION, Reader, measure_model, passes
 from train.loops.schedule import fingerprints, same_settings
 from train.loops.small import LOOPS
-from train.models import classifier_of, csnet_of, model_of, recognition
+from train.models import csnet_of, model_of, reader_of
 from train.settings import (
     MODEL,
     ClassifierRun,
+    EnsembleRun,
     Measurement,
     RetrainedRun,
     SettingsError,
@@ -102,6 +103,11 @@ class Schedule:
     def classifiers(self, data: str) -> list[str]:
         """Classifier runs of a data set."""
         return [n for n, run in self.runs.items() if isinstance(run, ClassifierRun) and run.data == data]
+
+    def judges(self, classifier: str) -> bool:
+        """Whether what a classifier reads is held against veils: all but those that are only trained against."""
+        surrogates = {name for run in self.runs.values() if isinstance(run, EnsembleRun) for name in run.surrogates}
+        return classifier in self.measurement.readers or classifier not in surrogates
 
     def base(self, model: str) -> str | None:
         """The CSNet that a model extends."""
@@ -238,11 +244,11 @@ class Runner:
     def _measure(self, name: str) -> None:
         run, test = self._schedule.runs[name], self._sets(self._schedule.runs[name].data).test
         purified = self._schedule.purified(name)
-        readers = {reader: self._reader(reader, test) for reader in self._schedule.classifiers(run.data)}
+        readers = {reader: self._reader(reader) for reader in self._schedule.classifiers(run.data)}
         base = self._schedule.beside(name)
         plain = csnet_of(self._runs / base / "final.pt", self._device) if base else None
         model = model_of(self._runs / name / "final.pt", self._device)
-        total = passes(len(readers), plain is not None, purified)
+        total = passes(readers.values(), plain is not None, purified)
         with self._bar(f"measure {name}", total) as advance:
             count = iter(range(1, total + 1))
             result = measure_model(
@@ -259,10 +265,11 @@ class Runner:
         partial.write_text(json.dumps(result, indent=1) + "\n")
         partial.replace(self._runs / name / EVALUATION)
 
-    def _reader(self, name: str, test: Any) -> Reader:
+    def _reader(self, name: str) -> Reader:
         if name not in self._readers:
-            net, _ = classifier_of(self._runs / name / "final.pt", self._device)
-            self._readers[name] = Reader(net, recognition(net, test, self._device))
+            path = self._runs / name / "final.pt"
+            on_originals = checkpoint.load(path)["recognition"]
+            self._readers[name] = Reader(reader_of(path, self._device), on_originals, self._schedule.judges(name))
         return self._readers[name]
 
 

@@ -51,13 +51,15 @@ def test_recognition_is_counted_rightly() -> None:
     net = averaging()
     reader = Classifier(torch.nn.Identity(), Bright()).eval()
     counted: list[None] = []
-    result = measure_model(net, net, test, {"bright": Reader(reader, 75.0)}, True, CPU, lambda: counted.append(None))
+    readers = {"bright": Reader(reader, 75.0), "surrogate": Reader(reader, 75.0, closely=False)}
+    result = measure_model(net, net, test, readers, True, CPU, lambda: counted.append(None))
     assert result["recognition"]["bright"][ITSELF] == {AS_IS: 75.0} | dict.fromkeys(PURIFIERS, 75.0)
     assert result["recognition"]["bright"][NOISE] == {AS_IS: 75.0}
-    assert result["originals"] == {"bright": 75.0}
+    assert result["recognition"]["surrogate"] == {ITSELF: {AS_IS: 75.0}}
+    assert result["originals"] == {"bright": 75.0, "surrogate": 75.0}
     assert result["psnr"][ITSELF] > 100
     assert result["ssim"][ITSELF] == pytest.approx(1.0, abs=1e-4)
-    assert len(counted) == passes(1, True, True) == 6
+    assert len(counted) == passes(readers.values(), True, True) == 7
 
 
 def test_controls_cost_as_much_as_is_asked(data: SmallSet) -> None:

@@ -4,7 +4,7 @@ Renditions of a model: its pictures themselves, and two controls that cost as mu
 of the CSNet that it extends: noise and blur. Ways to a reader: as they are, and purified by programs in common use.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,10 +51,17 @@ EVALUATION = "evaluation.json"
 
 @dataclass(frozen=True)
 class Reader:
-    """A finished classifier, and what it was measured to read of the originals, in percent."""
+    """A finished classifier, and how it is asked.
+
+    Attributes:
+        net: in evaluation mode.
+        on_originals: percent of them that it was measured to read.
+        closely: looks at controls and purified pictures too.
+    """
 
     net: Classifier
     on_originals: float
+    closely: bool = True
 
 
 def measure_model(
@@ -73,7 +80,7 @@ def measure_model(
         base: the CSNet that it extends, which controls are made from; or None.
         test: originals.
         readers: by name.
-        purified: look at controls and purified pictures too.
+        purified: look at controls and purified pictures too, by the readers that look closely.
         progress: called after every pass of a reader; there are ``passes`` of them.
     """
     renditions = {ITSELF: pictures_of(model, test, device)}
@@ -91,17 +98,18 @@ def measure_model(
     for reader, told in readers.items():
         table: dict[str, dict[str, float]] = {}
         for (name, way), pictures in looked_at.items():
-            table.setdefault(name, {})[way] = round(recognition(told.net, pictures, device), 2)
-            progress()
+            if told.closely or (name, way) == (ITSELF, AS_IS):
+                table.setdefault(name, {})[way] = round(recognition(told.net, pictures, device), 2)
+                progress()
         result["recognition"][reader] = table
     result["originals"] = {reader: round(told.on_originals, 2) for reader, told in readers.items()}
     return result | {"measured": checkpoint.provenance() | {"device": device.told}}
 
 
-def passes(readers: int, has_base: bool, purified: bool) -> int:
+def passes(readers: Iterable[Reader], has_base: bool, purified: bool) -> int:
     """How many times a reader looks through all test pictures in ``measure_model``."""
-    controlled = has_base and purified
-    return readers * (1 + len(CONTROLS) * controlled + len(PURIFIERS) * purified)
+    closely = len(CONTROLS) * (has_base and purified) + len(PURIFIERS) * purified
+    return sum(1 + closely * reader.closely for reader in readers)
 
 
 def purify(pictures: Pictures, way: str) -> Pictures:
