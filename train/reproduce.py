@@ -268,8 +268,9 @@ class Runner:
     def _reader(self, name: str) -> Reader:
         if name not in self._readers:
             path = self._runs / name / "final.pt"
-            on_originals = checkpoint.load(path)["recognition"]
-            self._readers[name] = Reader(reader_of(path, self._device), on_originals, self._schedule.judges(name))
+            net = reader_of(path, self._device)
+            read = checkpoint.load(path)["recognition"]
+            self._readers[name] = Reader(net, read, closely=self._schedule.judges(name))
         return self._readers[name]
 
 
@@ -289,8 +290,8 @@ def finished(runs: Path, name: str, run: SmallRun) -> dict[str, Any] | None:
     state = checkpoint.load(path)
     if not same_settings(state["run"], run):
         raise checkpoint.CheckpointError(f"{path}: of a run with other settings; move {path.parent} away to start anew")
-    if replaced(runs, state.get("needs", {})):
-        problem = f"made from other runs of {', '.join(_names(run))} than are there now"
+    if others := replaced(runs, state.get("needs", {})):
+        problem = f"made from other runs of {', '.join(others)} than are there now"
         raise checkpoint.CheckpointError(f"{path}: {problem}; move {path.parent} away to start anew")
     return state
 

@@ -233,7 +233,7 @@ class EnsembleRun(SmallRun):
     """Of the readers that started anew, the last ones are kept as they were, and G is trained against them too."""
     psnr_lost: float = bounded(0.0095, 1e-4, 0.5)
     """Share of the CSNet's PSNR that the veil may cost; the weight of the reconstruction follows it, and in the end the
-    veil is made just so strong."""
+    veil is made just so strong, or left where it costs least near what was learned."""
     psnr_lost_at_first: float = bounded(0.05, 0.0, 0.5)
     """Where that share begins. A veil is found where it may cost more, and then made cheap; held to its price from the
     start it isn't found."""

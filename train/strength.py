@@ -2,6 +2,7 @@
 
 Between a network and one that was tuned from it, and for a way beyond, what they make changes smoothly with their
 weights (Wortsman et al. 2022). A stronger veil is read less and costs more PSNR, the more the stronger it is already.
+Of a veil that learned for long that is so only near what it learned: weaker ones may cost more, ``train.loops.price``.
 """
 
 import torch

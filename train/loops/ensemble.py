@@ -106,7 +106,8 @@ def train(run: EnsembleRun, data: SmallSet, device: Device, out: Path, report: R
             training.advance(terms | told, rate)
     factor, costs = landed(net, base, data.train, run.psnr_lost, device)
     landing = "%s: made %.2f times as strong, costs %.2f %% of PSNR, may cost %.2f"
-    log.info(landing, out.name, factor, 100 * costs, 100 * run.psnr_lost)
+    level = logging.WARNING if costs > run.psnr_lost else logging.INFO
+    log.log(level, landing, out.name, factor, 100 * costs, 100 * run.psnr_lost)
     return training.finish(net, landed=factor)
 
 

@@ -1,4 +1,4 @@
-"""What a veil may cost, in PSNR: when, how strongly it is held to that, and that it costs just so much in the end."""
+"""What a veil may cost, in PSNR: when, how strongly it is held to that, and how strong it is made in the end."""
 
 import copy
 from functools import cache
@@ -82,8 +82,11 @@ def landed(net: CSNet, base: CSNet, pictures: Pictures, lost: float, device: Dev
     while step > _FINEST:
         if strength + step <= STRONGEST and cost(strength + step) <= lost:
             strength += step
+        elif cost(strength) > lost and cost(strength - step) < cost(strength):
+            strength -= step
         else:
             step /= 2
+    costs = cost(strength)
     set_strength(tried.reconstruction, base.reconstruction, net.reconstruction, strength)
     net.load_state_dict(tried.state_dict())
-    return strength, cost(strength)
+    return strength, costs

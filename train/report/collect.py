@@ -34,7 +34,7 @@ def collect(schedules: Mapping[str, Schedule], runs: Path, logs: Path) -> dict[s
                 evaluation = evaluated(schedule, folder, run_name)
                 if evaluation is None:
                     continue
-                told["models"][run_name] = entry | evaluation
+                told["models"][run_name] = entry | evaluation | {"needs": entry["needs"] | evaluation["needs"]}
             else:
                 told["classifiers" if isinstance(run, ClassifierRun) else "retrained"][run_name] = entry
             _keep_log(folder / run_name / "log.csv", logs / name / f"{run_name}.csv")

@@ -232,7 +232,9 @@ def _retrained(told: Told, _: str) -> list[str]:
         cells = [c for c in told["retrained"].values() if c["run"]["model"] == name]
         for cell in cells:
             run = cell["run"]
-            before = None if cell.get("others") else recognition(told["models"][name], run["reader"])
+            model = told["models"][name]
+            known = all(model.get("needs", {}).get(each, of) == of for each, of in cell.get("needs", {}).items())
+            before = recognition(model, run["reader"]) if known else None
             how = "from new weights" if run["scratch"] else "from its own weights"
             rows.append(
                 [title, run["reader"], how, _beside(before, None), _beside(cell["recognition"], None),
