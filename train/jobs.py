@@ -33,7 +33,7 @@ def do_at_once(steps: Sequence[Step], jobs: int, open_runner: Callable[[], Runne
         JobError: some steps failed, or a process was killed.
     """
     runs = {step.name for step in steps if step.run is not None}
-    waiting = sorted(steps, key=lambda step: (*_dependents(step, steps), -(step.run.iterations if step.run else 0)))
+    waiting = sorted(steps, key=lambda step: _urgency(step, steps), reverse=True)
     done: set[str] = set()
     failed: dict[str, str] = {}
     under_way: dict[Future[None], Step] = {}
@@ -75,13 +75,13 @@ def do_at_once(steps: Sequence[Step], jobs: int, open_runner: Callable[[], Runne
         raise JobError(f"{', '.join(failed)} failed{without}")
 
 
-def _dependents(step: Step, steps: Sequence[Step]) -> tuple[int, int]:
-    """How many runs wait for one, directly or not, and how many measurements; both below 0, to be sorted by.
+def _urgency(step: Step, steps: Sequence[Step]) -> tuple[int, int, int]:
+    """How many runs wait for one, directly or not, how many measurements, and its iterations: most goes first.
 
     Every measurement waits for every classifier, so runs count first: a chain of them is what takes longest.
     """
     if step.run is None:
-        return 0, 0
+        return 0, 0, 0
     names, runs, measurements = {step.name}, 0, 0
     for other in steps:
         if names.intersection(other.needs):
@@ -90,7 +90,7 @@ def _dependents(step: Step, steps: Sequence[Step]) -> tuple[int, int]:
             else:
                 runs += 1
                 names.add(other.name)
-    return -runs, -measurements
+    return runs, measurements, step.run.iterations
 
 
 _runner: Runner | None = None

@@ -268,9 +268,8 @@ class Runner:
     def _reader(self, name: str) -> Reader:
         if name not in self._readers:
             path = self._runs / name / "final.pt"
-            net = reader_of(path, self._device)
-            read = checkpoint.load(path)["recognition"]
-            self._readers[name] = Reader(net, read, closely=self._schedule.judges(name))
+            net, state = reader_of(path, self._device)
+            self._readers[name] = Reader(net, state["recognition"], closely=self._schedule.judges(name))
         return self._readers[name]
 
 

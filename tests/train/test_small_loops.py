@@ -160,14 +160,14 @@ def test_the_frozen_classifier_is_not_moved_while_g_learns(
 ) -> None:
     used: list[nn.Module] = []
 
-    def remembering(path: Path, device: Device) -> Classifier:
-        reader = reader_of(path, device)
+    def remembering(path: Path, device: Device) -> tuple[Classifier, dict[str, Any]]:
+        reader, state = reader_of(path, device)
         used.append(reader)
-        return reader
+        return reader, state
 
     monkeypatch.setattr(adversarial, "reader_of", remembering)
     train("adversarial", data, runs, runs / "again")
-    fresh = reader_of(runs / "reader" / "final.pt", CPU)
+    fresh, _ = reader_of(runs / "reader" / "final.pt", CPU)
     moved, kept = used[0].state_dict(), fresh.state_dict()
     assert all(torch.equal(moved[key], kept[key]) for key in kept)
 
@@ -184,7 +184,7 @@ def test_a_folded_reader_answers_as_it_did_and_leads_back_to_the_same_gradient(t
     checkpoint.save(tmp_path / "final.pt", {"run": run, "net": trained.state_dict(), "provenance": {}})
     answers: list[torch.Tensor] = []
     gradients: list[torch.Tensor] = []
-    for net in (classifier_of(tmp_path / "final.pt", CPU)[0], reader_of(tmp_path / "final.pt", CPU)):
+    for net in (classifier_of(tmp_path / "final.pt", CPU)[0], reader_of(tmp_path / "final.pt", CPU)[0]):
         pictures = torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(1), requires_grad=True)
         scores = net(pictures)
         answers.append(scores.detach())

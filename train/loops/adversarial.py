@@ -23,7 +23,7 @@ def train(run: AdversarialRun, data: SmallSet, device: Device, out: Path, report
     torch.manual_seed(run.seed)
     generator = torch.Generator().manual_seed(run.seed)
     net = csnet_of(out.parent / run.extends / "final.pt", device)
-    classifier = reader_of(out.parent / run.classifier / "final.pt", device)
+    classifier, _ = reader_of(out.parent / run.classifier / "final.pt", device)
     net.reconstruction.requires_grad_(True)
     batches = Batches(data.train.to(device.torch), run.batch, run.seed)
     optimiser = torch.optim.Adam(net.reconstruction.parameters(), lr=run.learning_rate)

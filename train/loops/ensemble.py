@@ -49,7 +49,7 @@ def train(run: EnsembleRun, data: SmallSet, device: Device, out: Path, report: R
     net = copy.deepcopy(base)
     net.reconstruction.requires_grad_(True)
     paths = {name: out.parent / name / "final.pt" for name in run.surrogates}
-    surrogates = {name: reader_of(path, device) for name, path in paths.items()}
+    surrogates = {name: reader_of(path, device)[0] for name, path in paths.items()}
     reconstruct = device.graphed(net.reconstruction)
     answer = {name: device.graphed(reader) for name, reader in surrogates.items()}
     batches = Batches(data.train.to(device.torch), run.batch, run.seed)

@@ -77,13 +77,11 @@ def landed(net: CSNet, base: CSNet, pictures: Pictures, lost: float, device: Dev
         return 1 - mean_psnr(pictures_of(tried, looked_at, device), looked_at) / plain
 
     strength, step = 1.0, _STEP
-    while cost(strength) > lost and cost(strength - step) < cost(strength):
-        strength -= step
     while step > _FINEST:
-        if strength + step <= STRONGEST and cost(strength + step) <= lost:
-            strength += step
-        elif cost(strength) > lost and cost(strength - step) < cost(strength):
+        if cost(strength) > lost and cost(strength - step) < cost(strength):
             strength -= step
+        elif strength + step <= STRONGEST and cost(strength + step) <= lost:
+            strength += step
         else:
             step /= 2
     costs = cost(strength)
