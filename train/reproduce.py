@@ -25,10 +25,10 @@ from train.evaluation.small import EVALUATION, Reader, measure_model, passes
 from train.loops.schedule import fingerprints, same_settings
 from train.loops.small import LOOPS
 from train.models import csnet_of, model_of, reader_of
+from train.networks.classifiers import JUDGES, PAPER
 from train.settings import (
     MODEL,
     ClassifierRun,
-    EnsembleRun,
     Measurement,
     RetrainedRun,
     SettingsError,
@@ -104,10 +104,10 @@ class Schedule:
         """Classifier runs of a data set."""
         return [n for n, run in self.runs.items() if isinstance(run, ClassifierRun) and run.data == data]
 
-    def judges(self, classifier: str) -> bool:
-        """Whether what a classifier reads is held against veils: all but those that are only trained against."""
-        surrogates = {name for run in self.runs.values() if isinstance(run, EnsembleRun) for name in run.surrogates}
-        return classifier in self.measurement.readers or classifier not in surrogates
+    def looks_closely(self, classifier: str) -> bool:
+        """Whether a classifier is of those whose reading of controls and of purified pictures is reported."""
+        run = self.runs[classifier]
+        return isinstance(run, ClassifierRun) and run.network in (*PAPER, *JUDGES)
 
     def base(self, model: str) -> str | None:
         """The CSNet that a model extends."""
@@ -269,7 +269,7 @@ class Runner:
         if name not in self._readers:
             path = self._runs / name / "final.pt"
             net, state = reader_of(path, self._device)
-            self._readers[name] = Reader(net, state["recognition"], closely=self._schedule.judges(name))
+            self._readers[name] = Reader(net, state["recognition"], closely=self._schedule.looks_closely(name))
         return self._readers[name]
 
 

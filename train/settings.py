@@ -214,6 +214,9 @@ class EnsembleRun(SmallRun):
     """What a surrogate's answer should become: another class, by the cross-entropy of its softmax, which is bounded and
     spends nothing on pictures that are beyond reach; not the label, −log(1 − p); equally likely for all classes; or, as
     in (4), whatever makes the label's cross-entropy large."""
+    fidelity: str = chosen("error", "psnr")
+    """What of the reconstruction is held against the answers: the squared error of (5); or each picture's error by its
+    logarithm, as PSNR counts it, so that the veil lies in pictures where the reconstruction errs already."""
     beta: float = bounded(1.0, 0.0, 1e6)
     """Weight of the surrogates' answers."""
     likeness: float = bounded(1.0, 0.0, 1e6)

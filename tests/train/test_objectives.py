@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.fidelity import psnr as psnr_of_pixels
-from train.objectives.reconstruction import psnr, squared_error
+from train.objectives.reconstruction import log_error, psnr, squared_error
 from train.objectives.veil import likeness, repetition, unreadable, visibility
 from train.purifiers import blur, jpeg, median, noise, notch, random_purifier, random_way
 
@@ -26,6 +26,17 @@ def test_psnr_is_that_of_the_8_bit_pictures(picture: torch.Tensor) -> None:
 
 def test_squared_error_is_the_mean_over_pixels() -> None:
     assert float(squared_error(torch.full((2, 1, 4, 4), 0.5), torch.zeros(2, 1, 4, 4))) == 0.25
+
+
+def test_log_error_is_the_mean_psnr_with_its_sign_changed(picture: torch.Tensor) -> None:
+    both = torch.cat([picture, picture])
+    draw = torch.randn(both.shape, generator=torch.Generator().manual_seed(0))
+    other = (both + torch.tensor([0.003, 0.1]).reshape(2, 1, 1, 1) * draw).clamp(0, 1)
+    decibels = -10 / math.log(10) * float(log_error(other, both))
+    assert decibels == pytest.approx(float(psnr(other, both).mean()), abs=0.02)
+    exact = both.clone().requires_grad_(True)
+    log_error(exact, both).backward()
+    assert exact.grad is not None and torch.all(exact.grad == 0), "finite where nothing errs"
 
 
 def test_unreadable_is_minus_log_of_one_minus_p() -> None:

@@ -92,6 +92,7 @@ def test_a_report_keeps_what_was_told_of_runs_that_are_elsewhere(
     assert changed not in page.read_text()
     assert figure5()[0] == {"csnet-r10"}, "it showed what is told of no more; the rest of it isn't here"
     other = tmp_path / "runs" / "reduced" / "inception" / "final.pt"
+    as_it_was = other.read_bytes()
     checkpoint.save(other, checkpoint.load(other) | {"recognition": 1.0})
     shutil.rmtree(tmp_path / "runs" / "reduced" / "inception-retrained-on-adv-csnet-e-r10")
     assert command("report", "--data", data_folder, "--docs", tmp_path / "docs", "--runs", tmp_path / "runs")[0] == 2
@@ -110,6 +111,16 @@ def test_a_report_keeps_what_was_told_of_runs_that_are_elsewhere(
     (row,) = (line for line in page.read_text().splitlines() if "| from its own weights |" in line)
     assert " | – | " not in row, "both are of one earlier report"
     paper = json.loads((tmp_path / "docs" / "paper.json").read_text())
+    other.write_bytes(as_it_was)
+    evaluation.write_text(json.dumps(measured))
+    assert models() == everything - {"adv-csnet-vgg-r10"}
+    assert "from an earlier report" not in page.read_text(), "the run that they were measured with is back"
+    plain = tmp_path / "runs" / "reduced" / "csnet-r10" / "final.pt"
+    shown = figure5()
+    checkpoint.save(plain, checkpoint.load(plain) | {"iterations": 1})
+    evaluation.unlink()
+    assert models() == everything - {"adv-csnet-vgg-r10"}
+    assert figure5() == shown, "no picture of weights that nothing is told of"
     paper["schedules"]["reduced"]["models"]["adv-csnet-e-r10"]["needs"]["inception"] = "another"
     (row,) = (line for line in render(paper).splitlines() if "| from its own weights |" in line)
     assert " | – | " in row, "what that reader read before isn't known"

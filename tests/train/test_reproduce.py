@@ -35,8 +35,10 @@ def test_the_schedules_that_ship_are_whole(name: str) -> None:
     for model in ("csnet", "adv-csnet-vgg", "adv-csnet-resnet", "adv-csnet-gamma0", "adv-csnet-gamma1", "adv-csnet-e"):
         for ratio in (10, 20, 30):
             assert f"{model}-r{ratio}" in schedule.models
-    networks = {run.network for run in schedule.runs.values() if isinstance(run, ClassifierRun)}
-    assert {"vgg16", "resnet110", "mobilenet_v2", "densenet", "convnext", "vit"} <= networks
+    classifiers = {name: run.network for name, run in schedule.runs.items() if isinstance(run, ClassifierRun)}
+    reported = {"vgg16", "resnet110", "mobilenet_v2", "densenet", "convnext", "vit"}
+    assert reported <= set(classifiers.values())
+    assert {network for name, network in classifiers.items() if schedule.looks_closely(name)} == reported
 
 
 def test_the_full_schedule_is_the_papers() -> None:
@@ -154,6 +156,7 @@ def test_steps_done_at_once_give_what_they_give_one_by_one(
             assert torch.allclose(at_once[key], value, atol=1e-3), (name, key)
     begun = [record.getMessage() for record in caplog.records if record.getMessage().startswith("begun")]
     assert len(begun) == len(schedule.steps())
+    assert begun[:2] == ["begun: classifier inception", "begun: csnet csnet-r10"], "as many wait for each; the longest"
     caplog.clear()
     assert command(*asked)[0] == 0
     assert "begun" not in caplog.text

@@ -58,6 +58,7 @@ RUNS: dict[str, SmallRun] = {
     "lean": EnsembleRun(
         extends="csnet",
         surrogates=("reader", "other"),
+        fidelity="psnr",
         likeness=0.0,
         by_need=False,
         moved=False,

@@ -26,7 +26,7 @@ from train.loops.schedule import Report, Training, descend, learning_rate
 from train.models import classifier_of, csnet_of, reader_of
 from train.networks.classifiers.classifier import CLASSES, Classifier
 from train.objectives.paper import reconstruction_loss
-from train.objectives.reconstruction import psnr
+from train.objectives.reconstruction import log_error, psnr
 from train.objectives.veil import likeness, uniform, unreadable
 from train.purifiers import random_purifier
 from train.settings import EnsembleRun, SettingsError
@@ -71,7 +71,8 @@ def train(run: EnsembleRun, data: SmallSet, device: Device, out: Path, report: R
             with device.precision():
                 veiled = cropped(reconstruct(measurements).float(), picture)
             lost = 1 - psnr(veiled.detach(), picture).mean() / psnr(plain, picture).mean()
-            terms = {"reconstruction": weight.alpha * reconstruction_loss(veiled, picture)}
+            fidelity = log_error if run.fidelity == "psnr" else reconstruction_loss
+            terms = {"reconstruction": weight.alpha * fidelity(veiled, picture)}
             seen, original = _on_the_way(veiled, picture, run, generator)
             readers = surrogates | learning.readers()
             names = list(readers)

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from train.data.small import Pictures, SmallSet
 from train.devices import Device
 from train.evaluation.small import ITSELF
+from train.loops.schedule import fingerprints
 from train.models import model_of, pictures_of
 from train.networks.classifiers import PAPER
 from train.report import printed
@@ -54,7 +55,8 @@ def draw_pictures(
 ) -> list[Drawn]:
     """Figures 4 and 5 of a schedule, as far as its models are told of.
 
-    A figure of an earlier report stays while all that it shows is told of, and not all of that is here to be drawn.
+    A figure of an earlier report stays while all that it shows is told of, and not all of that is here to be drawn. What
+    was trained anew and isn't measured yet isn't what is told of.
 
     Args:
         told: of the schedule's runs.
@@ -65,20 +67,20 @@ def draw_pictures(
     known = _fingerprints(told)
     for name, (title, data, models) in _FIGURES.items():
         file = f"{name}-{schedule}.png"
-        finished = {run: label for run, label in models.items() if run in known and (runs / run / "final.pt").exists()}
-        shown = {run: known[run] for run in finished}
+        trained = [run for run in models if run in known and (runs / run / "final.pt").exists()]
+        shown = {run: of for run, of in fingerprints(runs, trained).items() if of == known[run]}
         kept = next((figure for figure in before if figure["file"] == file), None)
         if kept is not None:
             holds = kept.get("runs", {}).items() <= known.items()
-            if holds and (not finished or not kept.get("runs", {}).keys() <= shown.keys()):
+            if holds and (not shown or not kept.get("runs", {}).keys() <= shown.keys()):
                 drawn.append(kept)
                 continue
-        if not finished:
+        if not shown:
             continue
         originals = sets(data).test[:SHOWN]
         rows = [("original", originals)]
-        for run, label in finished.items():
-            rows.append((label, pictures_of(model_of(runs / run / "final.pt", device), originals, device)))
+        for run in shown:
+            rows.append((models[run], pictures_of(model_of(runs / run / "final.pt", device), originals, device)))
         _grid(rows, title, folder / file)
         drawn.append({"title": f"{title}, {schedule} schedule", "file": file, "schedule": schedule, "runs": shown})
     return drawn

@@ -60,7 +60,8 @@ def _keep(told: dict[str, Any], before: dict[str, Any], schedule: Schedule, runs
             there = name in settings and entry["run"]["kind"] == settings[name].kind
             if name not in told[group] and there:
                 changed = changed_settings(entry["run"], settings[name])
-                others = sorted({*entry.get("others", []), *replaced(runs, entry.get("needs", {}))})
+                elsewhere = {run for run in entry.get("others", []) if not (runs / run / "final.pt").exists()}
+                others = sorted({*elsewhere, *replaced(runs, entry.get("needs", {}))})
                 told[group][name] = {key: value for key, value in entry.items() if key not in ("changed", "others")}
                 told[group][name] |= {"changed": changed} if changed else {}
                 told[group][name] |= {"others": others} if others else {}
