@@ -42,6 +42,7 @@ MODELS: Mapping[str, tuple[str, str | None]] = {
     "adv-csnet-gamma0": ("Adv-CSNet, γ_D = 0 as printed", "Adv-CSNet"),
     "adv-csnet-gamma1": ("Adv-CSNet, γ_D = 1", "Adv-CSNet"),
     "adv-csnet-e": ("Adv-CSNet-E, ours", None),
-    "adv-csnet-e-known": ("Adv-CSNet-E, with VGG-16 and ResNet-110 among its readers", None),
+    "adv-csnet-e-as-is": ("Adv-CSNet-E, without purifiers", None),
+    "adv-csnet-e-known": ("Adv-CSNet-E, against VGG-16 and ResNet-110 alone", None),
 }
 """Our runs without their ratio: how a table calls them, and the paper's row that they stand beside."""

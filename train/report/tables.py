@@ -22,6 +22,7 @@ _RUN_FILES = "../train/runs/paper"
 _RELIABLE = 90.0
 """Percent of the originals that a classifier should read before its misreading of others means anything."""
 _DASH = "–"
+_OURS = "adv-csnet-e"
 _ABLATION, _ABLATED = "ablation-", "ablation-base-r10"
 
 
@@ -348,7 +349,7 @@ def targets(told: Told) -> list[Target]:
         Target(f"CSNet, PSNR at r = {ratio / 100}, dB (within 0.3 of the paper's)", theirs - 0.3, False, ours)
         for ratio, theirs, ours in zip(RATIOS, printed.PSNR["CSNet"], fidelity, strict=True)
     ]
-    return out + _targets_of_model(told, "adv-csnet-e") + _targets_of_model(told, "adv-csnet-e-known")
+    return out + [target for key in MODELS if key.startswith(_OURS) for target in _targets_of_model(told, key)]
 
 
 def _targets_of_model(told: Told, key: str) -> list[Target]:
