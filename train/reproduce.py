@@ -105,9 +105,10 @@ class Schedule:
         return [n for n, run in self.runs.items() if isinstance(run, ClassifierRun) and run.data == data]
 
     def looks_closely(self, classifier: str) -> bool:
-        """Whether a classifier is of those whose reading of controls and of purified pictures is reported."""
+        """Whether a classifier reads controls and purified pictures too: the paper's, judges and those retrained do."""
         run = self.runs[classifier]
-        return isinstance(run, ClassifierRun) and run.network in (*PAPER, *JUDGES)
+        reported = isinstance(run, ClassifierRun) and run.network in (*PAPER, *JUDGES)
+        return reported or classifier in self.measurement.readers
 
     def base(self, model: str) -> str | None:
         """The CSNet that a model extends."""

@@ -200,7 +200,7 @@ class GenerativeRun(SteppedRun):
 
 @dataclass(frozen=True)
 class EnsembleRun(SmallRun):
-    """Adv-CSNet-E: the G of a CSNet against several readers, through purifiers, at a given cost in PSNR."""
+    """Adv-CSNet-E: the G of a CSNet against several readers, through purifiers or not, at a given cost in PSNR."""
 
     kind: ClassVar[str] = "ensemble"
     gives_pictures: ClassVar[bool] = True
@@ -215,14 +215,14 @@ class EnsembleRun(SmallRun):
     spends nothing on pictures that are beyond reach; not the label, −log(1 − p); equally likely for all classes; or, as
     in (4), whatever makes the label's cross-entropy large."""
     fidelity: str = chosen("error", "psnr")
-    """What of the reconstruction is held against the answers: the squared error of (5); or each picture's error by its
-    logarithm, as PSNR counts it, so that the veil lies in pictures where the reconstruction errs already."""
+    """What is held against the answers: the squared error of (5); or each picture's error by its logarithm, as PSNR
+    counts it (below zero in logs), so that more of the veil lies in pictures where the reconstruction errs already."""
     beta: float = bounded(1.0, 0.0, 1e6)
     """Weight of the surrogates' answers."""
     likeness: float = bounded(1.0, 0.0, 1e6)
     """Weight of surrogates' likeness halfway, ``train.objectives.veil.likeness``."""
     by_need: bool = True
-    """Readers count by what they still read above chance, else evenly."""
+    """Readers that look at a batch together count by what they still read above chance, else evenly."""
     moved: bool = True
     """Pictures are moved by up to two pixels, and half of them mirrored, on their way to readers, which learned from
     such. What fools one of them wherever it falls fools others too (input diversity, Xie et al. 2019)."""
@@ -238,8 +238,7 @@ class EnsembleRun(SmallRun):
     """Share of the CSNet's PSNR that the veil may cost; the weight of the reconstruction follows it, and in the end the
     veil is made just so strong, or left where it costs least near what was learned."""
     psnr_lost_at_first: float = bounded(0.05, 0.0, 0.5)
-    """Where that share begins. A veil is found where it may cost more, and then made cheap; held to its price from the
-    start it isn't found."""
+    """Where that share begins: a veil is found sooner where it may cost more."""
     price_falls: float = bounded(0.5, 0.01, 1.0)
     """Part of the run over which that share falls evenly to ``psnr_lost``."""
     weight_moves: float = bounded(0.05, 1e-4, 1.0)

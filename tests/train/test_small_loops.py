@@ -1,6 +1,7 @@
 """The loops of the paper and of the ensemble, on bars, for seconds: resume is exact, what is frozen stays."""
 
 import copy
+import csv
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -433,6 +434,15 @@ def test_a_ratio_without_a_measurement_is_told(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"run\.toml: ratio = 0\.0005, expected 0\.001 to"):
         read_run(tmp_path / "run.toml")
     assert floor_rows(0.001) == 1
+
+
+def test_error_counts_squared_or_by_its_logarithm(data: SmallSet, runs: Path) -> None:
+    """Which of the two a log shows by its sign."""
+    for fidelity, below_zero in (("error", False), ("psnr", True)):
+        out = runs / f"fidelity-{fidelity}"
+        train("lean", data, runs, out, changed("lean", fidelity=fidelity, iterations=1))
+        (row,) = csv.DictReader((out / "log.csv").open())
+        assert (float(row["reconstruction"]) < 0) is below_zero
 
 
 def test_an_ensemble_of_none_is_told(data: SmallSet, runs: Path, tmp_path: Path) -> None:

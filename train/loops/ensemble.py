@@ -1,11 +1,12 @@
-"""Adv-CSNet-E: the G of a CSNet against a set of readers, through purifiers, for a given share of PSNR.
+"""Adv-CSNet-E: the G of a CSNet against a set of readers for a given share of PSNR.
 
-picture ─▶ S, frozen ─▶ s ─┬─▶ G ─▶ x' ─┬─▶ distance to the picture, its weight follows the PSNR that may be lost
-                           │            └─▶ moved, half of them purified ─▶ some readers ─▶ answer, features halfway
+picture ─▶ S, frozen ─▶ s ─┬─▶ G ─▶ x' ─┬─▶ error or its logarithm; its weight follows the PSNR that may be lost
+                           │            └─▶ (moved, half of them purified) ─▶ some readers ─▶ answer (and likeness)
                            └─▶ G of the CSNet, frozen ─▶ the PSNR to lose from
 
-Readers are frozen surrogates, and some that learn on the veiled pictures, with their labels, beside G. Each counts by
-what it still reads.
+What stands in brackets a run may do without. Readers are frozen surrogates, and some, where a run has such, that learn
+on the veiled pictures, with their labels, beside G. Those that look at one batch count by what they still read, or
+evenly.
 """
 
 import copy

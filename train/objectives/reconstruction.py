@@ -18,8 +18,8 @@ def squared_error(reconstruction: Tensor, picture: Tensor) -> Tensor:
 def log_error(reconstruction: Tensor, picture: Tensor) -> Tensor:
     """Mean over pictures (N, 1, H, W) in [0, 1] of the logarithm of a picture's mean squared error, rounding included.
 
-    10 / ln 10 = 4.34 times it, with the sign changed, is their mean PSNR in dB: the same error costs a picture that is
-    reconstructed well more than one that isn't.
+    10 / ln 10 = 4.34 times it, with the sign changed, is their mean PSNR in dB, but for clipping, which this leaves
+    out: the same error costs a picture that is reconstructed well more than one that isn't.
     """
     error = (reconstruction - picture).square().flatten(1).mean(1)
     return (error + 1 / (12 * WHITE**2)).log().mean()
