@@ -441,7 +441,7 @@ def test_error_counts_squared_or_by_its_logarithm(data: SmallSet, runs: Path) ->
     for fidelity, below_zero in (("error", False), ("psnr", True)):
         out = runs / f"fidelity-{fidelity}"
         train("lean", data, runs, out, changed("lean", fidelity=fidelity, iterations=1))
-        (row,) = csv.DictReader((out / "log.csv").open())
+        (row,) = csv.DictReader((out / "log.csv").read_text().splitlines())
         assert (float(row["reconstruction"]) < 0) is below_zero
 
 

@@ -15,7 +15,7 @@ from train.settings import EnsembleRun
 from train.strength import STRONGEST, set_strength
 
 _LANDED_ON = 2000
-_STEP, _FINEST = 0.02, 0.0005
+_STEP, _FINEST = 0.02, 0.002
 
 
 class FidelityWeight:
@@ -77,6 +77,8 @@ def landed(net: CSNet, base: CSNet, pictures: Pictures, lost: float, device: Dev
         return 1 - mean_psnr(pictures_of(tried, looked_at, device), looked_at) / plain
 
     strength, step = 1.0, _STEP
+    while strength + step <= STRONGEST and max(cost(strength), cost(strength + step)) <= lost:
+        strength, step = strength + step, 2 * step
     while step > _FINEST:
         if cost(strength) > lost and cost(strength - step) < cost(strength):
             strength -= step
