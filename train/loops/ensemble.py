@@ -59,6 +59,7 @@ def train(run: EnsembleRun, data: SmallSet, device: Device, out: Path, report: R
     started_from = {name: classifier_of(path, device)[0] for name, path in paths.items()}
     learning = LearningReaders(started_from, run.learning_readers, run.kept_readers)
     needs = Needs(device)
+    fidelity = log_error if run.fidelity == "psnr" else reconstruction_loss
     parts: dict[str, Any] = {
         "net": net, "optimiser": optimiser, "weight": weight, "learning": learning, "still_read": needs
     }  # fmt: skip
@@ -72,7 +73,6 @@ def train(run: EnsembleRun, data: SmallSet, device: Device, out: Path, report: R
             with device.precision():
                 veiled = cropped(reconstruct(measurements).float(), picture)
             lost = 1 - psnr(veiled.detach(), picture).mean() / psnr(plain, picture).mean()
-            fidelity = log_error if run.fidelity == "psnr" else reconstruction_loss
             terms = {"reconstruction": weight.alpha * fidelity(veiled, picture)}
             seen, original = _on_the_way(veiled, picture, run, generator)
             readers = surrogates | learning.readers()

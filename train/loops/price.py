@@ -77,6 +77,7 @@ def landed(net: CSNet, base: CSNet, pictures: Pictures, lost: float, device: Dev
         return 1 - mean_psnr(pictures_of(tried, looked_at, device), looked_at) / plain
 
     strength, step = 1.0, _STEP
+    # A veil that costs far less than it may is far from as strong as it may be made: each step is twice the last.
     while strength + step <= STRONGEST and max(cost(strength), cost(strength + step)) <= lost:
         strength, step = strength + step, 2 * step
     while step > _FINEST:
