@@ -12,7 +12,8 @@ from train.devices import Device
 from train.networks.classifiers import CLASSIFIERS
 from train.networks.classifiers.classifier import Classifier
 from train.networks.csnet import CSNet
-from train.settings import MODEL_KINDS, ClassifierRun, CSNetRun
+from train.networks.steps import Steps
+from train.settings import MODEL_KINDS, ClassifierRun, CSNetRun, StepsRun
 
 _BATCH = {"cpu": 100, "cuda": 2000}
 """Pictures that are looked at together when measuring, by kind of device; of a CPU as many as its caches like."""
@@ -91,9 +92,12 @@ def recognition(net: Classifier, pictures: Pictures, device: Device) -> float:
 
 
 def _model(path: Path, device: Device, kinds: tuple[str, ...]) -> CSNet:
-    weights = _finished(path, kinds)["net"]
+    state = _finished(path, kinds)
+    weights = state["net"]
     try:
         net = CSNet(len(weights["sampling.weight"]))
+        if state["run"]["kind"] == StepsRun.kind:
+            net.after = Steps([CLASSIFIERS[network]() for network in state["networks"]], state["steps"])
         net.load_state_dict(weights)
     except (KeyError, RuntimeError) as error:
         raise checkpoint.CheckpointError(f"{path}: not the weights of a CSNet ({error})") from None

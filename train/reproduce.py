@@ -2,6 +2,7 @@
 
 csnet ───────┬─▶ adversarial ─┐
 classifiers ─┼─▶ ensemble ────┼─▶ measure ─▶ retrained readers ─▶ (veilcam-train report)
+             ├─▶ steps ───────┤
              └─▶ generative ──┘
 """
 

@@ -257,6 +257,34 @@ class EnsembleRun(SmallRun):
 
 
 @dataclass(frozen=True)
+class StepsRun(SmallRun):
+    """Adv-CSNet-S: a CSNet, and steps of its decoder along the gradients of readers that it carries; not trained."""
+
+    kind: ClassVar[str] = "steps"
+    gives_pictures: ClassVar[bool] = True
+    extends: str = ""
+    """The finished CSNet that S and G come from; both stay as they are."""
+    surrogates: tuple[str, ...] = several(str)
+    """Finished classifier runs that the decoder carries, of convolutions, batch normalisation, ReLU and pools."""
+    steps: int = bounded(4, 1, 64)
+    psnr_lost: float = bounded(0.0095, 1e-4, 0.5)
+    """Share of the CSNet's PSNR that the steps may cost together, which says how far they go."""
+    iterations: int = bounded(40, 1, 10_000_000)
+    """Batches of training pictures that the size is found on."""
+    batch: int = bounded(50, 2, 4096)
+    learning_rate: float = bounded(1.0, 1e-7, 1.0)
+    """Of the size's logarithm, divided by the iteration: 1 is the mean of what batches tell."""
+
+    @property
+    def needs(self) -> tuple[tuple[str, str], ...]:
+        return (self.extends, CSNetRun.kind), *((name, ClassifierRun.kind) for name in self.surrogates)
+
+    @property
+    def against(self) -> tuple[str, ...]:
+        return self.surrogates
+
+
+@dataclass(frozen=True)
 class RetrainedRun(SmallRun):
     """A reader that learns to read a model's pictures from labelled ones (tier T4)."""
 
@@ -307,6 +335,7 @@ KINDS: dict[str, type[Run]] = {
         AdversarialRun,
         GenerativeRun,
         EnsembleRun,
+        StepsRun,
         RetrainedRun,
     )
 }

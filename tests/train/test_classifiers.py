@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from train.networks.classifiers import CLASSIFIERS, JUDGES, PAPER, SURROGATES
+from train.networks.classifiers.reversible import reversible
 from train.networks.csnet import CSNet, WireReconstruction, floor_rows
 from train.networks.discriminator import Discriminator
 
@@ -61,3 +62,19 @@ def test_what_a_camera_samples_gives_the_pictures_of_the_csnet() -> None:
     measurements = torch.nn.functional.conv2d(pictures - 128, rows.float().reshape(20, 1, 8, 8), stride=8)
     served = WireReconstruction(net, rows, steps)(measurements / 0.5)
     assert torch.allclose(served, net(pictures / 255), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["convnet8", "resnet14", "inception", "vgg16", "resnet110"])
+def test_the_way_back_that_is_written_out_is_the_gradient(name: str) -> None:
+    torch.manual_seed(0)
+    net = CLASSIFIERS[name]()
+    net.train()(torch.rand(16, 1, 32, 32))  # statistics of its own, so that normalisation counts
+    net.eval()
+    pictures, wanted = torch.rand(3, 1, 32, 64, requires_grad=True), torch.randn(3, 10)
+    scores = net(pictures)
+    (expected,) = torch.autograd.grad(scores, pictures, wanted)
+    middle, back_to_pictures = reversible(net.first, (pictures.detach() - net.mean) / net.deviation)
+    answered, back_to_middle = reversible(net.second, middle)
+    assert torch.allclose(answered, scores, atol=1e-5)
+    found = back_to_pictures(back_to_middle(wanted)) / net.deviation
+    assert (found - expected).abs().max() < 1e-4 * expected.abs().max()

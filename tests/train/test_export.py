@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
@@ -18,8 +19,10 @@ from train.evaluation.small import (
     mean_psnr,
 )
 from train.export import ExportError, export_runs
+from train.loops.small import LOOPS
 from train.models import model_of, pictures_of
 from train.reproduce import Schedule
+from train.settings import StepsRun
 
 
 def test_pictures_streamed_through_the_exported_models_are_those_of_the_evaluator(
@@ -46,6 +49,31 @@ def test_pictures_streamed_through_the_exported_models_are_those_of_the_evaluato
     camera.bye()
     measured = mean_psnr(pictures_of(model_of(runs / "adv-csnet-e-r10" / "final.pt", CPU), sent, CPU), sent)
     assert mean_psnr(Pictures(torch.stack(seen)[:, None], sent.y), sent) == pytest.approx(measured, abs=0.05)
+
+
+def test_steps_that_a_decoder_takes_run_in_its_engine(
+    done: tuple[Schedule, Path], data: SmallSet, tmp_path: Path
+) -> None:
+    """The file carries a reader and the way back through it; export holds onnxruntime against torch."""
+    _, runs = done
+    (tmp_path / "csnet-r10").symlink_to(runs / "csnet-r10")
+    (tmp_path / "inception").symlink_to(runs / "inception")
+    run = StepsRun(extends="csnet-r10", surrogates=("inception",), steps=2, iterations=2, batch=20, psnr_lost=0.05)
+    LOOPS[StepsRun](run, data, CPU, tmp_path / "steps", lambda row: None)
+    (tmp_path / "steps" / "evaluation.json").write_text("{}")
+    names = ["csnet-r10", "steps"]
+    list(export_runs(names, "csnet-r10", tmp_path, tmp_path / "op.npz", tmp_path / "models", data.train.x))
+    operator = Operator.load(tmp_path / "op.npz")
+    sent = data.test[:20]
+    sampled = [operator.quantise(operator.sample(p, operator.rows), (1, 1)) for p in sent.x[:, 0].numpy()]
+    session = onnxruntime.InferenceSession(tmp_path / "models" / "steps.onnx", providers=["CPUExecutionProvider"])
+    shown = torch.from_numpy(session.run(None, {"measurements": np.stack(sampled)})[0])
+    expected = pictures_of(model_of(tmp_path / "steps" / "final.pt", CPU), sent, CPU)
+    assert mean_psnr(Pictures(shown.reshape(expected.x.shape), sent.y), sent) == pytest.approx(
+        mean_psnr(expected, sent), abs=0.05
+    )
+    plain = pictures_of(model_of(tmp_path / "csnet-r10" / "final.pt", CPU), sent, CPU)
+    assert mean_psnr(expected, sent) < mean_psnr(plain, sent) - 0.2
 
 
 def test_export_refuses_what_no_camera_samples(done: tuple[Schedule, Path], tmp_path: Path) -> None:

@@ -152,7 +152,8 @@ def told(**recognition: float) -> dict[str, Any]:
             "csnet": 50.0,
             "adv-csnet-e": ours,
             "adv-csnet-e-as-is": ours,
-            "adv-csnet-e-known": ours,
+            "adv-csnet-s": ours,
+            "adv-csnet-s-known": ours,
         }.items():
             psnr_of = {ITSELF: fidelity * (0.99 if name != "csnet" else 1.0), NOISE: fidelity, BLUR: fidelity}
             models[f"{name}-r{ratio}"] = {"run": {"data": "cifar10"}, "psnr": psnr_of, "recognition": table(value)}

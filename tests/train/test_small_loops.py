@@ -36,6 +36,7 @@ from train.settings import (
     RetrainedRun,
     SettingsError,
     SmallRun,
+    StepsRun,
     read_run,
 )
 
@@ -71,6 +72,7 @@ RUNS: dict[str, SmallRun] = {
     "other": ClassifierRun(
         network="convnext", optimiser="adamw", learning_rate=1e-3, iterations=6, warm_up=2, batch=50
     ),
+    "steps": StepsRun(extends="csnet", surrogates=("reader",), steps=2, iterations=6, batch=10, psnr_lost=0.05),
     "retrained": RetrainedRun(reader="reader", model="csnet", iterations=6, batch=50, check_every=1, patience=3),
 }
 
@@ -448,3 +450,22 @@ def test_error_counts_squared_or_by_its_logarithm(data: SmallSet, runs: Path) ->
 def test_an_ensemble_of_none_is_told(data: SmallSet, runs: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="surrogates: none"):
         train("ensemble", data, runs, runs / "none", EnsembleRun(extends="csnet", batch=10))
+
+
+def test_steps_cost_what_they_may_and_the_carried_reader_loses_by_them(data: SmallSet, runs: Path) -> None:
+    run = replace(RUNS["steps"], iterations=12, batch=20)
+    model = model_of(train("steps", data, runs, runs / "stepped", run), CPU)
+    plain = pictures_of(csnet_of(runs / "csnet" / "final.pt", CPU), data.test, CPU)
+    stepped = pictures_of(model, data.test, CPU)
+    lost = 1 - mean_psnr(stepped, data.test) / mean_psnr(plain, data.test)
+    assert lost == pytest.approx(0.05, rel=0.25)
+    reader, _ = classifier_of(runs / "reader" / "final.pt", CPU)
+    assert recognition(reader, stepped, CPU) < recognition(reader, plain, CPU) - 10
+
+
+@pytest.mark.parametrize(("surrogates", "problem"), [((), "none"), (("other",), "other can't be carried by a decoder")])
+def test_readers_that_no_decoder_can_carry_are_told(
+    surrogates: tuple[str, ...], problem: str, data: SmallSet, runs: Path
+) -> None:
+    with pytest.raises(SettingsError, match=problem):
+        train("steps", data, runs, runs / "uncarried", StepsRun(extends="csnet", surrogates=surrogates))

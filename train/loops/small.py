@@ -6,7 +6,7 @@ from pathlib import Path
 
 from train.data.small import open_set
 from train.devices import find_device
-from train.loops import adversarial, classifier, csnet, ensemble, generative, retrained
+from train.loops import adversarial, classifier, csnet, ensemble, generative, retrained, steps
 from train.loops.schedule import Report
 from train.settings import (
     AdversarialRun,
@@ -17,6 +17,7 @@ from train.settings import (
     RetrainedRun,
     Run,
     SmallRun,
+    StepsRun,
 )
 
 log = logging.getLogger("veilcam.train")
@@ -27,6 +28,7 @@ LOOPS: Mapping[type[Run], Callable[..., Path]] = {
     AdversarialRun: adversarial.train,
     GenerativeRun: generative.train,
     EnsembleRun: ensemble.train,
+    StepsRun: steps.train,
     RetrainedRun: retrained.train,
 }
 

@@ -65,7 +65,7 @@ class WireReconstruction(nn.Module):
         phi = net.sampling.weight.detach().double().reshape(-1, area)
         weight = net.reconstruction.initial.weight.detach().double().reshape(area, -1) @ (phi @ rows.T)
         self.initial = nn.Conv2d(len(rows), area, 1)
-        self.deep = net.reconstruction.deep
+        self.deep, self.after = net.reconstruction.deep, net.after
         self.register_buffer("steps", steps.reshape(1, -1, 1, 1))
         with torch.no_grad():
             self.initial.weight.copy_((weight / WHITE).reshape(area, -1, 1, 1))
@@ -75,16 +75,20 @@ class WireReconstruction(nn.Module):
 
     def forward(self, levels: Tensor) -> Tensor:
         initial = functional.pixel_shuffle(self.initial(levels * self.steps), self.block)
-        return initial + cast(Tensor, self.deep(initial))
+        return cast(Tensor, self.after(initial + self.deep(initial)))
 
 
 class CSNet(nn.Module):
-    """S and G: pictures (N, 1, H, W) in [0, 1], H and W multiples of B → reconstructions of the same shape."""
+    """S and G: pictures (N, 1, H, W) in [0, 1], H and W multiples of B → reconstructions of the same shape.
+
+    ``after`` is what a decoder does to G's pictures: nothing, or ``train.networks.steps.Steps``.
+    """
 
     def __init__(self, rows: int, block: int = BLOCK, channels: int = CHANNELS) -> None:
         super().__init__()
         self.sampling = nn.Conv2d(1, rows, block, block, bias=False)
         self.reconstruction = Reconstruction(rows, block, channels)
+        self.after: nn.Module = nn.Identity()
 
     def span(self) -> Tensor:
         """An orthonormal basis of what S measures: float64 (m, B²)."""
@@ -99,4 +103,4 @@ class CSNet(nn.Module):
         self.reconstruction.initial.weight.copy_(phi.T.reshape(area, rows, 1, 1))
 
     def forward(self, pictures: Tensor) -> Tensor:
-        return cast(Tensor, self.reconstruction(self.sampling(pictures)))
+        return cast(Tensor, self.after(self.reconstruction(self.sampling(pictures))))

@@ -6,6 +6,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from train.networks.classifiers.reversible import Pullback
+
 CLASSES = 10
 
 
@@ -51,6 +53,15 @@ class Pooled(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         scores: Tensor = self.linear(features.mean((2, 3)))
         return scores
+
+    def reversible(self, features: Tensor) -> tuple[Tensor, Pullback]:
+        """As ``train.networks.classifiers.reversible.Reversible`` has it."""
+        height, width = features.shape[-2:]
+
+        def pullback(gradient: Tensor) -> Tensor:
+            return (gradient @ self.linear.weight)[:, :, None, None] / (height * width) + torch.zeros_like(features)
+
+        return self(features), pullback
 
 
 class NormedHead(nn.Module):

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from train.networks.classifiers.classifier import Classifier, Pooled, conv, conv_bn_relu
+from train.networks.classifiers.reversible import Pullback, reversible
 
 
 class _Block(nn.Module):
@@ -19,9 +20,32 @@ class _Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = functional.relu(self.first_norm(self.first(x)), inplace=True)
         out = self.second_norm(self.second(out))
+        return torch.relu_(out + self._shortcut(x))
+
+    def reversible(self, x: Tensor) -> tuple[Tensor, Pullback]:
+        """As ``train.networks.classifiers.reversible.Reversible`` has it."""
+        deep = nn.Sequential(self.first, self.first_norm, nn.ReLU(), self.second, self.second_norm)
+        out, back_through_deep = reversible(deep, x)
+        out = functional.relu(out + self._shortcut(x))
+
+        def pullback(gradient: Tensor) -> Tensor:
+            gradient = gradient * (out > 0)
+            return back_through_deep(gradient) + self._back_through_shortcut(gradient)
+
+        return out, pullback
+
+    def _shortcut(self, x: Tensor) -> Tensor:
         if self.more or self.stride > 1:
             x = functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.more))
-        return torch.relu_(out + x)
+        return x
+
+    def _back_through_shortcut(self, gradient: Tensor) -> Tensor:
+        gradient = gradient[:, : gradient.shape[1] - self.more]
+        if self.stride == 1:
+            return gradient
+        spread = functional.interpolate(gradient, scale_factor=float(self.stride))
+        rows, columns = (torch.arange(side) % self.stride == 0 for side in spread.shape[-2:])
+        return spread * (rows[:, None] & columns).to(spread)
 
 
 def _resnet(blocks: int, width: int) -> Classifier:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from train.networks.classifiers.classifier import Classifier, NormedHead, Patches, Pooled, conv_bn_relu
+from train.networks.classifiers.reversible import Pullback, reversible
 
 
 def convnet8() -> Classifier:
@@ -30,7 +31,21 @@ class _Branches(nn.Module):
         self.pool = nn.Sequential(nn.MaxPool2d(3, 1, 1), conv_bn_relu(inputs, width, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([self.one(x), self.three(x), self.five(x), self.pool(x)], 1)
+        return torch.cat([branch(x) for branch in self._branches()], 1)
+
+    def reversible(self, x: Tensor) -> tuple[Tensor, Pullback]:
+        """As ``train.networks.classifiers.reversible.Reversible`` has it."""
+        outs, pullbacks = zip(*(reversible(branch, x) for branch in self._branches()), strict=True)
+        widths = [out.shape[1] for out in outs]
+
+        def pullback(gradient: Tensor) -> Tensor:
+            parts = [back(part) for back, part in zip(pullbacks, torch.split(gradient, widths, 1), strict=True)]
+            return torch.stack(parts).sum(0)
+
+        return torch.cat(outs, 1), pullback
+
+    def _branches(self) -> tuple[nn.Module, ...]:
+        return self.one, self.three, self.five, self.pool
 
 
 def inception() -> Classifier:

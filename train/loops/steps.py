@@ -1,0 +1,76 @@
+"""Steps along carried readers' gradients, in place of a trained veil: how far they go is found for a price in PSNR."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from train.data.small import SIDE, WHITE, Batches, SmallSet, cropped, padded
+from train.devices import Device
+from train.loops.schedule import Report, Training
+from train.models import classifier_of, csnet_of
+from train.networks.classifiers.classifier import Classifier
+from train.networks.classifiers.reversible import reversible
+from train.networks.steps import Steps
+from train.objectives.reconstruction import psnr
+from train.settings import SettingsError, StepsRun
+
+_FIRST_SIZE = 2 / WHITE
+_LEAST_LOST = 1e-5
+_MOVES_AT_MOST = 1.5
+
+
+@torch.no_grad()
+def train(run: StepsRun, data: SmallSet, device: Device, out: Path, report: Report) -> Path:
+    """Find the size by a run's settings, going on from ``out/last.pt`` if it is there; returns ``out/final.pt``.
+
+    What is lost grows with the square of the size, so each batch of training pictures tells of a better one; the
+    logarithms of what they tell are averaged (Robbins and Monro 1951, ``learning_rate`` / iteration).
+    """
+    if not run.surrogates:
+        raise SettingsError("surrogates: none, expected at least one finished classifier run")
+    torch.manual_seed(run.seed)
+    generator = torch.Generator().manual_seed(run.seed)
+    net = csnet_of(out.parent / run.extends / "final.pt", device)
+    carried = [classifier_of(out.parent / name / "final.pt", device) for name in run.surrogates]
+    for name, (reader, _) in zip(run.surrogates, carried, strict=True):
+        _check_carried(name, reader, device)
+    steps = device.placed(Steps([reader for reader, _ in carried], run.steps))
+    steps.size.fill_(_FIRST_SIZE)
+    batches = Batches(data.train.to(device.torch), run.batch, run.seed)
+    with Training(run, {"steps": Size(steps)}, generator, out, report, device) as training:
+        while training.running:
+            picture, _ = batches.at(training.iteration)
+            plain = net(padded(picture).contiguous(memory_format=torch.channels_last))
+            with device.precision():
+                moved = steps(plain).float()
+            before = psnr(cropped(plain, picture).clamp(0, 1), picture).mean()
+            lost = 1 - psnr(cropped(moved, picture).clamp(0, 1), picture).mean() / before
+            rate = run.learning_rate / (training.iteration + 1)
+            wanted = 0.5 * torch.log(run.psnr_lost / lost.clamp_min(_LEAST_LOST))
+            steps.size.mul_(torch.exp(rate * wanted.clamp(-_MOVES_AT_MOST, _MOVES_AT_MOST)))
+            training.advance({"psnr_lost": lost, "size": steps.size}, rate)
+    net.after = steps
+    return training.finish(net, networks=[state["run"]["network"] for _, state in carried], steps=run.steps)
+
+
+def _check_carried(name: str, reader: Classifier, device: Device) -> None:
+    x = torch.zeros(1, 1, SIDE, SIDE, device=device.torch)
+    for half in (reader.first, reader.second):
+        try:
+            x, _ = reversible(half, x)
+        except TypeError as error:
+            raise SettingsError(f"surrogates: {name} can't be carried by a decoder ({error})") from None
+
+
+class Size:
+    """All that moves: the size of the change."""
+
+    def __init__(self, steps: Steps) -> None:
+        self._steps = steps
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"size": float(self._steps.size)}
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        self._steps.size.fill_(state["size"])

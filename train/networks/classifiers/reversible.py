@@ -1,0 +1,96 @@
+"""The way back through a classifier's layers, written out: gradients for an engine that has none.
+
+Backward as well as forward is of convolutions, products and comparisons, so that ONNX has it too.
+"""
+
+from collections.abc import Callable
+from typing import Protocol, cast, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Pullback = Callable[[Tensor], Tensor]
+"""From the gradient by what a layer gave, to that by what it was given."""
+
+
+@runtime_checkable
+class Reversible(Protocol):
+    """A module of ours that can tell its pullback."""
+
+    def reversible(self, x: Tensor) -> tuple[Tensor, Pullback]:
+        """What it gives for x in evaluation mode, and the way back."""
+        ...
+
+
+def reversible(layer: nn.Module, x: Tensor) -> tuple[Tensor, Pullback]:
+    """What a layer in evaluation mode gives, and the way back through it.
+
+    Sides of x must be multiples of what strides and pools divide them by.
+
+    Raises:
+        TypeError: a layer whose way back isn't written here.
+    """
+    if isinstance(layer, Reversible):
+        return layer.reversible(x)
+    if isinstance(layer, nn.Sequential):
+        pullbacks = []
+        for part in layer:
+            x, pullback = reversible(part, x)
+            pullbacks.append(pullback)
+        return x, lambda gradient: _through(reversed(pullbacks), gradient)
+    if isinstance(layer, nn.Conv2d):
+        return layer(x), lambda gradient: _transposed(layer, gradient)
+    if isinstance(layer, nn.BatchNorm2d):
+        weight, variance = cast(Tensor, layer.weight), cast(Tensor, layer.running_var)
+        scale = (weight / torch.sqrt(variance + layer.eps)).reshape(-1, 1, 1, 1).transpose(0, 1)
+        return layer(x), lambda gradient: gradient * scale
+    if isinstance(layer, nn.ReLU):
+        rectified = functional.relu(x)
+        return rectified, lambda gradient: gradient * (rectified > 0)
+    if isinstance(layer, nn.MaxPool2d):
+        return _pooled(layer, x)
+    raise TypeError(f"{type(layer).__name__}: the way back through it isn't written")
+
+
+def _through(pullbacks: "reversed[Pullback]", gradient: Tensor) -> Tensor:
+    for pullback in pullbacks:
+        gradient = pullback(gradient)
+    return gradient
+
+
+def _transposed(layer: nn.Conv2d, gradient: Tensor) -> Tensor:
+    # A stride leaves out, of an even side and an odd kernel, what the transposed layer must add again.
+    padding = cast(tuple[int, int], layer.padding)
+    rest = [(2 * p - k) % s for k, s, p in zip(layer.kernel_size, layer.stride, padding, strict=True)]
+    return functional.conv_transpose2d(gradient, layer.weight, None, layer.stride, padding, rest, layer.groups)
+
+
+def _pooled(layer: nn.MaxPool2d, x: Tensor) -> tuple[Tensor, Pullback]:
+    """Pools side by side, or at every place. Where several are largest each gets the gradient; after a ReLU that is so
+    of zeros, which it doesn't pass."""
+    largest = layer(x)
+    if layer.stride == layer.kernel_size and layer.padding == 0:
+        size = float(cast(int, layer.kernel_size))
+
+        def spread(value: Tensor) -> Tensor:
+            return functional.interpolate(value, scale_factor=size)
+
+        return largest, lambda gradient: spread(gradient) * (spread(largest) == x)
+    kernel = cast(int, layer.kernel_size)
+    if layer.stride != 1 or 2 * cast(int, layer.padding) != kernel - 1:
+        raise TypeError(f"{layer}: the way back through such a pool isn't written")
+    height, width = x.shape[-2:]
+    around = functional.pad(x, (kernel // 2,) * 4, value=float("-inf"))
+
+    def pullback(gradient: Tensor) -> Tensor:
+        total = functional.pad(torch.zeros_like(x), (kernel // 2,) * 4)
+        for down in range(kernel):
+            for right in range(kernel):
+                hit = around[..., down : down + height, right : right + width] == largest
+                rest = (right, kernel - 1 - right, down, kernel - 1 - down)
+                total = total + functional.pad(gradient * hit, rest)
+        inner = kernel // 2
+        return total[..., inner : inner + height, inner : inner + width]
+
+    return largest, pullback
