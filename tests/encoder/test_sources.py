@@ -166,7 +166,6 @@ def test_masking_never_fails_and_leaves_what_has_no_password(spec: str) -> None:
 
 @given(st.text(st.characters(blacklist_categories=["Cs"]), min_size=6, max_size=12))
 def test_a_password_is_masked_whatever_is_in_it(password: str) -> None:
-    assert password not in masked(f"rtsp://me:{password}@camera.example:554/live").removeprefix("rtsp://me:***@")
     assert masked(f"rtsp://me:{password}@camera.example:554/live") == "rtsp://me:***@camera.example:554/live"
 
 

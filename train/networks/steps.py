@@ -42,8 +42,8 @@ class Steps(nn.Module):
         self.count = count
         self.register_buffer("size", torch.tensor(0.0))
 
-    def direction(self, pictures: Tensor, size: Tensor | float) -> Tensor:
-        """The change that steps within a size end in, of root mean square 1 (or 0 where there is no gradient)."""
+    def direction(self, pictures: Tensor) -> Tensor:
+        """The change that steps within ``size`` end in, of root mean square 1 (or 0 where there is no gradient)."""
         readers = [cast(Classifier, reader) for reader in self.readers]
         together = torch.stack([functional.softmax(reader(pictures).float(), 1) for reader in readers]).sum(0)
         answered = (together == together.amax(1, keepdim=True)).float()
@@ -51,12 +51,12 @@ class Steps(nn.Module):
         for _ in range(self.count):
             gradients = [_of_length_one(_away(reader, pictures + change, answered)) for reader in readers]
             step = _of_length_one(torch.stack(gradients).sum(0))
-            change = change + step * size * (_REACH / self.count if self.count > 1 else 1.0)
-            change = change / (_length(change) / size).clamp_min(1.0)
+            change = change + step * self.size * (_REACH / self.count if self.count > 1 else 1.0)
+            change = change / (_length(change) / self.size).clamp_min(1.0)
         return _of_length_one(change)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        return pictures + self.size * self.direction(pictures, self.size)
+        return pictures + self.size * self.direction(pictures)
 
 
 def _away(reader: Classifier, pictures: Tensor, answered: Tensor) -> Tensor:

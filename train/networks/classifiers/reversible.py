@@ -43,7 +43,7 @@ def reversible(layer: nn.Module, x: Tensor) -> tuple[Tensor, Pullback]:
         return layer(x), lambda gradient: _transposed(layer, gradient)
     if isinstance(layer, nn.BatchNorm2d):
         weight, variance = cast(Tensor, layer.weight), cast(Tensor, layer.running_var)
-        scale = (weight / torch.sqrt(variance + layer.eps)).reshape(-1, 1, 1, 1).transpose(0, 1)
+        scale = (weight / torch.sqrt(variance + layer.eps)).reshape(1, -1, 1, 1)
         return layer(x), lambda gradient: gradient * scale
     if isinstance(layer, nn.ReLU):
         rectified = functional.relu(x)
