@@ -199,15 +199,30 @@ class GenerativeRun(SteppedRun):
 
 
 @dataclass(frozen=True)
-class EnsembleRun(SmallRun):
+class SurrogatesRun(SmallRun):
+    """What veils a CSNet against several readers."""
+
+    extends: str = ""
+    """The finished CSNet that S, which stays as it is, and G come from."""
+    surrogates: tuple[str, ...] = several(str)
+    """Finished classifier runs that the veil is made against."""
+
+    @property
+    def needs(self) -> tuple[tuple[str, str], ...]:
+        return (self.extends, CSNetRun.kind), *((name, ClassifierRun.kind) for name in self.surrogates)
+
+    @property
+    def against(self) -> tuple[str, ...]:
+        return self.surrogates
+
+
+@dataclass(frozen=True)
+class EnsembleRun(SurrogatesRun):
     """Adv-CSNet-E: the G of a CSNet against several readers, through purifiers or not, at a given cost in PSNR."""
 
     kind: ClassVar[str] = "ensemble"
     gives_pictures: ClassVar[bool] = True
     formerly: ClassVar[Mapping[str, Any]] = {"by_need": False, "moved": False}
-    extends: str = ""
-    surrogates: tuple[str, ...] = several(str)
-    """Finished classifier runs that G is trained against."""
     at_once: int = bounded(3, 1, 64)
     """Readers that look at a batch, drawn anew for each."""
     target: str = chosen("softmax", "unreadable", "uniform", "ascent")
@@ -247,25 +262,16 @@ class EnsembleRun(SmallRun):
     warm_up: int = bounded(50, 0, 100_000)
     learning_rate: float = bounded(5e-4, 1e-7, 1.0)
 
-    @property
-    def needs(self) -> tuple[tuple[str, str], ...]:
-        return (self.extends, CSNetRun.kind), *((name, ClassifierRun.kind) for name in self.surrogates)
-
-    @property
-    def against(self) -> tuple[str, ...]:
-        return self.surrogates
-
 
 @dataclass(frozen=True)
-class StepsRun(SmallRun):
-    """Adv-CSNet-S: a CSNet, and steps of its decoder along the gradients of readers that it carries; not trained."""
+class StepsRun(SurrogatesRun):
+    """Adv-CSNet-S: a CSNet as it is, and steps of its decoder along gradients of the surrogates, which it carries.
+
+    They must be of convolutions, batch normalisation, ReLU and pools.
+    """
 
     kind: ClassVar[str] = "steps"
     gives_pictures: ClassVar[bool] = True
-    extends: str = ""
-    """The finished CSNet that S and G come from; both stay as they are."""
-    surrogates: tuple[str, ...] = several(str)
-    """Finished classifier runs that the decoder carries, of convolutions, batch normalisation, ReLU and pools."""
     steps: int = bounded(4, 1, 64)
     psnr_lost: float = bounded(0.0095, 1e-4, 0.5)
     """Share of the CSNet's PSNR that the steps may cost together, which says how far they go."""
@@ -274,14 +280,6 @@ class StepsRun(SmallRun):
     batch: int = bounded(50, 2, 4096)
     learning_rate: float = bounded(1.0, 1e-7, 1.0)
     """Of the size's logarithm, divided by the iteration: 1 is the mean of what batches tell."""
-
-    @property
-    def needs(self) -> tuple[tuple[str, str], ...]:
-        return (self.extends, CSNetRun.kind), *((name, ClassifierRun.kind) for name in self.surrogates)
-
-    @property
-    def against(self) -> tuple[str, ...]:
-        return self.surrogates
 
 
 @dataclass(frozen=True)

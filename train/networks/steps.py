@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from train.networks.classifiers.classifier import Classifier
-from train.networks.classifiers.reversible import reversible
+from train.networks.classifiers.reversible import Pullback, reversible
 
 _TINY = 1e-20
 """Of a mean square: a picture whose gradient is zero stays as it is."""
@@ -42,28 +42,37 @@ class Steps(nn.Module):
         self.count = count
         self.register_buffer("size", torch.tensor(0.0))
 
-    def direction(self, pictures: Tensor) -> Tensor:
-        """The change that steps within ``size`` end in, of root mean square 1 (or 0 where there is no gradient)."""
-        readers = [cast(Classifier, reader) for reader in self.readers]
-        together = torch.stack([functional.softmax(reader(pictures).float(), 1) for reader in readers]).sum(0)
-        answered = (together == together.amax(1, keepdim=True)).float()
-        change = torch.zeros_like(pictures)
-        for _ in range(self.count):
-            gradients = [_of_length_one(_away(reader, pictures + change, answered)) for reader in readers]
-            step = _of_length_one(torch.stack(gradients).sum(0))
-            change = change + step * self.size * (_REACH / self.count if self.count > 1 else 1.0)
-            change = change / (_length(change) / self.size).clamp_min(1.0)
-        return _of_length_one(change)
-
     def forward(self, pictures: Tensor) -> Tensor:
-        return pictures + self.size * self.direction(pictures)
+        readers = [cast(Classifier, reader) for reader in self.readers]
+        looks = [_look(reader, pictures) for reader in readers]
+        together = torch.stack([functional.softmax(scores, 1) for scores, _ in looks]).sum(0)
+        answered = together == together.amax(1, keepdim=True)
+        change = self._stepped(torch.zeros_like(pictures), looks, answered)
+        for _ in range(self.count - 1):
+            looks = [_look(reader, pictures + change) for reader in readers]
+            change = self._stepped(change, looks, answered)
+        return pictures + self.size * _of_length_one(change)
+
+    def _stepped(self, change: Tensor, looks: "Sequence[_Look]", answered: Tensor) -> Tensor:
+        gradients = [_of_length_one(back(_away(scores, answered)).float()) for scores, back in looks]
+        step = _of_length_one(torch.stack(gradients).sum(0))
+        change = change + step * self.size * (_REACH / self.count)
+        return change / (_length(change) / self.size).clamp_min(1.0)
 
 
-def _away(reader: Classifier, pictures: Tensor, answered: Tensor) -> Tensor:
+_Look = tuple[Tensor, Pullback]
+"""What a reader answers, (N, K) logits, and the way back to what it was shown."""
+
+
+def _look(reader: Classifier, pictures: Tensor) -> _Look:
     middle, back_to_pictures = reversible(reader.first, (pictures - reader.mean) / reader.deviation)
     scores, back_to_middle = reversible(reader.second, middle)
-    others = functional.softmax(scores.float().masked_fill(answered > 0, float("-inf")), 1)
-    return back_to_pictures(back_to_middle(others - answered)).float()
+    return scores.float(), lambda gradient: back_to_pictures(back_to_middle(gradient))
+
+
+def _away(scores: Tensor, answered: Tensor) -> Tensor:
+    """The gradient of log(1 − p) − log p of the class that is answered, by the logits."""
+    return functional.softmax(scores.masked_fill(answered, float("-inf")), 1) - answered.float()
 
 
 def _length(change: Tensor) -> Tensor:
