@@ -13,20 +13,20 @@ from train.networks.classifiers import CLASSIFIERS
 from train.networks.classifiers.classifier import Classifier
 from train.networks.csnet import CSNet
 from train.networks.steps import Steps
-from train.settings import MODEL_KINDS, ClassifierRun, CSNetRun, StepsRun
+from train.settings import MODEL_KINDS, ClassifierRun, CSNetRun, RetrainedRun, StepsRun
 
 _BATCH = {"cpu": 100, "cuda": 2000}
 """Pictures that are looked at together when measuring, by kind of device; of a CPU as many as its caches like."""
 
 
 def classifier_of(path: Path, device: Device) -> tuple[Classifier, dict[str, Any]]:
-    """A finished classifier, and the checkpoint it came from.
+    """A finished classifier, retrained or not, and the checkpoint it came from.
 
     Raises:
         CheckpointError: not there, not a finished classifier, or the weights of another architecture.
     """
-    state = _finished(path, (ClassifierRun.kind,))
-    network = state["run"].get("network")
+    state = _finished(path, (ClassifierRun.kind, RetrainedRun.kind))
+    network = state.get("network", state["run"].get("network"))
     if network not in CLASSIFIERS:
         raise checkpoint.CheckpointError(f"{path}: network {network!r} is unknown here")
     net = CLASSIFIERS[network]()

@@ -28,7 +28,7 @@ def train(run: RetrainedRun, data: SmallSet, device: Device, out: Path, report: 
     """Train by a run's settings, going on from ``out/last.pt`` if it is there; returns the path of ``out/final.pt``.
 
     The final checkpoint has the best of the weights, and tells ``recognition``, percent of the model's test pictures
-    that the retrained reader reads.
+    that the retrained reader reads, and of which ``network`` it is.
     """
     torch.manual_seed(run.seed)
     generator = torch.Generator().manual_seed(run.seed)
@@ -66,7 +66,8 @@ def train(run: RetrainedRun, data: SmallSet, device: Device, out: Path, report: 
             training.advance(told | {"held_back": rise.latest}, rate)
     net.load_state_dict(rise.weights)
     at_last = recognition(net.eval(), pictures_of(model, data.test, device), device)
-    return training.finish(net, recognition=at_last, iterations=training.iteration)
+    network = state["run"]["network"]
+    return training.finish(net, network=network, recognition=at_last, iterations=training.iteration)
 
 
 class Rise:
