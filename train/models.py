@@ -97,7 +97,8 @@ def _model(path: Path, device: Device, kinds: tuple[str, ...]) -> CSNet:
     try:
         net = CSNet(len(weights["sampling.weight"]))
         if state["run"]["kind"] == StepsRun.kind:
-            net.after = Steps([CLASSIFIERS[network]() for network in state["networks"]], state["steps"])
+            guide, *readers = (CLASSIFIERS[network]() for network in (state["guide"], *state["networks"]))
+            net.after = Steps(guide, readers, state["steps"])
         net.load_state_dict(weights)
     except (KeyError, RuntimeError) as error:
         raise checkpoint.CheckpointError(f"{path}: not the weights of a CSNet ({error})") from None

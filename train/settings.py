@@ -272,6 +272,8 @@ class StepsRun(SurrogatesRun):
 
     kind: ClassVar[str] = "steps"
     gives_pictures: ClassVar[bool] = True
+    guide: str = ""
+    """The finished retrained run, of pictures of that CSNet, that says what a picture may be; it is carried too."""
     steps: int = bounded(4, 1, 64)
     psnr_lost: float = bounded(0.0095, 1e-4, 0.5)
     """Share of the CSNet's PSNR that the steps may cost together, which says how far they go."""
@@ -280,6 +282,10 @@ class StepsRun(SurrogatesRun):
     batch: int = bounded(50, 2, 4096)
     learning_rate: float = bounded(1.0, 1e-7, 1.0)
     """Of the size's logarithm, divided by the iteration: 1 is the mean of what batches tell."""
+
+    @property
+    def needs(self) -> tuple[tuple[str, str], ...]:
+        return *super().needs, (self.guide, RetrainedRun.kind)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from train.export import ExportError, export_runs
 from train.loops.small import LOOPS
 from train.models import model_of, pictures_of
 from train.reproduce import Schedule
-from train.settings import StepsRun
+from train.settings import RetrainedRun, StepsRun
 
 
 def test_pictures_streamed_through_the_exported_models_are_those_of_the_evaluator(
@@ -58,8 +58,12 @@ def test_steps_that_a_decoder_takes_run_in_its_engine(
     _, runs = done
     (tmp_path / "csnet-r10").symlink_to(runs / "csnet-r10")
     (tmp_path / "inception").symlink_to(runs / "inception")
-    run = StepsRun(extends="csnet-r10", surrogates=("inception",), steps=2, iterations=2, batch=20, psnr_lost=0.05)
-    LOOPS[StepsRun](run, data, CPU, tmp_path / "steps", lambda row: None)
+    guide = RetrainedRun(reader="inception", model="csnet-r10", iterations=2, batch=20)
+    steps = StepsRun(
+        extends="csnet-r10", guide="guide", surrogates=("inception",), steps=2, iterations=2, batch=20, psnr_lost=0.05
+    )
+    for name, run in (("guide", guide), ("steps", steps)):
+        LOOPS[type(run)](run, data, CPU, tmp_path / name, lambda row: None)
     (tmp_path / "steps" / "evaluation.json").write_text("{}")
     names = ["csnet-r10", "steps"]
     list(export_runs(names, "csnet-r10", tmp_path, tmp_path / "op.npz", tmp_path / "models", data.train.x))

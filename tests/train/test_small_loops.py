@@ -72,8 +72,10 @@ RUNS: dict[str, SmallRun] = {
     "other": ClassifierRun(
         network="convnext", optimiser="adamw", learning_rate=1e-3, iterations=6, warm_up=2, batch=50
     ),
-    "steps": StepsRun(extends="csnet", surrogates=("reader",), steps=2, iterations=6, batch=10, psnr_lost=0.05),
     "retrained": RetrainedRun(reader="reader", model="csnet", iterations=6, batch=50, check_every=1, patience=3),
+    "steps": StepsRun(
+        extends="csnet", guide="retrained", surrogates=("reader",), steps=2, iterations=6, batch=10, psnr_lost=0.05
+    ),
 }
 
 
@@ -94,10 +96,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> SmallSet:
 
 @pytest.fixture(scope="module")
 def runs(data: SmallSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished CSNet and two finished classifiers."""
+    """A finished CSNet, two finished classifiers, and one of these that learned to read the CSNet's pictures."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("runs")
-    for name in ("csnet", "reader", "other"):
+    for name in ("csnet", "reader", "other", "retrained"):
         train(name, data, folder)
     return folder
 
@@ -125,7 +127,7 @@ def test_a_run_that_was_killed_ends_where_it_would_have_ended(
     monkeypatch.setattr(schedule, "REPORT_EVERY", 2)
     monkeypatch.setattr(schedule, "SAVE_AFTER_S", 0.0)
     run = changed(name, iterations=6)
-    for finished in ("csnet", "reader", "other"):
+    for finished in ("csnet", "reader", "other", "retrained"):
         (tmp_path / finished).symlink_to(runs / finished)
     train(name, data, tmp_path, tmp_path / "whole", run)
     advance = schedule.Training.advance
@@ -468,4 +470,4 @@ def test_readers_that_no_decoder_can_carry_are_told(
     surrogates: tuple[str, ...], problem: str, data: SmallSet, runs: Path
 ) -> None:
     with pytest.raises(SettingsError, match=problem):
-        train("steps", data, runs, runs / "uncarried", StepsRun(extends="csnet", surrogates=surrogates))
+        train("steps", data, runs, runs / "uncarried", StepsRun(extends="csnet", guide="retrained", surrogates=surrogates))

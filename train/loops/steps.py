@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from train.data.small import SIDE, WHITE, Batches, SmallSet, cropped, padded
+from train.data.small import SIDE, Batches, SmallSet, cropped, padded
 from train.devices import Device
 from train.loops.schedule import Report, Training
 from train.models import classifier_of, csnet_of
@@ -15,7 +15,7 @@ from train.networks.steps import Steps
 from train.objectives.reconstruction import psnr
 from train.settings import SettingsError, StepsRun
 
-_FIRST_SIZE = 2 / WHITE
+_FIRST_SIZE = 0.04
 _LEAST_LOST = 1e-5
 _MOVES_AT_MOST = 1.5
 
@@ -35,7 +35,8 @@ def train(run: StepsRun, data: SmallSet, device: Device, out: Path, report: Repo
     carried = [classifier_of(out.parent / name / "final.pt", device) for name in run.surrogates]
     for name, (reader, _) in zip(run.surrogates, carried, strict=True):
         _check_carried(name, reader, device)
-    steps = device.placed(Steps([reader for reader, _ in carried], run.steps))
+    guide, guided = classifier_of(out.parent / run.guide / "final.pt", device)
+    steps = device.placed(Steps(guide, [reader for reader, _ in carried], run.steps))
     steps.size.fill_(_FIRST_SIZE)
     batches = Batches(data.train.to(device.torch), run.batch, run.seed)
     with Training(run, {"steps": Size(steps)}, generator, out, report, device) as training:
@@ -51,7 +52,8 @@ def train(run: StepsRun, data: SmallSet, device: Device, out: Path, report: Repo
             steps.size.mul_(torch.exp(rate * wanted.clamp(-_MOVES_AT_MOST, _MOVES_AT_MOST)))
             training.advance({"psnr_lost": lost, "size": steps.size}, rate)
     net.after = steps
-    return training.finish(net, networks=[state["run"]["network"] for _, state in carried], steps=run.steps)
+    networks = [state["run"]["network"] for _, state in carried]
+    return training.finish(net, guide=guided["network"], networks=networks, steps=run.steps)
 
 
 def _check_carried(name: str, reader: Classifier, device: Device) -> None:

@@ -1,11 +1,11 @@
 """Steps that a decoder takes along the gradients of readers that it carries, as layers of a network.
 
-x ─▶ readers ─▶ class that they answer ─┐
-│                                       ▼
-└─▶ + ─▶ readers ─▶ back through their layers ─▶ step away from it ─▶ x, again
+x ─┬▶ guide ─▶ what it may be ─┐
+   ├▶ how much detail it has ──┤
+   └▶ + ─▶ readers ─▶ back through their layers ─▶ step to where they are wrong ─▶ x, again
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -13,66 +13,66 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from train.networks.classifiers.classifier import Classifier
-from train.networks.classifiers.reversible import Pullback, reversible
+from train.networks.classifiers.reversible import reversible
 
 _TINY = 1e-20
 """Of a mean square: a picture whose gradient is zero stays as it is."""
 _REACH = 1.5
 """Steps together are longer than the way may be, so that later ones can still turn it."""
+_SURE = 1e-6
+"""No class is ruled out, or certain, to the guide."""
 
 
 class Steps(nn.Module):
-    """Pictures (N, 1, H, W), about [0, 1] → the same, ``size`` away from where they were, by what readers don't read.
+    """Pictures (N, 1, H, W), about [0, 1] → the same, moved a little way to where readers are wrong.
 
-    The class to be lost is the one that the readers answer together of the picture as it comes. Each step goes along
-    the sum of the readers' gradients of log(1 − p) − log p of that class, of one length each, and the way from the
-    picture stays no longer than ``size`` (Kurakin et al. 2017, in the L2 norm).
+    Which classes are right the guide believes by posteriors q, where readers that know such pictures less well would
+    take a wrong class for the right one and step towards that. A reader's answers p are right by Σ p·q. Each step goes
+    along the sum of the readers' gradients of log Σ p·(1 − q) − log Σ p·q, of one length each (Kurakin et al. 2017, in
+    the L2 norm; there q is one label).
+
+    The way from a picture stays no longer than ``size`` of its detail, the root mean square of its Laplacian: where
+    there is more of it a reconstruction errs more, and the same way costs less PSNR and shows less.
 
     Args:
-        readers: classifiers of layers that ``reversible`` knows, in evaluation mode, as they stay.
+        guide: a classifier, in evaluation mode, as it stays.
+        readers: classifiers of layers that ``reversible`` knows, likewise.
         count: of steps.
     """
 
     size: Tensor
-    """Root mean square of the change, pixels of [0, 1]."""
+    """Root mean square of the change, as a part of that of the picture's Laplacian."""
+    laplacian: Tensor
 
-    def __init__(self, readers: Sequence[Classifier], count: int) -> None:
+    def __init__(self, guide: Classifier, readers: Sequence[Classifier], count: int) -> None:
         super().__init__()
-        self.readers = nn.ModuleList(readers)
-        self.count = count
+        self.guide, self.readers, self.count = guide, nn.ModuleList(readers), count
         self.register_buffer("size", torch.tensor(0.0))
+        kernel = torch.tensor([[0.0, -1.0, 0.0], [-1.0, 4.0, -1.0], [0.0, -1.0, 0.0]])
+        self.register_buffer("laplacian", kernel.reshape(1, 1, 3, 3), persistent=False)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        readers = [cast(Classifier, reader) for reader in self.readers]
-        looks = [_look(reader, pictures) for reader in readers]
-        together = torch.stack([functional.softmax(scores, 1) for scores, _ in looks]).sum(0)
-        answered = together == together.amax(1, keepdim=True)
-        change = self._stepped(torch.zeros_like(pictures), looks, answered)
-        for _ in range(self.count - 1):
-            looks = [_look(reader, pictures + change) for reader in readers]
-            change = self._stepped(change, looks, answered)
-        return pictures + self.size * _of_length_one(change)
-
-    def _stepped(self, change: Tensor, looks: "Sequence[_Look]", answered: Tensor) -> Tensor:
-        gradients = [_of_length_one(back(_away(scores, answered)).float()) for scores, back in looks]
-        step = _of_length_one(torch.stack(gradients).sum(0))
-        change = change + step * self.size * (_REACH / self.count)
-        return change / (_length(change) / self.size).clamp_min(1.0)
-
-
-_Look = tuple[Tensor, Pullback]
-"""What a reader answers, (N, K) logits, and the way back to what it was shown."""
+        believed = functional.softmax(self.guide(pictures).float(), 1).clamp(_SURE, 1 - _SURE)
+        right, wrong = believed.log(), (1 - believed).log()
+        way = self.size * _length(functional.conv2d(pictures, self.laplacian))
+        change = torch.zeros_like(pictures)
+        for _ in range(self.count):
+            gradients = []
+            for reader in self.readers:
+                scores, back = _look(cast(Classifier, reader), pictures + change)
+                away = functional.softmax(scores + wrong, 1) - functional.softmax(scores + right, 1)
+                gradients.append(_of_length_one(back(away).float()))
+            step = _of_length_one(torch.stack(gradients).sum(0))
+            change = change + step * way * (_REACH / self.count)
+            change = change / (_length(change) / way).clamp_min(1.0)
+        return pictures + way * _of_length_one(change)
 
 
-def _look(reader: Classifier, pictures: Tensor) -> _Look:
+def _look(reader: Classifier, pictures: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """What a reader answers, (N, K) logits, and the way back to what it was shown."""
     middle, back_to_pictures = reversible(reader.first, (pictures - reader.mean) / reader.deviation)
     scores, back_to_middle = reversible(reader.second, middle)
     return scores.float(), lambda gradient: back_to_pictures(back_to_middle(gradient))
-
-
-def _away(scores: Tensor, answered: Tensor) -> Tensor:
-    """The gradient of log(1 − p) − log p of the class that is answered, by the logits."""
-    return functional.softmax(scores.masked_fill(answered, float("-inf")), 1) - answered.float()
 
 
 def _length(change: Tensor) -> Tensor:
