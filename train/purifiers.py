@@ -26,20 +26,18 @@ def jpeg(pictures: Tensor, quality: int) -> Tensor:
     """
     height, width = pictures.shape[-2:]
     padded = functional.pad(pictures, (0, -width % 8, 0, -height % 8), mode="replicate") * 255 - 128
-    transform = _dct().to(pictures.device)
-    coefficients = functional.conv2d(padded, transform.reshape(64, 1, 8, 8), stride=8)
-    scale = 5000 / quality if quality < 50 else 200 - 2 * quality
-    table = (
-        ((torch.tensor(_LUMINANCE, device=pictures.device) * scale + 50) / 100)
-        .floor()
-        .clamp(1, 255)
-        .reshape(1, 64, 1, 1)
-    )
-    levels = coefficients / table
+    transform, table = dct().to(pictures.device), jpeg_table(quality).to(pictures.device)
+    levels = functional.conv2d(padded, transform, stride=8) / table
     rounded = levels.round().detach()
     rounded = rounded + (levels - rounded) ** 3
-    out = functional.conv_transpose2d(rounded * table, transform.reshape(64, 1, 8, 8), stride=8)
+    out = functional.conv_transpose2d(rounded * table, transform, stride=8)
     return ((out[..., :height, :width] + 128) / 255).clamp(0, 1)
+
+
+def jpeg_table(quality: int) -> Tensor:
+    """What the 64 coefficients of a block are divided by, of gray pixels 0 to 255: (1, 64, 1, 1)."""
+    scale = 5000 / quality if quality < 50 else 200 - 2 * quality
+    return ((torch.tensor(_LUMINANCE) * scale + 50) / 100).floor().clamp(1, 255).reshape(1, 64, 1, 1)
 
 
 def blur(pictures: Tensor, sigma: float) -> Tensor:
@@ -124,9 +122,9 @@ def random_way(pictures: Tensor, block: int, generator: torch.Generator) -> Tens
 
 
 @cache
-def _dct() -> Tensor:
-    """The 64 orthonormal basis pictures of the 8×8 DCT: (64, 64)."""
+def dct() -> Tensor:
+    """The 64 orthonormal basis pictures of the 8×8 DCT, as a convolution's weight: (64, 1, 8, 8)."""
     k = torch.arange(8.0)
     line = torch.cos((2 * k[None] + 1) * k[:, None] * math.pi / 16) * 0.5
     line[0] /= math.sqrt(2)
-    return torch.einsum("ux,vy->uvxy", line, line).reshape(64, 64)
+    return torch.einsum("ux,vy->uvxy", line, line).reshape(64, 1, 8, 8)

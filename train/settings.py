@@ -274,7 +274,7 @@ class StepsRun(SurrogatesRun):
     gives_pictures: ClassVar[bool] = True
     guide: str = ""
     """The finished retrained run, of pictures of that CSNet, that says what a picture may be; it is carried too."""
-    steps: int = bounded(4, 1, 64)
+    steps: int = bounded(6, 1, 64)
     psnr_lost: float = bounded(0.0095, 1e-4, 0.5)
     """Share of the CSNet's PSNR that the steps may cost together, which says how far they go."""
     iterations: int = bounded(40, 1, 10_000_000)

@@ -43,8 +43,7 @@ def train(run: StepsRun, data: SmallSet, device: Device, out: Path, report: Repo
         while training.running:
             picture, _ = batches.at(training.iteration)
             plain = net(padded(picture).contiguous(memory_format=torch.channels_last))
-            with device.precision():
-                moved = steps(plain).float()
+            moved = steps(plain)
             before = psnr(cropped(plain, picture).clamp(0, 1), picture).mean()
             lost = 1 - psnr(cropped(moved, picture).clamp(0, 1), picture).mean() / before
             rate = run.learning_rate / (training.iteration + 1)

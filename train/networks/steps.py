@@ -2,10 +2,10 @@
 
 x ─┬▶ guide ─▶ what it may be ─┐
    ├▶ how much detail it has ──┤
-   └▶ + ─▶ readers ─▶ back through their layers ─▶ step to where they are wrong ─▶ x, again
+   └▶ + ─▶ ways ─▶ readers ─▶ back through both ─▶ step to where readers are wrong ─▶ x, again
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from train.networks.classifiers.classifier import Classifier
-from train.networks.classifiers.reversible import reversible
+from train.networks.classifiers.reversible import Pullback, reversible
+from train.networks.ways import Blur, Jpeg, Median
 
 _TINY = 1e-20
 """Of a mean square: a picture whose gradient is zero stays as it is."""
 _REACH = 1.5
 """Steps together are longer than the way may be, so that later ones can still turn it."""
+_JPEG_QUALITY, _BLUR_SIGMA = 75, 0.7
 _SURE = 1e-6
 """No class is ruled out, or certain, to the guide."""
 
@@ -29,7 +31,8 @@ class Steps(nn.Module):
     Which classes are right the guide believes by posteriors q, where readers that know such pictures less well would
     take a wrong class for the right one and step towards that. A reader's answers p are right by Σ p·q. Each step goes
     along the sum of the readers' gradients of log Σ p·(1 − q) − log Σ p·q, of one length each (Kurakin et al. 2017, in
-    the L2 norm; there q is one label).
+    the L2 norm; there q is one label). From step to step each reader sees the pictures as they are, and after JPEG,
+    blur and median, in turn (Athalye et al. 2018, expectation over transformations).
 
     The way from a picture stays no longer than ``size`` of its detail, the root mean square of its Laplacian: where
     there is more of it a reconstruction errs more, and the same way costs less PSNR and shows less.
@@ -47,32 +50,35 @@ class Steps(nn.Module):
     def __init__(self, guide: Classifier, readers: Sequence[Classifier], count: int) -> None:
         super().__init__()
         self.guide, self.readers, self.count = guide, nn.ModuleList(readers), count
+        self.ways = nn.ModuleList([nn.Sequential(), Jpeg(_JPEG_QUALITY), Blur(_BLUR_SIGMA), Median()])
         self.register_buffer("size", torch.tensor(0.0))
         kernel = torch.tensor([[0.0, -1.0, 0.0], [-1.0, 4.0, -1.0], [0.0, -1.0, 0.0]])
         self.register_buffer("laplacian", kernel.reshape(1, 1, 3, 3), persistent=False)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        believed = functional.softmax(self.guide(pictures).float(), 1).clamp(_SURE, 1 - _SURE)
+        believed = functional.softmax(self.guide(pictures), 1).clamp(_SURE, 1 - _SURE)
         right, wrong = believed.log(), (1 - believed).log()
         way = self.size * _length(functional.conv2d(pictures, self.laplacian))
         change = torch.zeros_like(pictures)
-        for _ in range(self.count):
+        for number in range(self.count):
             gradients = []
-            for reader in self.readers:
-                scores, back = _look(cast(Classifier, reader), pictures + change)
+            for place, reader in enumerate(self.readers):
+                seen = self.ways[(number + place) % len(self.ways)]
+                scores, back = _look(cast(Classifier, reader), seen, pictures + change)
                 away = functional.softmax(scores + wrong, 1) - functional.softmax(scores + right, 1)
-                gradients.append(_of_length_one(back(away).float()))
+                gradients.append(_of_length_one(back(away)))
             step = _of_length_one(torch.stack(gradients).sum(0))
             change = change + step * way * (_REACH / self.count)
             change = change / (_length(change) / way).clamp_min(1.0)
         return pictures + way * _of_length_one(change)
 
 
-def _look(reader: Classifier, pictures: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """What a reader answers, (N, K) logits, and the way back to what it was shown."""
-    middle, back_to_pictures = reversible(reader.first, (pictures - reader.mean) / reader.deviation)
+def _look(reader: Classifier, way: nn.Module, pictures: Tensor) -> tuple[Tensor, Pullback]:
+    """What a reader answers at the end of a way, (N, K) logits, and the way back to the pictures (but for a factor)."""
+    seen, back_to_pictures = reversible(way, pictures)
+    middle, back_to_seen = reversible(reader.first, (seen - reader.mean) / reader.deviation)
     scores, back_to_middle = reversible(reader.second, middle)
-    return scores.float(), lambda gradient: back_to_pictures(back_to_middle(gradient))
+    return scores, lambda gradient: back_to_pictures(back_to_seen(back_to_middle(gradient)))
 
 
 def _length(change: Tensor) -> Tensor:

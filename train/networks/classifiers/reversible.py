@@ -80,17 +80,23 @@ def _pooled(layer: nn.MaxPool2d, x: Tensor) -> tuple[Tensor, Pullback]:
     kernel = cast(int, layer.kernel_size)
     if layer.stride != 1 or 2 * cast(int, layer.padding) != kernel - 1:
         raise TypeError(f"{layer}: the way back through such a pool isn't written")
-    height, width = x.shape[-2:]
     around = functional.pad(x, (kernel // 2,) * 4, value=float("-inf"))
+    return largest, lambda gradient: back_to_chosen(gradient, around, largest, kernel)
 
-    def pullback(gradient: Tensor) -> Tensor:
-        total = functional.pad(torch.zeros_like(x), (kernel // 2,) * 4)
-        for down in range(kernel):
-            for right in range(kernel):
-                hit = around[..., down : down + height, right : right + width] == largest
-                rest = (right, kernel - 1 - right, down, kernel - 1 - down)
-                total = total + functional.pad(gradient * hit, rest)
-        inner = kernel // 2
-        return total[..., inner : inner + height, inner : inner + width]
 
-    return largest, pullback
+def back_to_chosen(gradient: Tensor, around: Tensor, chosen: Tensor, kernel: int) -> Tensor:
+    """The gradient by x of what was chosen, at every place, among the ``kernel``² values of x around it.
+
+    Args:
+        gradient: by what was chosen, (N, C, H, W).
+        around: x, and ``kernel`` // 2 more on every side, (N, C, H + …, W + …).
+        chosen: (N, C, H, W), each equal to a value around it, or to several; then each gets the gradient.
+    """
+    height, width = chosen.shape[-2:]
+    total = torch.zeros_like(around)
+    for down in range(kernel):
+        for right in range(kernel):
+            hit = around[..., down : down + height, right : right + width] == chosen
+            total = total + functional.pad(gradient * hit, (right, kernel - 1 - right, down, kernel - 1 - down))
+    inner = kernel // 2
+    return total[..., inner : inner + height, inner : inner + width]
