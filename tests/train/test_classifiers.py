@@ -1,13 +1,16 @@
 """Networks of small pictures: shapes, layers as published, and what a discriminator and a CSNet are made of."""
 
+import cv2
 import pytest
 import torch
 from torch import nn
 
+from train import purifiers
 from train.networks.classifiers import CLASSIFIERS, JUDGES, PAPER, SURROGATES
 from train.networks.classifiers.reversible import reversible
 from train.networks.csnet import CSNet, WireReconstruction, floor_rows
 from train.networks.discriminator import Discriminator
+from train.networks.ways import Blur, Jpeg, Median, Way
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
@@ -78,3 +81,29 @@ def test_the_way_back_that_is_written_out_is_the_gradient(name: str) -> None:
     assert torch.allclose(answered, scores, atol=1e-5)
     found = back_to_pictures(back_to_middle(wanted)) / net.deviation
     assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("way", [Blur(0.7), Median()], ids=["blur", "median"])
+def test_the_way_back_through_a_purifier_is_the_gradient(way: Way) -> None:
+    pictures, wanted = torch.rand(2, 1, 16, 24, requires_grad=True), torch.randn(2, 1, 16, 24)
+    seen = way(pictures)
+    (expected,) = torch.autograd.grad(seen, pictures, wanted)
+    found = way.reversible(pictures.detach())[1](wanted)
+    assert torch.allclose(found, expected, atol=1e-5)
+    settled = pictures.detach()[..., 4:-4, 4:-4]
+    twin = purifiers.median(pictures.detach()) if isinstance(way, Median) else purifiers.blur(pictures.detach(), 0.7)
+    assert not torch.allclose(seen[..., 4:-4, 4:-4], settled, atol=1e-2)
+    assert torch.allclose(seen[..., 4:-4, 4:-4], twin[..., 4:-4, 4:-4], atol=1e-5)
+
+
+def test_jpeg_on_the_way_is_jpeg_and_its_way_back_that_of_the_differentiable_one() -> None:
+    pixels = torch.randint(60, 200, (2, 1, 16, 24), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    pictures, wanted = (pixels.float() / 255).requires_grad_(), torch.randn(2, 1, 16, 24)
+    (expected,) = torch.autograd.grad(purifiers.jpeg(pictures, 75), pictures, wanted)
+    seen, back = Jpeg(75).reversible(pictures.detach())
+    assert torch.allclose(back(wanted), expected, atol=1e-4)
+    for ours, picture in zip(seen[:, 0], pixels[:, 0].numpy(), strict=True):
+        _, coded = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 75])
+        theirs = torch.from_numpy(cv2.imdecode(coded, cv2.IMREAD_GRAYSCALE)).float()
+        changed = (theirs - torch.from_numpy(picture)).abs().mean()
+        assert (255 * ours - theirs).abs().mean() < 0.3 * changed

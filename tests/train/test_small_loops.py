@@ -470,4 +470,4 @@ def test_readers_that_no_decoder_can_carry_are_told(
     surrogates: tuple[str, ...], problem: str, data: SmallSet, runs: Path
 ) -> None:
     with pytest.raises(SettingsError, match=problem):
-        train("steps", data, runs, runs / "uncarried", StepsRun(extends="csnet", guide="retrained", surrogates=surrogates))
+        train("steps", data, runs, runs / "uncarried", changed("steps", surrogates=surrogates))

@@ -22,9 +22,9 @@ _RUN_FILES = "../train/runs/paper"
 _RELIABLE = 90.0
 """Percent of the originals that a classifier should read before its misreading of others means anything."""
 _DASH = "–"
-_PURIFIED = "adv-csnet-e"
-"""The one of ours that was trained through purifiers, and so is to hold through them."""
-_OURS = (_PURIFIED, "adv-csnet-e-as-is", "adv-csnet-s", "adv-csnet-s-known")
+_PURIFIED = ("adv-csnet-e", "adv-csnet-s")
+"""Those of ours that were made through purifiers, and so are to hold through them."""
+_OURS = ("adv-csnet-e", "adv-csnet-e-as-is", "adv-csnet-s", "adv-csnet-s-known")
 _ABLATION, _ABLATED = "ablation-", "ablation-base-r10"
 
 
@@ -37,8 +37,9 @@ def render(paper: Told) -> str:
         "[paper.json](paper.json). A cell of the paper's own reads: ours (printed, difference). Recognition is the",
         "percentage of CIFAR-10's test pictures, in gray, that a classifier reads rightly (lower protects better).",
         "PSNR in dB is the mean over the pictures. S stays as the CSNet learned it; only G is veiled. Adv-CSNet-S has",
-        "both as they were; its decoder takes a few steps along gradients of readers that it carries. The mean over",
-        "ratios of what PSNR costs is, as the paper has it, one minus the ratio of the mean PSNRs.",
+        "both as they were; its decoder takes a few steps along gradients of readers that it carries, away from what",
+        "one that learned to read the CSNet's pictures (its guide) says they show. The mean over ratios of what PSNR",
+        "costs is, as the paper has it, one minus the ratio of the mean PSNRs.",
         "",
     ]
     for name in SCHEDULES:
@@ -367,7 +368,7 @@ def _targets_of_model(told: Told, key: str) -> list[Target]:
         ("PSNR lost, %", 1.0, lost(told, key, RATIOS)),
         ("four judges that it never saw, %", 15.0, over_ratios(judges)),
     ]
-    if key == _PURIFIED:
+    if key in _PURIFIED:
         all_six = (*PAPER, *judges) if judges else ()
         wanted += [(f"all six after {way}, %", 25.0, over_ratios(all_six, way)) for way in PURIFIERS]
     name = printed.MODELS[key][0]
@@ -386,10 +387,11 @@ def _targets(told: Told, _: str) -> list[str]:
 
 def _sources(told: Told, name: str) -> list[str]:
     rows = []
+    guides = {model["run"].get("guide") for model in told["models"].values()}
     for group in ("models", "classifiers", "retrained"):
         for run, entry in told[group].items():
             trained, settings = entry["trained"], entry["run"]
-            file = _linked(run, name, "measurement" if group == "retrained" else None)
+            file = _linked(run, name, "measurement" if group == "retrained" and run not in guides else None)
             schedule = [str(settings["iterations"]), str(settings["batch"])]
             where = f"{trained.get('device', trained['processor'])}, torch {trained['torch']}"
             measured = entry["measured"]["commit"] if group == "models" else ""
