@@ -20,21 +20,17 @@ _BATCH = {"cpu": 100, "cuda": 2000}
 
 
 def classifier_of(path: Path, device: Device) -> tuple[Classifier, dict[str, Any]]:
-    """A finished classifier, retrained or not, and the checkpoint it came from.
+    """A finished classifier, and the checkpoint it came from.
 
     Raises:
         CheckpointError: not there, not a finished classifier, or the weights of another architecture.
     """
-    state = _finished(path, (ClassifierRun.kind, RetrainedRun.kind))
-    network = state.get("network", state["run"].get("network"))
-    if network not in CLASSIFIERS:
-        raise checkpoint.CheckpointError(f"{path}: network {network!r} is unknown here")
-    net = CLASSIFIERS[network]()
-    try:
-        net.load_state_dict(state["net"])
-    except RuntimeError as error:
-        raise checkpoint.CheckpointError(f"{path}: not the weights of {network} ({error})") from None
-    return device.placed(net.eval().requires_grad_(False)), state
+    return _classifier(path, device, ClassifierRun.kind)
+
+
+def retrained_of(path: Path, device: Device) -> tuple[Classifier, dict[str, Any]]:
+    """As ``classifier_of``, one that learned to read a model's pictures; its ``network`` is the checkpoint's own."""
+    return _classifier(path, device, RetrainedRun.kind)
 
 
 def reader_of(path: Path, device: Device) -> tuple[Classifier, dict[str, Any]]:
@@ -89,6 +85,19 @@ def recognition(net: Classifier, pictures: Pictures, device: Device) -> float:
         scores = net(padded(picture).contiguous(memory_format=torch.channels_last))
         right += int((scores.argmax(1) == label).sum())
     return 100 * right / len(pictures)
+
+
+def _classifier(path: Path, device: Device, kind: str) -> tuple[Classifier, dict[str, Any]]:
+    state = _finished(path, (kind,))
+    network = state.get("network", state["run"].get("network"))
+    if network not in CLASSIFIERS:
+        raise checkpoint.CheckpointError(f"{path}: network {network!r} is unknown here")
+    net = CLASSIFIERS[network]()
+    try:
+        net.load_state_dict(state["net"])
+    except RuntimeError as error:
+        raise checkpoint.CheckpointError(f"{path}: not the weights of {network} ({error})") from None
+    return device.placed(net.eval().requires_grad_(False)), state
 
 
 def _model(path: Path, device: Device, kinds: tuple[str, ...]) -> CSNet:

@@ -22,7 +22,7 @@ _LUMINANCE = (
 def jpeg(pictures: Tensor, quality: int) -> Tensor:
     """Baseline JPEG of gray pictures with libjpeg's scaling of the standard table, rounding made differentiable.
 
-    Rounding keeps a third of its error's cube (Shin and Song 2017), so that gradients don't vanish.
+    Rounding keeps its error's cube (Shin and Song 2017), so that gradients don't vanish.
     """
     height, width = pictures.shape[-2:]
     padded = functional.pad(pictures, (0, -width % 8, 0, -height % 8), mode="replicate") * 255 - 128

@@ -29,6 +29,7 @@ from train.export import ExportError
 from train.networks.quarter import WHITE
 from train.objectives.reconstruction import psnr
 from train.readers import Reader
+from train.settings import StepsRun
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -84,6 +85,8 @@ def quantise(
     told = {each.key.removeprefix("veilcam."): each.value for each in model.metadata_props}
     if told.get("operator_id") != operator.id or not told.get("rows", "").isdecimal():
         raise ExportError(f"{path}: of operator {told.get('operator_id')}, expected a reconstructor of {operator.id}")
+    if f'"kind": "{StepsRun.kind}"' in told.get("run", ""):
+        raise ExportError(f"{path}: takes steps along gradients, which don't lead anywhere in integers")
     if told.get("of"):
         raise ExportError(f"{path}: is {told.get('precision')} already, expected the float32 file that it came from")
     veiled = told.get("rendition") == "veiled"

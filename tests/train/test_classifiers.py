@@ -7,9 +7,11 @@ from torch import nn
 
 from train import purifiers
 from train.networks.classifiers import CLASSIFIERS, JUDGES, PAPER, SURROGATES
+from train.networks.classifiers.classifier import Classifier
 from train.networks.classifiers.reversible import reversible
 from train.networks.csnet import CSNet, WireReconstruction, floor_rows
 from train.networks.discriminator import Discriminator
+from train.networks.steps import Steps
 from train.networks.ways import Blur, Jpeg, Median, Way
 
 
@@ -76,10 +78,9 @@ def test_the_way_back_that_is_written_out_is_the_gradient(name: str) -> None:
     pictures, wanted = torch.rand(3, 1, 32, 64, requires_grad=True), torch.randn(3, 10)
     scores = net(pictures)
     (expected,) = torch.autograd.grad(scores, pictures, wanted)
-    middle, back_to_pictures = reversible(net.first, (pictures.detach() - net.mean) / net.deviation)
-    answered, back_to_middle = reversible(net.second, middle)
+    answered, back = reversible(net, pictures.detach())
     assert torch.allclose(answered, scores, atol=1e-5)
-    found = back_to_pictures(back_to_middle(wanted)) / net.deviation
+    found = back(wanted)
     assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
@@ -107,3 +108,39 @@ def test_jpeg_on_the_way_is_jpeg_and_its_way_back_that_of_the_differentiable_one
         theirs = torch.from_numpy(cv2.imdecode(coded, cv2.IMREAD_GRAYSCALE)).float()
         changed = (theirs - torch.from_numpy(picture)).abs().mean()
         assert (255 * ours - theirs).abs().mean() < 0.3 * changed
+
+
+def stepping(guide: Classifier, size: float = 0.1) -> Steps:
+    torch.manual_seed(1)
+    steps = Steps(guide, [CLASSIFIERS["convnet8"]().eval()], 5)
+    steps.size.fill_(size)
+    return steps.eval()
+
+
+class Certain(Classifier):
+    """Always of one class."""
+
+    def __init__(self, answer: int) -> None:
+        super().__init__(nn.Identity(), nn.Identity())
+        self.answer = answer
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        return 20 * nn.functional.one_hot(torch.full((len(pictures),), self.answer), 10).float()
+
+
+@torch.no_grad()
+def test_steps_go_as_far_as_a_picture_has_detail_and_from_what_the_guide_believes() -> None:
+    torch.manual_seed(0)
+    busy = torch.rand(3, 1, 32, 32)
+    pictures = torch.cat([busy, 0.5 + 0.1 * (busy - 0.5), torch.full((1, 1, 32, 32), 0.3)])
+    reader = stepping(Certain(0)).readers[0]
+    for answer in (0, 7):
+        steps = stepping(Certain(answer))
+        moved = steps(pictures)
+        change = (moved - pictures).square().mean((1, 2, 3)).sqrt()
+        detail = nn.functional.conv2d(pictures, steps.laplacian).square().mean((1, 2, 3)).sqrt()
+        assert torch.allclose(change, 0.1 * detail, atol=1e-5)
+        assert torch.equal(moved[-1], pictures[-1]), "a flat picture stays as it is"
+        before, after = (reader(each).softmax(1)[:3, answer] for each in (pictures, moved))
+        assert (after < before).all(), "the reader takes it less for what the guide believes"
+    assert not torch.allclose(stepping(Certain(0))(busy), stepping(Certain(7))(busy), atol=1e-3)

@@ -22,7 +22,7 @@ from train.export import ExportError, export_runs
 from train.loops.small import LOOPS
 from train.models import model_of, pictures_of
 from train.reproduce import Schedule
-from train.settings import RetrainedRun, StepsRun
+from train.settings import ClassifierRun, RetrainedRun, StepsRun
 
 
 def test_pictures_streamed_through_the_exported_models_are_those_of_the_evaluator(
@@ -54,15 +54,17 @@ def test_pictures_streamed_through_the_exported_models_are_those_of_the_evaluato
 def test_steps_that_a_decoder_takes_run_in_its_engine(
     done: tuple[Schedule, Path], data: SmallSet, tmp_path: Path
 ) -> None:
-    """The file carries a reader and the way back through it; export holds onnxruntime against torch."""
+    """The file carries a reader, what it looks through, and both ways back; onnxruntime is held against torch."""
     _, runs = done
     (tmp_path / "csnet-r10").symlink_to(runs / "csnet-r10")
-    (tmp_path / "inception").symlink_to(runs / "inception")
-    guide = RetrainedRun(reader="inception", model="csnet-r10", iterations=2, batch=20)
-    steps = StepsRun(
-        extends="csnet-r10", guide="guide", surrogates=("inception",), steps=2, iterations=2, batch=20, psnr_lost=0.05
-    )
-    for name, run in (("guide", guide), ("steps", steps)):
+    trained = {
+        "reader": ClassifierRun(network="resnet14", iterations=2, warm_up=1, batch=20),
+        "guide": RetrainedRun(reader="reader", model="csnet-r10", iterations=2, batch=20),
+        "steps": StepsRun(
+            extends="csnet-r10", guide="guide", surrogates=("reader",), steps=4, iterations=4, batch=20, psnr_lost=0.05
+        ),
+    }
+    for name, run in trained.items():
         LOOPS[type(run)](run, data, CPU, tmp_path / name, lambda row: None)
     (tmp_path / "steps" / "evaluation.json").write_text("{}")
     names = ["csnet-r10", "steps"]

@@ -465,9 +465,21 @@ def test_steps_cost_what_they_may_and_the_carried_reader_loses_by_them(data: Sma
     assert recognition(reader, stepped, CPU) < recognition(reader, plain, CPU) - 10
 
 
-@pytest.mark.parametrize(("surrogates", "problem"), [((), "none"), (("other",), "other can't be carried by a decoder")])
-def test_readers_that_no_decoder_can_carry_are_told(
-    surrogates: tuple[str, ...], problem: str, data: SmallSet, runs: Path
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"surrogates": ()}, "surrogates: none"),
+        ({"surrogates": ("other",)}, "surrogates: other can't be carried by a decoder"),
+        ({"extends": "another"}, "guide: retrained learned from pictures of csnet, expected another"),
+        ({"guide": "reader"}, "of a classifier run, expected a finished one of retrained"),
+        ({"surrogates": ("retrained",)}, "of a retrained run, expected a finished one of classifier"),
+    ],
+)
+def test_readers_that_no_decoder_can_carry_or_go_by_are_told(
+    settings: dict[str, Any], problem: str, data: SmallSet, runs: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(SettingsError, match=problem):
-        train("steps", data, runs, runs / "uncarried", changed("steps", surrogates=surrogates))
+    for each in runs.iterdir():
+        (tmp_path / each.name).symlink_to(each)
+    (tmp_path / "another").symlink_to(runs / "csnet")
+    with pytest.raises((SettingsError, checkpoint.CheckpointError), match=problem):
+        train("steps", data, tmp_path, tmp_path / "uncarried", changed("steps", **settings))

@@ -8,7 +8,7 @@ import torch
 from train.data.small import SIDE, Batches, SmallSet, cropped, padded
 from train.devices import Device
 from train.loops.schedule import Report, Training
-from train.models import classifier_of, csnet_of
+from train.models import classifier_of, csnet_of, retrained_of
 from train.networks.classifiers.classifier import Classifier
 from train.networks.classifiers.reversible import reversible
 from train.networks.steps import Steps
@@ -33,9 +33,13 @@ def train(run: StepsRun, data: SmallSet, device: Device, out: Path, report: Repo
     generator = torch.Generator().manual_seed(run.seed)
     net = csnet_of(out.parent / run.extends / "final.pt", device)
     carried = [classifier_of(out.parent / name / "final.pt", device) for name in run.surrogates]
+    guide, guided = retrained_of(out.parent / run.guide / "final.pt", device)
+    if guided["run"]["model"] != run.extends:
+        problem = f"{run.guide} learned from pictures of {guided['run']['model']}, expected {run.extends}"
+        raise SettingsError(f"guide: {problem}")
+    _check_carried("guide", run.guide, guide, device)
     for name, (reader, _) in zip(run.surrogates, carried, strict=True):
-        _check_carried(name, reader, device)
-    guide, guided = classifier_of(out.parent / run.guide / "final.pt", device)
+        _check_carried("surrogates", name, reader, device)
     steps = device.placed(Steps(guide, [reader for reader, _ in carried], run.steps))
     steps.size.fill_(_FIRST_SIZE)
     batches = Batches(data.train.to(device.torch), run.batch, run.seed)
@@ -44,8 +48,8 @@ def train(run: StepsRun, data: SmallSet, device: Device, out: Path, report: Repo
             picture, _ = batches.at(training.iteration)
             plain = net(padded(picture).contiguous(memory_format=torch.channels_last))
             moved = steps(plain)
-            before = psnr(cropped(plain, picture).clamp(0, 1), picture).mean()
-            lost = 1 - psnr(cropped(moved, picture).clamp(0, 1), picture).mean() / before
+            before = psnr(cropped(plain, picture), picture).mean()
+            lost = 1 - psnr(cropped(moved, picture), picture).mean() / before
             rate = run.learning_rate / (training.iteration + 1)
             wanted = 0.5 * torch.log(run.psnr_lost / lost.clamp_min(_LEAST_LOST))
             steps.size.mul_(torch.exp(rate * wanted.clamp(-_MOVES_AT_MOST, _MOVES_AT_MOST)))
@@ -55,13 +59,11 @@ def train(run: StepsRun, data: SmallSet, device: Device, out: Path, report: Repo
     return training.finish(net, guide=guided["network"], networks=networks, steps=run.steps)
 
 
-def _check_carried(name: str, reader: Classifier, device: Device) -> None:
-    x = torch.zeros(1, 1, SIDE, SIDE, device=device.torch)
-    for half in (reader.first, reader.second):
-        try:
-            x, _ = reversible(half, x)
-        except TypeError as error:
-            raise SettingsError(f"surrogates: {name} can't be carried by a decoder ({error})") from None
+def _check_carried(key: str, name: str, reader: Classifier, device: Device) -> None:
+    try:
+        reversible(reader, torch.zeros(1, 1, SIDE, SIDE, device=device.torch))
+    except TypeError as error:
+        raise SettingsError(f"{key}: {name} can't be carried by a decoder ({error})") from None
 
 
 class Size:

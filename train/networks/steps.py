@@ -6,19 +6,18 @@ x ─┬▶ guide ─▶ what it may be ─┐
 """
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from train.networks.classifiers.classifier import Classifier
-from train.networks.classifiers.reversible import Pullback, reversible
+from train.networks.classifiers.reversible import reversible
 from train.networks.ways import Blur, Jpeg, Median
 
 _TINY = 1e-20
 """Of a mean square: a picture whose gradient is zero stays as it is."""
-_REACH = 1.5
+_TOGETHER = 1.5
 """Steps together are longer than the way may be, so that later ones can still turn it."""
 _JPEG_QUALITY, _BLUR_SIGMA = 75, 0.7
 _SURE = 1e-6
@@ -58,27 +57,19 @@ class Steps(nn.Module):
     def forward(self, pictures: Tensor) -> Tensor:
         believed = functional.softmax(self.guide(pictures), 1).clamp(_SURE, 1 - _SURE)
         right, wrong = believed.log(), (1 - believed).log()
-        way = self.size * _length(functional.conv2d(pictures, self.laplacian))
+        reach = self.size * _length(functional.conv2d(pictures, self.laplacian))
         change = torch.zeros_like(pictures)
         for number in range(self.count):
             gradients = []
             for place, reader in enumerate(self.readers):
-                seen = self.ways[(number + place) % len(self.ways)]
-                scores, back = _look(cast(Classifier, reader), seen, pictures + change)
+                way = self.ways[(number + place) % len(self.ways)]
+                scores, back = reversible(nn.Sequential(way, reader), pictures + change)
                 away = functional.softmax(scores + wrong, 1) - functional.softmax(scores + right, 1)
                 gradients.append(_of_length_one(back(away)))
             step = _of_length_one(torch.stack(gradients).sum(0))
-            change = change + step * way * (_REACH / self.count)
-            change = change / (_length(change) / way).clamp_min(1.0)
-        return pictures + way * _of_length_one(change)
-
-
-def _look(reader: Classifier, way: nn.Module, pictures: Tensor) -> tuple[Tensor, Pullback]:
-    """What a reader answers at the end of a way, (N, K) logits, and the way back to the pictures (but for a factor)."""
-    seen, back_to_pictures = reversible(way, pictures)
-    middle, back_to_seen = reversible(reader.first, (seen - reader.mean) / reader.deviation)
-    scores, back_to_middle = reversible(reader.second, middle)
-    return scores, lambda gradient: back_to_pictures(back_to_seen(back_to_middle(gradient)))
+            change = change + step * reach * (_TOGETHER / self.count)
+            change = change / (_length(change) / reach).clamp_min(1.0)
+        return pictures + reach * _of_length_one(change)
 
 
 def _length(change: Tensor) -> Tensor:

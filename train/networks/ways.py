@@ -1,7 +1,6 @@
 """Ways from a picture to a reader, as layers that tell their way back (``classifiers.reversible``).
 
-All of ``train.purifiers``, or nearly; without what only a veil that is trained would need. Pictures are (N, 1, H, W),
-about [0, 1], sides multiples of 8.
+JPEG, blur and median of ``train.purifiers``, unclipped. Pictures are (N, 1, H, W), about [0, 1], sides multiples of 8.
 """
 
 import math
@@ -10,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from encoder.sampling import MID_GREY
 from train.networks.classifiers.reversible import Pullback, back_to_chosen
 from train.purifiers import dct, jpeg_table
 
 _WHITE = 255.0
-_BLACK = 128.0
 
 
 class Way(nn.Module):
@@ -29,7 +28,7 @@ class Way(nn.Module):
 
 
 class Jpeg(Way):
-    """Baseline JPEG of a quality; back as if rounding kept a third of its error's cube (Shin and Song 2017)."""
+    """Baseline JPEG of a quality; back as if rounding kept its error's cube (Shin and Song 2017)."""
 
     transform: Tensor
     table: Tensor
@@ -40,7 +39,7 @@ class Jpeg(Way):
         self.register_buffer("table", jpeg_table(quality), persistent=False)
 
     def reversible(self, x: Tensor) -> tuple[Tensor, Pullback]:
-        levels = functional.conv2d(x * _WHITE - _BLACK, self.transform, stride=8) / self.table
+        levels = functional.conv2d(x * _WHITE - MID_GREY, self.transform, stride=8) / self.table
         rounded = levels.round()
         kept = 3 * (levels - rounded).square()
         out = functional.conv_transpose2d(rounded * self.table, self.transform, stride=8)
@@ -49,7 +48,7 @@ class Jpeg(Way):
             coefficients = functional.conv2d(gradient, self.transform, stride=8)
             return functional.conv_transpose2d(coefficients * kept, self.transform, stride=8)
 
-        return (out + _BLACK) / _WHITE, pullback
+        return (out + MID_GREY) / _WHITE, pullback
 
 
 class Blur(Way):

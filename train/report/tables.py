@@ -22,7 +22,7 @@ _RUN_FILES = "../train/runs/paper"
 _RELIABLE = 90.0
 """Percent of the originals that a classifier should read before its misreading of others means anything."""
 _DASH = "–"
-_PURIFIED = ("adv-csnet-e", "adv-csnet-s")
+_PURIFIED = ("adv-csnet-e", "adv-csnet-s", "adv-csnet-s-known")
 """Those of ours that were made through purifiers, and so are to hold through them."""
 _OURS = ("adv-csnet-e", "adv-csnet-e-as-is", "adv-csnet-s", "adv-csnet-s-known")
 _ABLATION, _ABLATED = "ablation-", "ablation-base-r10"
@@ -234,13 +234,15 @@ def _purified(told: Told, _: str) -> list[str]:
 def _retrained(told: Told, _: str) -> list[str]:
     rows = []
     for name, title in _named(told):
-        cells = [c for c in told["retrained"].values() if c["run"]["model"] == name]
-        for cell in cells:
+        for cell_name, cell in told["retrained"].items():
+            if cell["run"]["model"] != name:
+                continue
             run = cell["run"]
             model = told["models"][name]
             known = all(model.get("needs", {}).get(each, of) == of for each, of in cell.get("needs", {}).items())
             before = recognition(model, run["reader"]) if known else None
             how = "from new weights" if run["scratch"] else "from its own weights"
+            how += ", a guide" if _is_guide(cell_name, run) else ""
             rows.append(
                 [title, run["reader"], how, _beside(before, None), _beside(cell["recognition"], None),
                  f"{cell['iterations']} of at most {run['iterations']}"]
@@ -387,16 +389,20 @@ def _targets(told: Told, _: str) -> list[str]:
 
 def _sources(told: Told, name: str) -> list[str]:
     rows = []
-    guides = {model["run"].get("guide") for model in told["models"].values()}
     for group in ("models", "classifiers", "retrained"):
         for run, entry in told[group].items():
             trained, settings = entry["trained"], entry["run"]
-            file = _linked(run, name, "measurement" if group == "retrained" and run not in guides else None)
+            file = _linked(run, name, "measurement" if group == "retrained" and not _is_guide(run, settings) else None)
             schedule = [str(settings["iterations"]), str(settings["batch"])]
             where = f"{trained.get('device', trained['processor'])}, torch {trained['torch']}"
             measured = entry["measured"]["commit"] if group == "models" else ""
             rows.append([file, *schedule, trained["commit"], where, measured, f"[log](paper/{name}/{run}.csv)"])
     return _table(("run", "iterations", "batch", "by commit", "on", "measured by commit", "log"), rows)
+
+
+def _is_guide(run: str, settings: Told) -> bool:
+    """A retrained reader with a run file of its own, for decoders to go by."""
+    return not run.startswith((f"{settings['reader']}-retrained-on-", f"{settings['reader']}-anew-on-"))
 
 
 def _linked(run: str, schedule: str, file: str | None = None) -> str:

@@ -6,7 +6,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from train.networks.classifiers.reversible import Pullback
+from train.networks.classifiers.reversible import Pullback, reversible
 
 CLASSES = 10
 
@@ -41,6 +41,12 @@ class Classifier(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         return self.halfway(pictures)[1]
+
+    def reversible(self, pictures: Tensor) -> tuple[Tensor, Pullback]:
+        """As ``train.networks.classifiers.reversible.Reversible`` has it, where both halves have a way back."""
+        middle, back_to_normalised = reversible(self.first, (pictures - self.mean) / self.deviation)
+        scores, back_to_middle = reversible(self.second, middle)
+        return scores, lambda gradient: back_to_normalised(back_to_middle(gradient)) / self.deviation
 
 
 class Pooled(nn.Module):
