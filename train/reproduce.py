@@ -45,7 +45,7 @@ SCHEDULES = ("reduced", "short", "full")
 MEASUREMENT = "measurement.toml"
 
 _TRIED_ITERATIONS, _MOST_TRIED = 8, 256
-_TRIED_S = 2.0
+TRIED_S = 2.0
 """What some iterations must take longer than one, for their time to be told from how busy the machine is."""
 _TRIED_TRAIN, _TRIED_TEST = 600, 250
 _FROM_NEW_WEIGHTS = {"scratch": True, "learning_rate": 0.1, "warm_up": 400}
@@ -360,7 +360,7 @@ def estimates(
                 else:
                     once = min(seconds(step, 1), seconds(step, 1))  # the first time may find all caches cold
                     count = _TRIED_ITERATIONS
-                    while (longer := seconds(step, count) - once) < _TRIED_S and count < _MOST_TRIED:
+                    while (longer := seconds(step, count) - once) < TRIED_S and count < _MOST_TRIED:
                         count *= 2
                     measured[like] = once + max(0.0, longer) / (count - 1) * (step.run.iterations - 1)
             elif step.run is not None and step.name in needed:

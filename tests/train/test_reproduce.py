@@ -17,7 +17,7 @@ import torch
 
 from tests.train.schedules import CPU, FILES, command, no_bar, write_schedule
 from tests.waiting import wait_for
-from train import checkpoint
+from train import checkpoint, reproduce
 from train.data.small import SmallSet
 from train.jobs import JobError, do_at_once
 from train.report.printed import MODELS, RATIOS
@@ -102,6 +102,7 @@ def test_a_dry_run_estimates_every_step_and_leaves_nothing(
     tmp_path: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(reproduce, "TRIED_S", 0.0)
     folder = write_schedule(tmp_path / "plan")
     code, output = command(
         "reproduce", "--schedule", folder, "--data", data_folder, "--runs", tmp_path / "runs", "--dry-run"
@@ -113,7 +114,10 @@ def test_a_dry_run_estimates_every_step_and_leaves_nothing(
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_dry_run_passes_over_what_is_done(done: tuple[Schedule, Path], tmp_path: Path, data_folder: Path) -> None:
+def test_a_dry_run_passes_over_what_is_done(
+    done: tuple[Schedule, Path], tmp_path: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reproduce, "TRIED_S", 0.0)
     schedule, runs = done
     shutil.copytree(runs, tmp_path / "runs" / schedule.folder.name)
     shutil.rmtree(tmp_path / "runs" / schedule.folder.name / "adv-csnet-e-r10")
