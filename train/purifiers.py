@@ -42,12 +42,17 @@ def jpeg_table(quality: int) -> Tensor:
 
 def blur(pictures: Tensor, sigma: float) -> Tensor:
     """Gaussian blur, cut off at three sigma."""
-    radius = max(1, math.ceil(3 * sigma))
-    line = torch.exp(-(torch.arange(-radius, radius + 1.0, device=pictures.device) ** 2) / (2 * sigma**2))
-    line = line / line.sum()
+    line = gaussian(sigma, pictures.device)
+    line, radius = line / line.sum(), len(line) // 2
     padded = functional.pad(pictures, (radius,) * 4, mode="replicate")
     across = functional.conv2d(padded, line.reshape(1, 1, 1, -1))
     return functional.conv2d(across, line.reshape(1, 1, -1, 1))
+
+
+def gaussian(sigma: float, device: torch.device | None = None) -> Tensor:
+    """The bell of a blur, one at its middle: (2·radius + 1,)."""
+    radius = max(1, math.ceil(3 * sigma))
+    return torch.exp(-(torch.arange(-radius, radius + 1.0, device=device) ** 2) / (2 * sigma**2))
 
 
 def noise(pictures: Tensor, sigma: float, generator: torch.Generator | None = None) -> Tensor:
@@ -76,10 +81,13 @@ def notch(pictures: Tensor, block: int) -> Tensor:
 
 def median(pictures: Tensor) -> Tensor:
     """Median of 3×3 pixels, edges repeated; the gradient goes to the pixel that was the median."""
-    height, width = pictures.shape[-2:]
-    padded = functional.pad(pictures, (1,) * 4, mode="replicate")
-    shifted = [padded[..., row : row + height, column : column + width] for row in range(3) for column in range(3)]
-    return torch.stack(shifted).median(0).values
+    return torch.stack(windows(functional.pad(pictures, (1,) * 4, mode="replicate"), 3)).median(0).values
+
+
+def windows(around: Tensor, side: int) -> list[Tensor]:
+    """The ``side``² values around every place, row by row, of what is ``side`` // 2 larger on every side."""
+    height, width = (each - side + 1 for each in around.shape[-2:])
+    return [around[..., row : row + height, column : column + width] for row in range(side) for column in range(side)]
 
 
 def random_purifier(pictures: Tensor, generator: torch.Generator) -> Tensor:

@@ -60,10 +60,10 @@ class Steps(nn.Module):
         reach = self.size * _length(functional.conv2d(pictures, self.laplacian))
         change = torch.zeros_like(pictures)
         for number in range(self.count):
-            gradients = []
+            gradients, moved = [], pictures + change
             for place, reader in enumerate(self.readers):
                 way = self.ways[(number + place) % len(self.ways)]
-                scores, back = reversible(nn.Sequential(way, reader), pictures + change)
+                scores, back = reversible(nn.Sequential(way, reader), moved)
                 away = functional.softmax(scores + wrong, 1) - functional.softmax(scores + right, 1)
                 gradients.append(_of_length_one(back(away)))
             step = _of_length_one(torch.stack(gradients).sum(0))

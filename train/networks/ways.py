@@ -3,17 +3,14 @@
 JPEG, blur and median of ``train.purifiers``, unclipped. Pictures are (N, 1, H, W), about [0, 1], sides multiples of 8.
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from encoder.sampling import MID_GREY
 from train.networks.classifiers.reversible import Pullback, back_to_chosen
-from train.purifiers import dct, jpeg_table
-
-_WHITE = 255.0
+from train.networks.csnet import WHITE
+from train.purifiers import dct, gaussian, jpeg_table, windows
 
 
 class Way(nn.Module):
@@ -39,7 +36,7 @@ class Jpeg(Way):
         self.register_buffer("table", jpeg_table(quality), persistent=False)
 
     def reversible(self, x: Tensor) -> tuple[Tensor, Pullback]:
-        levels = functional.conv2d(x * _WHITE - MID_GREY, self.transform, stride=8) / self.table
+        levels = functional.conv2d(x * WHITE - MID_GREY, self.transform, stride=8) / self.table
         rounded = levels.round()
         kept = 3 * (levels - rounded).square()
         out = functional.conv_transpose2d(rounded * self.table, self.transform, stride=8)
@@ -48,7 +45,7 @@ class Jpeg(Way):
             coefficients = functional.conv2d(gradient, self.transform, stride=8)
             return functional.conv_transpose2d(coefficients * kept, self.transform, stride=8)
 
-        return (out + MID_GREY) / _WHITE, pullback
+        return (out + MID_GREY) / WHITE, pullback
 
 
 class Blur(Way):
@@ -58,13 +55,13 @@ class Blur(Way):
 
     def __init__(self, sigma: float) -> None:
         super().__init__()
-        self._radius = math.ceil(3 * sigma)
-        line = torch.exp(-(torch.arange(-self._radius, self._radius + 1.0) ** 2) / (2 * sigma**2))
+        line = gaussian(sigma)
+        self._radius = len(line) // 2
         kernel = line[:, None] * line
         self.register_buffer("kernel", (kernel / kernel.sum())[None, None], persistent=False)
 
     def reversible(self, x: Tensor) -> tuple[Tensor, Pullback]:
-        there = self._spread(torch.ones_like(x))
+        there = self._spread(torch.ones_like(x[:1]))
         return self._spread(x) / there, lambda gradient: self._spread(gradient / there)
 
     def _spread(self, x: Tensor) -> Tensor:
@@ -75,8 +72,6 @@ class Median(Way):
     """Median of 3×3 pixels, edges repeated; back to the pixel, or all of them, that was the median."""
 
     def reversible(self, x: Tensor) -> tuple[Tensor, Pullback]:
-        height, width = x.shape[-2:]
         around = functional.pad(x, (1,) * 4, mode="replicate")
-        nine = [around[..., row : row + height, column : column + width] for row in range(3) for column in range(3)]
-        chosen = torch.stack(nine).topk(5, dim=0).values[4]
+        chosen = torch.stack(windows(around, 3)).topk(5, dim=0).values[4]
         return chosen, lambda gradient: back_to_chosen(gradient, around, chosen, 3)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from train.purifiers import windows
+
 Pullback = Callable[[Tensor], Tensor]
 """From the gradient by what a layer gave, to that by what it was given."""
 
@@ -92,11 +94,10 @@ def back_to_chosen(gradient: Tensor, around: Tensor, chosen: Tensor, kernel: int
         around: x, and ``kernel`` // 2 more on every side, (N, C, H + …, W + …).
         chosen: (N, C, H, W), each equal to a value around it, or to several; then each gets the gradient.
     """
-    height, width = chosen.shape[-2:]
     total = torch.zeros_like(around)
-    for down in range(kernel):
-        for right in range(kernel):
-            hit = around[..., down : down + height, right : right + width] == chosen
-            total = total + functional.pad(gradient * hit, (right, kernel - 1 - right, down, kernel - 1 - down))
+    for place, value in enumerate(windows(around, kernel)):
+        down, right = divmod(place, kernel)
+        hit = value == chosen
+        total = total + functional.pad(gradient * hit, (right, kernel - 1 - right, down, kernel - 1 - down))
     inner = kernel // 2
-    return total[..., inner : inner + height, inner : inner + width]
+    return total[..., inner:-inner, inner:-inner]
