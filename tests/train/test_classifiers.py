@@ -69,7 +69,7 @@ def test_what_a_camera_samples_gives_the_pictures_of_the_csnet() -> None:
     assert torch.allclose(served, net(pictures / 255), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["convnet8", "resnet14", "inception", "vgg16", "resnet110"])
+@pytest.mark.parametrize("name", ["convnet8", "resnet14", "inception", "convmixer", "vgg16", "resnet110"])
 def test_the_way_back_that_is_written_out_is_the_gradient(name: str) -> None:
     torch.manual_seed(0)
     net = CLASSIFIERS[name]()

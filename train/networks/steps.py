@@ -31,7 +31,7 @@ class Steps(nn.Module):
     take a wrong class for the right one and step towards that. A reader's answers p are right by Σ p·q. Each step goes
     along the sum of the readers' gradients of log Σ p·(1 − q) − log Σ p·q, of one length each (Kurakin et al. 2017, in
     the L2 norm; there q is one label). From step to step each reader sees the pictures as they are, and after JPEG,
-    blur and median, in turn (Athalye et al. 2018, expectation over transformations).
+    blur, median and JPEG again, in turn (Athalye et al. 2018, expectation over transformations).
 
     The way from a picture stays no longer than ``size`` of its detail, the root mean square of its Laplacian: where
     there is more of it a reconstruction errs more, and the same way costs less PSNR and shows less.
@@ -49,7 +49,8 @@ class Steps(nn.Module):
     def __init__(self, guide: Classifier, readers: Sequence[Classifier], count: int) -> None:
         super().__init__()
         self.guide, self.readers, self.count = guide, nn.ModuleList(readers), count
-        self.ways = nn.ModuleList([nn.Sequential(), Jpeg(_JPEG_QUALITY), Blur(_BLUR_SIGMA), Median()])
+        jpeg = Jpeg(_JPEG_QUALITY)  # twice, as it takes away most
+        self.ways = nn.ModuleList([nn.Sequential(), jpeg, Blur(_BLUR_SIGMA), Median(), jpeg])
         self.register_buffer("size", torch.tensor(0.0))
         kernel = torch.tensor([[0.0, -1.0, 0.0], [-1.0, 4.0, -1.0], [0.0, -1.0, 0.0]])
         self.register_buffer("laplacian", kernel.reshape(1, 1, 3, 3), persistent=False)

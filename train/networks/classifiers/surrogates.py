@@ -89,6 +89,17 @@ class _Spread(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return cast(Tensor, self.across(x + self.within(x)))
 
+    def reversible(self, x: Tensor) -> tuple[Tensor, Pullback]:
+        """As ``train.networks.classifiers.reversible.Reversible`` has it."""
+        out, back_through_within = reversible(self.within, x)
+        out, back_through_across = reversible(self.across, x + out)
+
+        def pullback(gradient: Tensor) -> Tensor:
+            gradient = back_through_across(gradient)
+            return gradient + back_through_within(gradient)
+
+        return out, pullback
+
 
 def convmixer() -> Classifier:
     """Patches of 2×2, then depthwise and 1×1 convolutions at one size throughout (Trockman and Kolter 2022)."""
