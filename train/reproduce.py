@@ -25,7 +25,7 @@ from train.devices import Device
 from train.evaluation.small import EVALUATION, Reader, measure_model, passes
 from train.loops.schedule import fingerprints, same_settings
 from train.loops.small import LOOPS
-from train.models import csnet_of, model_of, reader_of
+from train.models import made_by, reader_of
 from train.networks.classifiers import JUDGES, PAPER
 from train.settings import (
     MODEL,
@@ -248,13 +248,13 @@ class Runner:
         purified = self._schedule.purified(name)
         readers = {reader: self._reader(reader) for reader in self._schedule.classifiers(run.data)}
         base = self._schedule.beside(name)
-        plain = csnet_of(self._runs / base / "final.pt", self._device) if base else None
-        model = model_of(self._runs / name / "final.pt", self._device)
+        plain = made_by(self._runs / base / "final.pt", test, self._device) if base else None
+        made = made_by(self._runs / name / "final.pt", test, self._device)
         total = passes(readers.values(), plain is not None, purified)
         with self._bar(f"measure {name}", total) as advance:
             count = iter(range(1, total + 1))
             result = measure_model(
-                model,
+                made,
                 plain,
                 test,
                 readers,
@@ -329,6 +329,8 @@ def estimates(
     Of steps that are done already (not in ``todo``) no more is done than others need; they take no time.
     """
     measured: dict[str, float] = {}
+    making: dict[str, float] = {}
+    made: set[str] = set()
     needed = {name for step in todo for name in step.needs}
     for step in reversed(steps):
         if step.run is not None and step.name in needed:
@@ -351,8 +353,20 @@ def estimates(
                 tried.do(dataclasses.replace(step, run=_shortened(step.run, iterations)))
             return time.monotonic() - began
 
+        def making_s(run: RetrainedRun) -> float:
+            """Of all pictures that a reader learns from, if none before it had them made."""
+            if run.model in made:
+                return 0.0
+            made.add(run.model)
+            like, whole = _of_any_ratio(run.model), sets(run.data).train
+            if like not in making:
+                began, few = time.monotonic(), whole[:_TRIED_TEST]
+                made_by(Path(folder) / run.model / "final.pt", few, device)
+                making[like] = (time.monotonic() - began) * len(whole) / len(few)
+            return making[like]
+
         for step in steps:
-            like = re.sub(r"-r\d+", "", step.told)
+            like = _of_any_ratio(step.told)
             if step in todo and like not in measured:
                 if step.run is None:
                     data = sets(schedule.runs[step.name].data)
@@ -365,7 +379,12 @@ def estimates(
                     measured[like] = once + max(0.0, longer) / (count - 1) * (step.run.iterations - 1)
             elif step.run is not None and step.name in needed:
                 seconds(step, 1)
-            yield step, measured[like] if step in todo else 0.0
+            before = making_s(step.run) if step in todo and isinstance(step.run, RetrainedRun) else 0.0
+            yield step, before + measured[like] if step in todo else 0.0
+
+
+def _of_any_ratio(name: str) -> str:
+    return re.sub(r"-r\d+", "", name)
 
 
 def _shortened(run: SmallRun, iterations: int) -> SmallRun:

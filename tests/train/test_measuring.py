@@ -21,6 +21,7 @@ from train.evaluation.small import (
     passes,
     purify,
 )
+from train.models import pictures_of
 from train.networks.classifiers.classifier import Classifier
 from train.networks.csnet import CSNet
 
@@ -48,11 +49,11 @@ def test_recognition_is_counted_rightly() -> None:
     """Four flat pictures that any CSNet from principal directions gives back; one of the labels is wrong."""
     flat = torch.tensor([30, 60, 200, 220], dtype=torch.uint8).reshape(4, 1, 1, 1).expand(4, 1, 32, 32).contiguous()
     test = Pictures(flat, torch.tensor([0, 9, 9, 9]))
-    net = averaging()
+    made = pictures_of(averaging(), test, CPU)
     reader = Classifier(torch.nn.Identity(), Bright()).eval()
     counted: list[None] = []
     readers = {"bright": Reader(reader, 75.0), "surrogate": Reader(reader, 75.0, closely=False)}
-    result = measure_model(net, net, test, readers, True, CPU, lambda: counted.append(None))
+    result = measure_model(made, made, test, readers, True, CPU, lambda: counted.append(None))
     assert result["recognition"]["bright"][ITSELF] == {AS_IS: 75.0} | dict.fromkeys(PURIFIERS, 75.0)
     assert result["recognition"]["bright"][NOISE] == {AS_IS: 75.0}
     assert result["recognition"]["surrogate"] == {ITSELF: {AS_IS: 75.0}}

@@ -3,7 +3,9 @@
 import copy
 import csv
 import math
+import shutil
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from torch import nn
 
 from tests.train.drawn import write_cifar10
 from train import checkpoint
-from train.data.small import SmallSet, open_set
+from train.data.small import Pictures, SmallSet, open_set
 from train.devices import Device
 from train.evaluation.small import mean_psnr
 from train.loops import adversarial, schedule
@@ -22,7 +24,7 @@ from train.loops.ensemble import LearningReaders, Needs
 from train.loops.price import FidelityWeight, landed
 from train.loops.retrained import Rise
 from train.loops.small import LOOPS
-from train.models import classifier_of, csnet_of, model_of, pictures_of, reader_of, recognition
+from train.models import classifier_of, csnet_of, made_by, model_of, pictures_of, reader_of, recognition
 from train.networks.classifiers import CLASSIFIERS
 from train.networks.classifiers.classifier import Classifier
 from train.networks.csnet import floor_rows
@@ -269,6 +271,24 @@ def test_a_retrained_reader_reads_at_least_as_well(data: SmallSet, runs: Path) -
     state = checkpoint.load(train("retrained", data, runs, runs / "long-retrained", run))
     assert state["recognition"] >= plain
     assert state["iterations"] <= 60
+
+
+def test_pictures_that_a_kill_left_are_kept_and_the_rest_are_made(data: SmallSet, runs: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copy(runs / "csnet" / "final.pt", tmp_path))
+    originals = Pictures(data.test.x.repeat(3, 1, 1, 1), data.test.y.repeat(3))
+    expected = pictures_of(model_of(model, CPU), originals, CPU)
+    with ThreadPoolExecutor(2) as pool:
+        for made in pool.map(lambda _: made_by(model, originals, CPU), range(2)):
+            assert torch.equal(made.x, expected.x)
+            assert torch.equal(made.y, expected.y)
+    (kept,) = model.parent.glob("pictures-*")
+    whole, marked = kept.read_bytes(), bytes([7]) * 100 * 1024
+    kept.write_bytes(marked + whole[len(marked) : -2000])
+    assert len(originals) > 200
+    assert torch.equal(made_by(model, originals, CPU).x[:100], torch.full_like(expected.x[:100], 7))
+    assert kept.read_bytes() == marked + whole[len(marked) :]
+    assert torch.equal(made_by(model, data.test, CPU).x, expected.x[: len(data.test)])
+    assert len(list(model.parent.glob("pictures-*"))) == 2
 
 
 def test_accuracy_that_stops_rising_drops_the_rate_once_and_then_ends() -> None:

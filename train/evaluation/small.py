@@ -17,9 +17,8 @@ from torch.nn import functional
 from train import checkpoint
 from train.data.small import Pictures
 from train.devices import Device
-from train.models import pictures_of, recognition
+from train.models import recognition
 from train.networks.classifiers.classifier import Classifier
-from train.networks.csnet import CSNet
 from train.objectives.reconstruction import psnr
 from train.purifiers import blur
 
@@ -65,8 +64,8 @@ class Reader:
 
 
 def measure_model(
-    model: CSNet,
-    base: CSNet | None,
+    made: Pictures,
+    plain: Pictures | None,
     test: Pictures,
     readers: Mapping[str, Reader],
     purified: bool,
@@ -76,16 +75,15 @@ def measure_model(
     """PSNR in dB, SSIM and recognition in percent, as plain values.
 
     Args:
-        model: whose pictures are measured.
-        base: the CSNet that it extends, which controls are made from; or None.
+        made: a model's pictures.
+        plain: those of the CSNet that it extends, which controls are made from; or None.
         test: originals.
         readers: by name.
         purified: look at controls and purified pictures too, by the readers that look closely.
         progress: called after every pass of a reader; there are ``passes`` of them.
     """
-    renditions = {ITSELF: pictures_of(model, test, device)}
-    if base is not None and purified:
-        plain = pictures_of(base, test, device)
+    renditions = {ITSELF: made}
+    if plain is not None and purified:
         renditions |= controls(plain, test, mean_psnr(renditions[ITSELF], test), device)
     result: dict[str, Any] = {"pictures": len(test)}
     result["psnr"] = {name: round(mean_psnr(pictures, test), 4) for name, pictures in renditions.items()}

@@ -15,7 +15,7 @@ from torch.nn import functional
 from train.data.small import Batches, SmallSet, moved, padded
 from train.devices import Device
 from train.loops.schedule import Report, Training, descend
-from train.models import classifier_of, model_of, pictures_of, recognition
+from train.models import classifier_of, made_by, recognition
 from train.networks.classifiers import CLASSIFIERS
 from train.settings import RetrainedRun
 
@@ -39,8 +39,8 @@ def train(run: RetrainedRun, data: SmallSet, device: Device, out: Path, report: 
         net.mean.copy_(clean.mean)
         net.deviation.copy_(clean.deviation)
     net.requires_grad_(True)
-    model = model_of(out.parent / run.model / "final.pt", device)
-    pictures = pictures_of(model, data.train, device).to(device.torch)
+    model = out.parent / run.model / "final.pt"
+    pictures = made_by(model, data.train, device).to(device.torch)
     held = max(1, round(_HELD_BACK * len(pictures)))
     learned_from, looked_at = pictures[: len(pictures) - held], pictures[len(pictures) - held :]
     batches = Batches(learned_from, run.batch, run.seed)
@@ -65,7 +65,7 @@ def train(run: RetrainedRun, data: SmallSet, device: Device, out: Path, report: 
                 rise.note(recognition(net.eval(), looked_at, device), net)
             training.advance(told | {"held_back": rise.latest}, rate)
     net.load_state_dict(rise.weights)
-    at_last = recognition(net.eval(), pictures_of(model, data.test, device), device)
+    at_last = recognition(net.eval(), made_by(model, data.test, device), device)
     network = state["run"]["network"]
     return training.finish(net, network=network, recognition=at_last, iterations=training.iteration)
 
