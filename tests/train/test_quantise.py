@@ -21,7 +21,9 @@ from train.data.labelled import Labelled
 from train.data.leaves import dead_leaves
 from train.data.photographs import read_gray
 from train.export import ExportError
+from train.loops.schedule import described
 from train.readers import Reader
+from train.settings import StepsRun
 
 PICTURES = 8
 
@@ -113,6 +115,16 @@ def test_a_layer_whose_weights_are_computed_is_told(model: Path, leaves: Path) -
     loaded.graph.node.insert(0, computed)
     onnx.save(loaded, model)
     with pytest.raises(ExportError, match=r"plain\.onnx: layer .*: weights 'computed' aren't an initializer"):
+        quantise.quantise(model, Operator.load(DEFAULT_OPERATOR), [leaves], model.with_name("out.onnx"), "int8")
+    assert not model.with_name("out.onnx").exists()
+
+
+def test_a_decoder_that_takes_steps_stays_in_floats(model: Path, leaves: Path) -> None:
+    loaded = onnx.load(model)
+    told = {each.key: each.value for each in loaded.metadata_props}
+    onnx.helper.set_model_props(loaded, told | {"veilcam.run": json.dumps(described(StepsRun()))})
+    onnx.save(loaded, model)
+    with pytest.raises(ExportError, match=r"plain\.onnx: takes steps along gradients"):
         quantise.quantise(model, Operator.load(DEFAULT_OPERATOR), [leaves], model.with_name("out.onnx"), "int8")
     assert not model.with_name("out.onnx").exists()
 
