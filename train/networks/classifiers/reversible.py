@@ -3,7 +3,6 @@
 Backward as well as forward is of convolutions, products and comparisons, so that ONNX has it too.
 """
 
-import math
 from collections.abc import Callable
 from typing import Protocol, cast, runtime_checkable
 
@@ -50,9 +49,9 @@ def reversible(layer: nn.Module, x: Tensor) -> tuple[Tensor, Pullback]:
         return layer(x), lambda gradient: gradient * scale
     if isinstance(layer, nn.ReLU):
         rectified = functional.relu(x)
-        return rectified, lambda gradient: gradient * (rectified > 0)
+        return rectified, lambda gradient: torch.ops.aten.threshold_backward(gradient, rectified, 0)
     if isinstance(layer, nn.GELU):
-        return layer(x), lambda gradient: gradient * _slope_of_gelu(x)
+        return layer(x), lambda gradient: torch.ops.aten.gelu_backward(gradient, x)
     if isinstance(layer, nn.MaxPool2d):
         return _pooled(layer, x)
     raise TypeError(f"{type(layer).__name__}: the way back through it isn't written")
@@ -69,10 +68,6 @@ def _transposed(layer: nn.Conv2d, gradient: Tensor) -> Tensor:
     padding = cast(tuple[int, int], layer.padding)
     rest = [(2 * p - k) % s for k, s, p in zip(layer.kernel_size, layer.stride, padding, strict=True)]
     return functional.conv_transpose2d(gradient, layer.weight, None, layer.stride, padding, rest, layer.groups)
-
-
-def _slope_of_gelu(x: Tensor) -> Tensor:
-    return (1 + torch.erf(x / math.sqrt(2))) / 2 + x * torch.exp(-x.square() / 2) / math.sqrt(2 * math.pi)
 
 
 def _pooled(layer: nn.MaxPool2d, x: Tensor) -> tuple[Tensor, Pullback]:
