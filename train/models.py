@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch.fx.experimental.optimization import fuse
 
-from train import checkpoint
+from train import checkpoint, purifiers
 from train.data.small import Pictures, cropped, padded
 from train.devices import Device
 from train.networks.classifiers import CLASSIFIERS
@@ -81,27 +82,41 @@ def made_by(path: Path, originals: Pictures, device: Device) -> Pictures:
     """As ``pictures_of``, of a finished model's checkpoint; kept beside it for whoever asks next.
 
     Where a decoder takes steps, 50,000 pictures are an hour on two cores: a kill leaves what was made, and who asks
-    for the same ones meanwhile waits for them.
+    for the same ones meanwhile waits for them. Other weights, originals, code of networks or kinds of device make
+    others.
 
     Raises:
         CheckpointError: not a finished model.
         OSError: they can't be kept there.
     """
-    known = checkpoint.fingerprint(path).encode() + originals.x.numpy().tobytes()
-    kept = path.parent / f"pictures-{hashlib.sha256(known).hexdigest()[:16]}.u8"
+    model = model_of(path, device)
+    known = [checkpoint.fingerprint(path).encode(), originals.x.numpy().tobytes(), device.torch.type.encode()]
+    kept = path.parent / f"pictures-{hashlib.sha256(b''.join((*known, *_code()))).hexdigest()[:16]}.u8"
     batch, size = _BATCH[device.torch.type], originals.x[0].numel()
     with kept.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        made = kept.stat().st_size // (size * batch) * batch
-        if kept.stat().st_size != originals.x.numel():
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("waits for the pictures that another makes by %s", path.parent.name)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        there = kept.stat().st_size
+        if there != originals.x.numel():
+            made = min(there // size, len(originals)) // batch * batch
             file.truncate(made * size)
             log.info("%s makes %d pictures", path.parent.name, len(originals) - made)
-            model = model_of(path, device)
             for start in range(made, len(originals), batch):
-                file.write(pictures_of(model, originals[start : start + batch], device).x.numpy().tobytes())
+                pixels = pictures_of(model, originals[start : start + batch], device).x
+                file.write(pixels.numpy().tobytes())
                 file.flush()
-    pixels = np.fromfile(kept, np.uint8).reshape(originals.x.shape)
-    return Pictures(torch.from_numpy(pixels), originals.y)
+            os.fsync(file.fileno())
+    made_pixels = np.fromfile(kept, np.uint8).reshape(originals.x.shape)
+    return Pictures(torch.from_numpy(made_pixels), originals.y)
+
+
+def _code() -> list[bytes]:
+    """Of what makes pictures."""
+    networks = Path(__file__).parent / "networks"
+    return [file.read_bytes() for file in (*sorted(networks.rglob("*.py")), Path(purifiers.__file__))]
 
 
 @torch.no_grad()
@@ -140,7 +155,8 @@ def _model(path: Path, device: Device, kinds: tuple[str, ...]) -> CSNet:
         net = CSNet(len(weights["sampling.weight"]))
         if state["run"]["kind"] == StepsRun.kind:
             guide, *readers = (CLASSIFIERS[network]() for network in (state["guide"], *state["networks"]))
-            net.after = Steps(guide, readers, state["steps"])
+            told = {"steps": StepsRun().steps, "through": StepsRun().through} | state["run"]
+            net.after = Steps(guide, readers, told["steps"], told["through"])
         net.load_state_dict(weights)
     except (KeyError, RuntimeError) as error:
         raise checkpoint.CheckpointError(f"{path}: not the weights of a CSNet ({error})") from None

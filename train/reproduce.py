@@ -330,7 +330,7 @@ def estimates(
     """
     measured: dict[str, float] = {}
     making: dict[str, float] = {}
-    made: set[str] = set()
+    made = {step.run.model for step in steps if isinstance(step.run, RetrainedRun) and step not in todo}
     needed = {name for step in todo for name in step.needs}
     for step in reversed(steps):
         if step.run is not None and step.name in needed:

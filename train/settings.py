@@ -276,6 +276,9 @@ class StepsRun(SurrogatesRun):
     guide: str = ""
     """The finished retrained run, of pictures of that CSNet, that says what a picture may be; it is carried too."""
     steps: int = bounded(6, 1, 64)
+    through: tuple[str, ...] = several(str, "as is", "jpeg", "blur", "median", "jpeg")
+    """What the surrogates look through, in turn from step to step (``train.networks.steps.WAYS``); JPEG twice, as it
+    takes away most."""
     psnr_lost: float = bounded(0.0095, 1e-4, 0.5)
     """Share of the CSNet's PSNR that the steps may cost together, which says how far they go."""
     iterations: int = bounded(40, 1, 10_000_000)

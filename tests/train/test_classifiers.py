@@ -1,5 +1,7 @@
 """Networks of small pictures: shapes, layers as published, and what a discriminator and a CSNet are made of."""
 
+from collections.abc import Sequence
+
 import cv2
 import pytest
 import torch
@@ -11,7 +13,7 @@ from train.networks.classifiers.classifier import Classifier
 from train.networks.classifiers.reversible import reversible
 from train.networks.csnet import CSNet, WireReconstruction, floor_rows
 from train.networks.discriminator import Discriminator
-from train.networks.steps import Steps
+from train.networks.steps import WAYS, Steps
 from train.networks.ways import Blur, Jpeg, Median, Way
 
 
@@ -110,9 +112,9 @@ def test_jpeg_on_the_way_is_jpeg_and_its_way_back_that_of_the_differentiable_one
         assert (255 * ours - theirs).abs().mean() < 0.3 * changed
 
 
-def stepping(guide: Classifier, size: float = 0.1) -> Steps:
+def stepping(guide: Classifier, size: float = 0.1, through: Sequence[str] = tuple(WAYS)) -> Steps:
     torch.manual_seed(1)
-    steps = Steps(guide, [CLASSIFIERS["convnet8"]().eval()], 5)
+    steps = Steps(guide, [CLASSIFIERS["convnet8"]().eval()], 5, through)
     steps.size.fill_(size)
     return steps.eval()
 
@@ -144,3 +146,12 @@ def test_steps_go_as_far_as_a_picture_has_detail_and_from_what_the_guide_believe
         before, after = (reader(each).softmax(1)[:3, answer] for each in (pictures, moved))
         assert (after < before).all(), "the reader takes it less for what the guide believes"
     assert not torch.allclose(stepping(Certain(0))(busy), stepping(Certain(7))(busy), atol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("way", ["jpeg", "blur", "median"])
+def test_steps_are_by_what_readers_look_through(way: str) -> None:
+    busy = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    looked = stepping(Certain(0), through=(way,))(busy)
+    assert not torch.allclose(looked, stepping(Certain(0), through=("as is",))(busy), atol=1e-3)
+    assert not torch.allclose(looked, stepping(Certain(0), through=("as is", way))(busy), atol=1e-3)

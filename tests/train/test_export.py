@@ -54,14 +54,22 @@ def test_pictures_streamed_through_the_exported_models_are_those_of_the_evaluato
 def test_steps_that_a_decoder_takes_run_in_its_engine(
     done: tuple[Schedule, Path], data: SmallSet, tmp_path: Path
 ) -> None:
-    """The file carries a reader, what it looks through, and both ways back; onnxruntime is held against torch."""
+    """The file carries readers, what they look through, and the ways back; onnxruntime is held against torch."""
     _, runs = done
     (tmp_path / "csnet-r10").symlink_to(runs / "csnet-r10")
     trained = {
         "reader": ClassifierRun(network="resnet14", iterations=2, warm_up=1, batch=20),
+        "mixed": ClassifierRun(network="convmixer", iterations=2, warm_up=1, batch=20),
         "guide": RetrainedRun(reader="reader", model="csnet-r10", iterations=2, batch=20),
         "steps": StepsRun(
-            extends="csnet-r10", guide="guide", surrogates=("reader",), steps=4, iterations=4, batch=20, psnr_lost=0.05
+            extends="csnet-r10",
+            guide="guide",
+            surrogates=("reader", "mixed"),
+            through=("jpeg", "blur", "median"),
+            steps=2,
+            iterations=4,
+            batch=20,
+            psnr_lost=0.05,
         ),
     }
     for name, run in trained.items():

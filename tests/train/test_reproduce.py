@@ -18,11 +18,13 @@ import torch
 from tests.train.schedules import CPU, FILES, command, no_bar, write_schedule
 from tests.waiting import wait_for
 from train import checkpoint, reproduce
-from train.data.small import SmallSet
+from train.data.small import Pictures, SmallSet
+from train.devices import Device
 from train.jobs import JobError, do_at_once
+from train.models import made_by
 from train.report.printed import MODELS, RATIOS
-from train.reproduce import RUN_FILES, SCHEDULES, Runner, Schedule, Step
-from train.settings import ClassifierRun, SettingsError
+from train.reproduce import RUN_FILES, SCHEDULES, Runner, Schedule, Step, estimates
+from train.settings import ClassifierRun, RetrainedRun, SettingsError
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -112,6 +114,39 @@ def test_a_dry_run_estimates_every_step_and_leaves_nothing(
         assert step.told in output
     assert "in all" in output
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_counts_the_pictures_that_readers_learn_from_once(
+    tmp_path: Path, data: SmallSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a second for ten of them is by far the longest here."""
+    monkeypatch.setattr(reproduce, "TRIED_S", 0.0)
+    monkeypatch.setattr(reproduce, "_TRIED_TEST", 10)
+
+    def slowly(path: Path, originals: Pictures, device: Device) -> Pictures:
+        time.sleep(0.5)
+        return made_by(path, originals, device)
+
+    monkeypatch.setattr(reproduce, "made_by", slowly)
+    how = """
+        kind = "measurement"
+        readers = ["inception"]
+        retrained = ["csnet-r10"]
+        retrained_iterations = 3
+        scratch = true
+    """
+    schedule = Schedule(write_schedule(tmp_path / "plan", measurement=how))
+    steps = schedule.steps(["inception-*-on-csnet-r10"])
+    first, second = (step for step in steps if isinstance(step.run, RetrainedRun))
+    longest = 0.5 * len(data.train) / 10
+
+    def told(todo: list[Step]) -> list[float]:
+        found = {step.name: s for step, s in estimates(schedule, steps, todo, CPU, lambda _: data, no_bar)}
+        return [found[first.name], found[second.name]]
+
+    both = told([first, second])
+    assert both[0] > longest > 2 * both[1]
+    assert told([second])[1] < longest / 2
 
 
 def test_a_dry_run_passes_over_what_is_done(

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -29,6 +29,8 @@ from train.networks.classifiers import CLASSIFIERS
 from train.networks.classifiers.classifier import Classifier
 from train.networks.csnet import floor_rows
 from train.networks.discriminator import Discriminator
+from train.networks.steps import Steps
+from train.networks.ways import Median
 from train.settings import (
     AdversarialRun,
     ClassifierRun,
@@ -288,7 +290,12 @@ def test_pictures_that_a_kill_left_are_kept_and_the_rest_are_made(data: SmallSet
     assert torch.equal(made_by(model, originals, CPU).x[:100], torch.full_like(expected.x[:100], 7))
     assert kept.read_bytes() == marked + whole[len(marked) :]
     assert torch.equal(made_by(model, data.test, CPU).x, expected.x[: len(data.test)])
-    assert len(list(model.parent.glob("pictures-*"))) == 2
+    state = checkpoint.load(model)
+    state["net"]["reconstruction.deep.0.bias"] += 0.1
+    checkpoint.save(model, state)
+    others = made_by(model, originals, CPU)
+    assert torch.equal(others.x, pictures_of(model_of(model, CPU), originals, CPU).x)
+    assert not torch.equal(others.x, expected.x)
 
 
 def test_accuracy_that_stops_rising_drops_the_rate_once_and_then_ends() -> None:
@@ -475,8 +482,9 @@ def test_an_ensemble_of_none_is_told(data: SmallSet, runs: Path, tmp_path: Path)
 
 
 def test_steps_cost_what_they_may_and_the_carried_reader_loses_by_them(data: SmallSet, runs: Path) -> None:
-    run = replace(RUNS["steps"], iterations=12, batch=20)
+    run = changed("steps", iterations=12, batch=20, through=("as is", "median"))
     model = model_of(train("steps", data, runs, runs / "stepped", run), CPU)
+    assert [type(way) for way in cast(Steps, model.after).ways] == [nn.Sequential, Median]
     plain = pictures_of(csnet_of(runs / "csnet" / "final.pt", CPU), data.test, CPU)
     stepped = pictures_of(model, data.test, CPU)
     lost = 1 - mean_psnr(stepped, data.test) / mean_psnr(plain, data.test)
@@ -489,6 +497,8 @@ def test_steps_cost_what_they_may_and_the_carried_reader_loses_by_them(data: Sma
     ("settings", "problem"),
     [
         ({"surrogates": ()}, "surrogates: none"),
+        ({"through": ()}, "through: none, expected some of as is, jpeg, blur, median"),
+        ({"through": ("jpeg", "zoom")}, "through: zoom, expected some of"),
         ({"surrogates": ("other",)}, "surrogates: other can't be carried by a decoder"),
         ({"extends": "another"}, "guide: retrained learned from pictures of csnet, expected another"),
         ({"guide": "reader"}, "of a classifier run, expected a finished one of retrained"),

@@ -11,7 +11,7 @@ from train.loops.schedule import Report, Training
 from train.models import classifier_of, csnet_of, retrained_of
 from train.networks.classifiers.classifier import Classifier
 from train.networks.classifiers.reversible import reversible
-from train.networks.steps import Steps
+from train.networks.steps import WAYS, Steps
 from train.objectives.reconstruction import psnr
 from train.settings import SettingsError, StepsRun
 
@@ -29,6 +29,9 @@ def train(run: StepsRun, data: SmallSet, device: Device, out: Path, report: Repo
     """
     if not run.surrogates:
         raise SettingsError("surrogates: none, expected at least one finished classifier run")
+    for way in run.through or ("none",):
+        if way not in WAYS:
+            raise SettingsError(f"through: {way}, expected some of {', '.join(WAYS)}")
     torch.manual_seed(run.seed)
     generator = torch.Generator().manual_seed(run.seed)
     net = csnet_of(out.parent / run.extends / "final.pt", device)
@@ -40,7 +43,7 @@ def train(run: StepsRun, data: SmallSet, device: Device, out: Path, report: Repo
     _check_carried("guide", run.guide, guide, device)
     for name, (reader, _) in zip(run.surrogates, carried, strict=True):
         _check_carried("surrogates", name, reader, device)
-    steps = device.placed(Steps(guide, [reader for reader, _ in carried], run.steps))
+    steps = device.placed(Steps(guide, [reader for reader, _ in carried], run.steps, run.through))
     steps.size.fill_(_FIRST_SIZE)
     batches = Batches(data.train.to(device.torch), run.batch, run.seed)
     with Training(run, {"steps": Size(steps)}, generator, out, report, device) as training:
@@ -56,7 +59,7 @@ def train(run: StepsRun, data: SmallSet, device: Device, out: Path, report: Repo
             training.advance({"psnr_lost": lost, "size": steps.size}, rate)
     net.after = steps
     networks = [state["run"]["network"] for _, state in carried]
-    return training.finish(net, guide=guided["network"], networks=networks, steps=run.steps)
+    return training.finish(net, guide=guided["network"], networks=networks)
 
 
 def _check_carried(key: str, name: str, reader: Classifier, device: Device) -> None:

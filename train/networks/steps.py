@@ -5,7 +5,8 @@ x ─┬▶ guide ─▶ what it may be ─┐
    └▶ + ─▶ ways ─▶ readers ─▶ back through both ─▶ step to where readers are wrong ─▶ x, again
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,13 @@ _TINY = 1e-20
 """Of a mean square: a picture whose gradient is zero stays as it is."""
 _TOGETHER = 1.5
 """Steps together are longer than the way may be, so that later ones can still turn it."""
-_JPEG_QUALITY, _BLUR_SIGMA = 75, 0.7
+WAYS: Mapping[str, Callable[[], nn.Module]] = {
+    "as is": nn.Sequential,
+    "jpeg": partial(Jpeg, 75),
+    "blur": partial(Blur, 0.7),
+    "median": Median,
+}
+"""What readers look through, by name."""
 _SURE = 1e-6
 """No class is ruled out, or certain, to the guide."""
 
@@ -30,8 +37,8 @@ class Steps(nn.Module):
     Which classes are right the guide believes by posteriors q, where readers that know such pictures less well would
     take a wrong class for the right one and step towards that. A reader's answers p are right by Σ p·q. Each step goes
     along the sum of the readers' gradients of log Σ p·(1 − q) − log Σ p·q, of one length each (Kurakin et al. 2017, in
-    the L2 norm; there q is one label). From step to step each reader sees the pictures as they are, and after JPEG,
-    blur, median and JPEG again, in turn (Athalye et al. 2018, expectation over transformations).
+    the L2 norm; there q is one label). From step to step each reader looks through another way, in turn (Athalye et
+    al. 2018, expectation over transformations).
 
     The way from a picture stays no longer than ``size`` of its detail, the root mean square of its Laplacian: where
     there is more of it a reconstruction errs more, and the same way costs less PSNR and shows less.
@@ -40,17 +47,17 @@ class Steps(nn.Module):
         guide: a classifier, in evaluation mode, as it stays.
         readers: classifiers of layers that ``reversible`` knows, likewise.
         count: of steps.
+        through: names of ``WAYS``, in turn.
     """
 
     size: Tensor
     """Root mean square of the change, as a part of that of the picture's Laplacian."""
     laplacian: Tensor
 
-    def __init__(self, guide: Classifier, readers: Sequence[Classifier], count: int) -> None:
+    def __init__(self, guide: Classifier, readers: Sequence[Classifier], count: int, through: Sequence[str]) -> None:
         super().__init__()
         self.guide, self.readers, self.count = guide, nn.ModuleList(readers), count
-        jpeg = Jpeg(_JPEG_QUALITY)  # twice, as it takes away most
-        self.ways = nn.ModuleList([nn.Sequential(), jpeg, Blur(_BLUR_SIGMA), Median(), jpeg])
+        self.ways = nn.ModuleList([WAYS[name]() for name in through])
         self.register_buffer("size", torch.tensor(0.0))
         kernel = torch.tensor([[0.0, -1.0, 0.0], [-1.0, 4.0, -1.0], [0.0, -1.0, 0.0]])
         self.register_buffer("laplacian", kernel.reshape(1, 1, 3, 3), persistent=False)

@@ -43,7 +43,7 @@ MODELS: Mapping[str, tuple[str, str | None]] = {
     "adv-csnet-gamma1": ("Adv-CSNet, γ_D = 1", "Adv-CSNet"),
     "adv-csnet-e": ("Adv-CSNet-E, through purifiers", None),
     "adv-csnet-e-as-is": ("Adv-CSNet-E, pictures as they are", None),
-    "adv-csnet-s": ("Adv-CSNet-S, steps against four surrogates", None),
+    "adv-csnet-s": ("Adv-CSNet-S, steps against surrogates", None),
     "adv-csnet-s-known": ("Adv-CSNet-S, steps against VGG-16 and ResNet-110", None),
 }
 """Our runs without their ratio: how a table calls them, and the paper's row that they stand beside."""

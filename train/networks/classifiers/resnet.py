@@ -29,7 +29,7 @@ class _Block(nn.Module):
         out = functional.relu(out + self._shortcut(x))
 
         def pullback(gradient: Tensor) -> Tensor:
-            gradient = gradient * (out > 0)
+            gradient = torch.ops.aten.threshold_backward(gradient, out, 0)
             return back_through_deep(gradient) + self._back_through_shortcut(gradient)
 
         return out, pullback

@@ -1,6 +1,6 @@
 """The way back through a classifier's layers, written out: gradients for an engine that has none.
 
-Backward as well as forward is of convolutions, products and comparisons, so that ONNX has it too.
+Backward as well as forward is of convolutions, products, comparisons and GELU's own formula, so that ONNX has it too.
 """
 
 from collections.abc import Callable
@@ -51,7 +51,7 @@ def reversible(layer: nn.Module, x: Tensor) -> tuple[Tensor, Pullback]:
         rectified = functional.relu(x)
         return rectified, lambda gradient: torch.ops.aten.threshold_backward(gradient, rectified, 0)
     if isinstance(layer, nn.GELU):
-        return layer(x), lambda gradient: torch.ops.aten.gelu_backward(gradient, x)
+        return layer(x), lambda gradient: torch.ops.aten.gelu_backward(gradient, x, approximate=layer.approximate)
     if isinstance(layer, nn.MaxPool2d):
         return _pooled(layer, x)
     raise TypeError(f"{type(layer).__name__}: the way back through it isn't written")
