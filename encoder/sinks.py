@@ -275,12 +275,11 @@ class ServerSink:
             self._news.wait_for(lambda: self._over or self._progress.settled >= self._sent, CLOSE_TIMEOUT_S)
         self._requests.put(None)
         self._reader.join(CLOSE_TIMEOUT_S)
+        problem = self._problem  # what comes of closing the channel is not the server's
         self._channel.close()
         if lost := self.unacknowledged:
-            told = str(self._problem or f"{self.name}: the server ended the stream")
-            raise SinkError(
-                f"{told}; frames that it never acknowledged: {lost}", getattr(self._problem, "status", None)
-            )
+            told = str(problem or f"{self.name}: the server ended the stream")
+            raise SinkError(f"{told}; frames that it never acknowledged: {lost}", getattr(problem, "status", None))
 
     def _wait_for_channel(self) -> None:
         """What no waiting mends is told as soon as a connection fails; a server that isn't there may still come."""
