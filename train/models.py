@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import logging
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -101,16 +102,15 @@ def made_by(path: Path, originals: Pictures, device: Device) -> Pictures:
             fcntl.flock(file, fcntl.LOCK_EX)
         there = kept.stat().st_size
         if there != originals.x.numel():
-            made = min(there // size, len(originals)) // batch * batch
-            file.truncate(made * size)
-            log.info("%s makes %d pictures", path.parent.name, len(originals) - made)
-            for start in range(made, len(originals), batch):
-                pixels = pictures_of(model, originals[start : start + batch], device).x
-                file.write(pixels.numpy().tobytes())
+            start = min(there // size, len(originals)) // batch * batch
+            file.truncate(start * size)
+            log.info("%s makes %d pictures", path.parent.name, len(originals) - start)
+            for place in range(start, len(originals), batch):
+                file.write(pictures_of(model, originals[place : place + batch], device).x.numpy().tobytes())
                 file.flush()
             os.fsync(file.fileno())
-    made_pixels = np.fromfile(kept, np.uint8).reshape(originals.x.shape)
-    return Pictures(torch.from_numpy(made_pixels), originals.y)
+    pixels = np.fromfile(kept, np.uint8).reshape(originals.x.shape)
+    return Pictures(torch.from_numpy(pixels), originals.y)
 
 
 def _code() -> list[bytes]:
@@ -155,8 +155,8 @@ def _model(path: Path, device: Device, kinds: tuple[str, ...]) -> CSNet:
         net = CSNet(len(weights["sampling.weight"]))
         if state["run"]["kind"] == StepsRun.kind:
             guide, *readers = (CLASSIFIERS[network]() for network in (state["guide"], *state["networks"]))
-            told = {"steps": StepsRun().steps, "through": StepsRun().through} | state["run"]
-            net.after = Steps(guide, readers, told["steps"], told["through"])
+            run = asdict(StepsRun()) | state["run"]
+            net.after = Steps(guide, readers, run["steps"], run["through"])
         net.load_state_dict(weights)
     except (KeyError, RuntimeError) as error:
         raise checkpoint.CheckpointError(f"{path}: not the weights of a CSNet ({error})") from None
