@@ -29,6 +29,8 @@ FORMAT_VERSION = "1"
 """Of the reconstructor file: what decoder.catalogue reads."""
 OPSET = 18
 _FINER = 64
+_CARRIED, _HALVED_FROM = "reconstructor.after.", 1024
+"""Layers of a decoder that takes steps, by the beginning of their weights' names; the few values of others stay."""
 
 
 class ExportError(ValueError):
@@ -58,6 +60,8 @@ def export_reconstructor(
     reconstructor: Reconstructor | WireReconstruction, path: Path, metadata: Mapping[str, Any]
 ) -> None:
     """Write G as ONNX with dynamic batch and size, and check it against torch on the CPU.
+
+    Weights of readers that it carries are kept in float16, and used in float32.
 
     Args:
         metadata: written as ``veilcam.KEY``; values that aren't text as JSON.
@@ -92,6 +96,7 @@ def export_reconstructor(
     onnx.helper.set_model_props(
         model, {f"veilcam.{key}": value if isinstance(value, str) else json.dumps(value) for key, value in told.items()}
     )
+    _halve_carried(model.graph)
     onnx.checker.check_model(model)
     partial = path.with_suffix(".partial")
     onnx.save(model, partial)
@@ -101,6 +106,20 @@ def export_reconstructor(
         partial.unlink()
         raise
     partial.replace(path)
+
+
+def _halve_carried(graph: onnx.GraphProto) -> None:
+    casts = []
+    for tensor in graph.initializer:
+        values = onnx.numpy_helper.to_array(tensor)
+        if not tensor.name.startswith(_CARRIED) or values.dtype != np.float32 or values.size < _HALVED_FROM:
+            continue
+        used_as, tensor_as = tensor.name, f"{tensor.name}.float16"
+        tensor.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float16), tensor_as))
+        casts.append(onnx.helper.make_node("Cast", [tensor_as], [used_as], to=onnx.TensorProto.FLOAT))
+    nodes = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def _check(module: nn.Module, path: Path, rows: int) -> None:

@@ -1,12 +1,13 @@
 """Run files: one short TOML file per trained model, checked as a whole before anything starts."""
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
 from train.networks.classifiers import CLASSIFIERS
+from train.networks.steps import WAYS
 
 MODEL = "model"
 """What a run may need: any finished S and G."""
@@ -26,9 +27,9 @@ def chosen(*names: str) -> Any:
     return field(default=names[0], metadata={"choices": names})
 
 
-def several(kind: type, *default: Any) -> Any:
-    """A dataclass field that is a list of one type."""
-    return field(default=default, metadata={"each": kind})
+def several(kind: type, *default: Any, among: Iterable[str] = ()) -> Any:
+    """A dataclass field that is a list of one type; or of some names, one at least."""
+    return field(default=default, metadata={"each": kind, "among": tuple(among)})
 
 
 @dataclass(frozen=True)
@@ -276,7 +277,7 @@ class StepsRun(SurrogatesRun):
     guide: str = ""
     """The finished retrained run, of pictures of that CSNet, that says what a picture may be; it is carried too."""
     steps: int = bounded(6, 1, 64)
-    through: tuple[str, ...] = several(str, "as is", "jpeg", "blur", "median", "jpeg")
+    through: tuple[str, ...] = several(str, "as is", "jpeg", "blur", "median", "jpeg", among=WAYS)
     """What the surrogates look through, in turn from step to step (``train.networks.steps.WAYS``); JPEG twice, as it
     takes away most."""
     psnr_lost: float = bounded(0.0095, 1e-4, 0.5)
@@ -393,6 +394,9 @@ def _checked(path: Path, spec: "Field[Any]", value: Any) -> Any:
     if each is not None:
         if not isinstance(value, list) or any(type(v) is not each for v in value):
             raise SettingsError(f"{path}: {spec.name} = {value!r}, expected a list of {each.__name__}")
+        among = spec.metadata["among"]
+        if among and (not value or not set(value) <= set(among)):
+            raise SettingsError(f"{path}: {spec.name} = {value!r}, expected a list of some of {', '.join(among)}")
         return tuple(value)
     if isinstance(spec.default, float) and type(value) is int:
         value = float(value)

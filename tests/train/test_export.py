@@ -88,6 +88,11 @@ def test_steps_that_a_decoder_takes_run_in_its_engine(
     )
     plain = pictures_of(model_of(tmp_path / "csnet-r10" / "final.pt", CPU), sent, CPU)
     assert mean_psnr(expected, sent) < mean_psnr(plain, sent) - 0.2
+    written = {path.stem: path.stat().st_size for path in (tmp_path / "models").iterdir()}
+    weights = sum(w.numel() for w in model_of(tmp_path / "steps" / "final.pt", CPU).after.parameters())
+    assert weights * 2 < written["steps"] - written["csnet-r10"] < weights * 3, (
+        "carried readers' weights lie in 16 bits"
+    )
 
 
 def test_export_refuses_what_no_camera_samples(done: tuple[Schedule, Path], tmp_path: Path) -> None:

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from train.settings import PlainRun, SettingsError, VeilRun, read_run
+from train.settings import PlainRun, SettingsError, StepsRun, VeilRun, read_run
 
 RUNS = Path(__file__).parent.parent.parent / "train" / "runs"
 
@@ -25,6 +25,8 @@ def test_keys_and_defaults(tmp_path: Path) -> None:
     assert run == PlainRun(ratio=0.25, learning_rate=1.0, extends="other")
     veil = read_run(written(tmp_path, 'kind = "veil"\nextends = "other"\nreaders = ["mobilenet_v2"]'))
     assert veil == VeilRun(extends="other", readers=("mobilenet_v2",))
+    steps = read_run(written(tmp_path, 'kind = "steps"\nthrough = ["median", "jpeg"]'))
+    assert steps == StepsRun(through=("median", "jpeg"))
 
 
 @pytest.mark.parametrize(
@@ -38,6 +40,11 @@ def test_keys_and_defaults(tmp_path: Path) -> None:
         ('kind = "plain"\nbatch = 2.5', r"batch = 2\.5, expected int"),
         ('kind = "plain"\nbatch = true', "batch = True, expected int"),
         ('kind = "veil"\nreaders = [1]', r"readers = \[1\], expected a list of str"),
+        ('kind = "steps"\nthrough = []', r"through = \[\], expected a list of some of as is, jpeg, blur, median"),
+        (
+            'kind = "steps"\nthrough = ["jpeg", "zoom"]',
+            r"through = \['jpeg', 'zoom'\], expected a list of some of as is",
+        ),
         ("kind = ", "not a run file"),
     ],
 )

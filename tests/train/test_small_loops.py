@@ -497,8 +497,6 @@ def test_steps_cost_what_they_may_and_the_carried_reader_loses_by_them(data: Sma
     ("settings", "problem"),
     [
         ({"surrogates": ()}, "surrogates: none"),
-        ({"through": ()}, "through: none, expected some of as is, jpeg, blur, median"),
-        ({"through": ("jpeg", "zoom")}, "through: zoom, expected some of"),
         ({"surrogates": ("other",)}, "surrogates: other can't be carried by a decoder"),
         ({"extends": "another"}, "guide: retrained learned from pictures of csnet, expected another"),
         ({"guide": "reader"}, "of a classifier run, expected a finished one of retrained"),

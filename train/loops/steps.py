@@ -11,7 +11,7 @@ from train.loops.schedule import Report, Training
 from train.models import classifier_of, csnet_of, retrained_of
 from train.networks.classifiers.classifier import Classifier
 from train.networks.classifiers.reversible import reversible
-from train.networks.steps import WAYS, Steps
+from train.networks.steps import Steps
 from train.objectives.reconstruction import psnr
 from train.settings import SettingsError, StepsRun
 
@@ -29,9 +29,6 @@ def train(run: StepsRun, data: SmallSet, device: Device, out: Path, report: Repo
     """
     if not run.surrogates:
         raise SettingsError("surrogates: none, expected at least one finished classifier run")
-    for way in run.through or ("none",):
-        if way not in WAYS:
-            raise SettingsError(f"through: {way}, expected some of {', '.join(WAYS)}")
     torch.manual_seed(run.seed)
     generator = torch.Generator().manual_seed(run.seed)
     net = csnet_of(out.parent / run.extends / "final.pt", device)

@@ -327,12 +327,14 @@ class Target:
     """What was to be reached.
 
     Attributes:
+        model: whose it is, by its title.
         what: in words.
         limit: to reach.
         at_most: ours must not be above it, else not below.
         ours: None if it wasn't measured.
     """
 
+    model: str
     what: str
     limit: float
     at_most: bool
@@ -352,7 +354,7 @@ def targets(told: Told) -> list[Target]:
     plain = [_model(told, "csnet", ratio) for ratio in RATIOS]
     fidelity = [float(model["psnr"][ITSELF]) if model else None for model in plain]
     out = [
-        Target(f"CSNet, PSNR at r = {ratio / 100}, dB (within 0.3 of the paper's)", theirs - 0.3, False, ours)
+        Target("CSNet", f"PSNR at r = {ratio / 100}, dB (within 0.3 of the paper's)", theirs - 0.3, False, ours)
         for ratio, theirs, ours in zip(RATIOS, printed.PSNR["CSNet"], fidelity, strict=True)
     ]
     return out + [target for key in _OURS for target in _targets_of_model(told, key)]
@@ -374,17 +376,22 @@ def _targets_of_model(told: Told, key: str) -> list[Target]:
         all_six = (*PAPER, *judges) if judges else ()
         wanted += [(f"all six after {way}, %", 25.0, over_ratios(all_six, way)) for way in PURIFIERS]
     name = printed.MODELS[key][0]
-    return [Target(f"{name}: {what}", limit, True, ours) for what, limit, ours in wanted]
+    return [Target(name, what, limit, True, ours) for what, limit, ours in wanted]
 
 
 def _targets(told: Told, _: str) -> list[str]:
-    rows = []
-    for target in targets(told):
+    rows, wanted = [], targets(told)
+    measured = {target.model for target in wanted if target.ours is not None}
+    for target in (target for target in wanted if target.model in measured):
         missed = target.missed_by
         reached = "not measured" if missed is None else "reached" if missed == 0 else f"missed by {missed:.2f}"
         asked = f"{'≤' if target.at_most else '≥'} {target.limit:.2f}"
-        rows.append([target.what, asked, _beside(target.ours, None), reached])
-    return _table(("what", "to reach", "ours", ""), rows)
+        rows.append([f"{target.model}: {target.what}", asked, _beside(target.ours, None), reached])
+    lines = _table(("what", "to reach", "ours", ""), rows)
+    absent = dict.fromkeys(target.model for target in wanted if target.model not in measured)
+    if absent:
+        lines += [""] * bool(lines) + [f"Not measured at every ratio: {'; '.join(absent)}."]
+    return lines
 
 
 def _sources(told: Told, name: str) -> list[str]:
