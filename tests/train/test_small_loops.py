@@ -1,6 +1,5 @@
 """The loops of the paper and of the ensemble, on bars, for seconds: resume is exact, what is frozen stays."""
 
-import copy
 import csv
 import math
 import shutil
@@ -14,14 +13,12 @@ import pytest
 import torch
 from torch import nn
 
-from tests.train.drawn import write_cifar10
+from tests.train.schedules import CPU
 from train import checkpoint
-from train.data.small import Pictures, SmallSet, open_set
+from train.data.small import Pictures, SmallSet
 from train.devices import Device
 from train.evaluation.small import mean_psnr
 from train.loops import adversarial, schedule
-from train.loops.ensemble import LearningReaders, Needs
-from train.loops.price import FidelityWeight, landed
 from train.loops.retrained import Rise
 from train.loops.small import LOOPS
 from train.models import classifier_of, csnet_of, made_by, model_of, pictures_of, reader_of, recognition
@@ -44,7 +41,6 @@ from train.settings import (
     read_run,
 )
 
-CPU = Device(torch.device("cpu"), False, "CPU")
 RUNS: dict[str, SmallRun] = {
     "csnet": CSNetRun(ratio=0.1, iterations=6, batch=10, start="principal", drops=(4,), learning_rate=1e-4),
     "reader": ClassifierRun(network="inception", iterations=40, warm_up=5, batch=50, learning_rate=0.05),
@@ -90,12 +86,6 @@ def changed(name: str, **settings: Any) -> SmallRun:
 def train(name: str, data: SmallSet, runs: Path, out: Path | None = None, run: SmallRun | None = None) -> Path:
     run = run or RUNS[name]
     return LOOPS[type(run)](run, data, CPU, out or runs / name, lambda row: None)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> SmallSet:
-    folder = write_cifar10(tmp_path_factory.mktemp("data") / "cifar10")
-    return open_set("cifar10", [folder], folder)
 
 
 @pytest.fixture(scope="module")
@@ -316,95 +306,6 @@ def test_accuracy_that_stops_rising_drops_the_rate_once_and_then_ends() -> None:
     assert hurried.drops == 1
     hurried.note(50.0, net)
     assert hurried.ended
-
-
-def test_the_weight_of_fidelity_follows_what_is_lost() -> None:
-    weight = FidelityWeight(CPU, 0.05)
-    weight.follow(torch.tensor(0.02), 0.01)
-    up = float(weight.alpha)
-    assert up > 1.0
-    weight.follow(torch.tensor(0.01), 0.01)
-    assert float(weight.alpha) == pytest.approx(up)
-    weight.follow(torch.tensor(0.0), 0.01)
-    assert float(weight.alpha) < up
-    for _ in range(1000):
-        weight.follow(torch.tensor(1.0), 0.01)
-    assert float(weight.alpha) <= 1e4
-
-
-@pytest.mark.parametrize("price", [0.01, 0.05])
-def test_a_veil_lands_at_its_price(price: float, data: SmallSet, runs: Path) -> None:
-    base = csnet_of(runs / "csnet" / "final.pt", CPU)
-    net = csnet_of(runs / "csnet" / "final.pt", CPU)
-    torch.manual_seed(3)
-    for weights in net.reconstruction.parameters():
-        weights.add_(0.3 * weights.abs().mean() * torch.randn(weights.shape))
-    pictures = data.train[:200]
-
-    def lost() -> float:
-        """Share of the PSNR that the change of G costs."""
-        of_net, of_base = (mean_psnr(pictures_of(model, pictures, CPU), pictures) for model in (net, base))
-        return 1 - of_net / of_base
-
-    assert lost() > 0.1
-    factor, costs = landed(net, base, pictures, price, CPU)
-    assert factor < 1
-    assert price * 0.95 < costs <= price
-    assert lost() == pytest.approx(costs)
-    strongest, _ = landed(net, base, pictures, 0.9, CPU)
-    assert strongest == pytest.approx(1.5, abs=0.01), "no stronger than that, at any price"
-    assert torch.equal(net.sampling.weight, base.sampling.weight)
-
-
-def test_a_veil_lands_beside_what_was_trained_where_weaker_ones_cost_more(data: SmallSet, runs: Path) -> None:
-    base = csnet_of(runs / "csnet" / "final.pt", CPU)
-    for name, weights in base.reconstruction.deep.named_parameters():
-        weights.mul_(3 if name.endswith("weight") else 1)  # as far from no change as what has learned
-    net = copy.deepcopy(base)
-    first, bias, second, *_ = net.reconstruction.deep.parameters()
-    first.copy_(first.flip(0))  # the same pictures by features in another order
-    bias.copy_(bias.flip(0))
-    second.copy_(second.flip(1))
-    factor, costs = landed(net, base, data.train[:100], 1e-3, CPU)
-    assert factor == pytest.approx(1, abs=0.05)
-    assert costs < 1e-3
-    bias.add_(0.02)
-    factor, costs = landed(net, base, data.train[:100], 1e-3, CPU)
-    assert 0.95 < factor < 1, "made weaker as long as that makes it cheaper"
-    assert costs < 1e-3
-
-
-def test_a_reader_counts_by_what_it_still_reads() -> None:
-    needs = Needs(CPU)
-    assert [float(share) for share in needs.shares(["new", "other"]).values()] == [0.5, 0.5]
-    for _ in range(50):
-        for name, read in (("fooled", 0.1), ("lower", 0.0), ("reading", 0.5)):
-            needs.note(name, torch.tensor(read))
-    shares = needs.shares(["fooled", "reading", "lower"])
-    assert float(sum(shares.values())) == pytest.approx(1)
-    assert float(shares["reading"]) > 0.8
-    assert float(shares["fooled"]) == pytest.approx(float(shares["lower"])), "below chance there is nothing to win"
-    assert float(shares["fooled"]) > 0, "one that isn't watched comes back"
-
-
-def test_learning_readers_start_from_every_surrogate_in_turn_and_the_last_are_kept() -> None:
-    surrogates = {str(number): Classifier(nn.Identity(), nn.Linear(1, 1)) for number in range(3)}
-    for number, surrogate in enumerate(surrogates.values()):
-        nn.init.constant_(surrogate.second.weight, number)  # type: ignore[arg-type]
-    readers = LearningReaders(surrogates, count=2, kept=1)
-
-    def started(name: str) -> float:
-        return float(readers.readers()[name].second.state_dict()["weight"])
-
-    assert list(readers.readers()) == ["started_0", "started_1"]
-    assert (started("started_0"), started("started_1")) == (0, 1)
-    seen = []
-    for _ in range(4):
-        readers.restart_one()
-        _, newest, kept = readers.readers()
-        seen.append((started(newest), started(kept)))
-    assert seen == [(2, 0), (0, 1), (1, 2), (2, 0)]
-    assert list(readers.readers()) == ["started_4", "started_5", "started_3"], "a name stays with its reader"
 
 
 @pytest.mark.parametrize(("passes", "before"), [(1.0, 4), (0.5, 2)])

@@ -33,6 +33,7 @@ _FIGURES = {
             "adv-csnet-gamma1-r10": "Adv-CSNet, γ_D = 1",
             "adv-csnet-vgg-r10": "Adv-CSNet-VGG",
             "adv-csnet-e-r10": "Adv-CSNet-E",
+            "adv-csnet-s-r10": "Adv-CSNet-S",
         },
     ),
 }
