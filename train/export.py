@@ -1,6 +1,8 @@
 """From checkpoints to the files that cameras and servers use: the operator (npz) and reconstructors (ONNX)."""
 
+import copy
 import json
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,8 +31,10 @@ FORMAT_VERSION = "1"
 """Of the reconstructor file: what decoder.catalogue reads."""
 OPSET = 18
 _FINER = 64
-_CARRIED, _HALVED_FROM = "reconstructor.after.", 1024
-"""Layers of a decoder that takes steps, by the beginning of their weights' names; the few values of others stay."""
+_CARRIED = "reconstructor.after.guide.", "reconstructor.after.readers."
+"""How names of carried classifiers' weights begin."""
+_HALVED_FROM = 1024
+"""Weights of fewer values stay in float32."""
 
 
 class ExportError(ValueError):
@@ -61,7 +65,7 @@ def export_reconstructor(
 ) -> None:
     """Write G as ONNX with dynamic batch and size, and check it against torch on the CPU.
 
-    Weights of readers that it carries are kept in float16, and used in float32.
+    Weights of classifiers that it carries are rounded to float16, kept so, and used in float32.
 
     Args:
         metadata: written as ``veilcam.KEY``; values that aren't text as JSON.
@@ -70,7 +74,7 @@ def export_reconstructor(
         ExportError: onnxruntime's pictures differ from torch's by more than one grey level anywhere; or, where steps
             are taken, by one in the root mean square: a value that is rounded up here and down there turns a step.
     """
-    module = Served(reconstructor).eval()
+    module = _rounded(Served(reconstructor).eval())
     rows = reconstructor.initial.in_channels
     example = torch.zeros(2, rows, 3, 5, dtype=torch.int8)
     sizes = {0: torch.export.Dim("batch"), 2: torch.export.Dim("block_rows"), 3: torch.export.Dim("block_columns")}
@@ -108,15 +112,23 @@ def export_reconstructor(
     partial.replace(path)
 
 
+def _rounded(module: Served) -> Served:
+    module = copy.deepcopy(module)
+    for steps in (part for part in module.modules() if isinstance(part, Steps)):
+        for weights in (*steps.guide.parameters(), *steps.readers.parameters()):
+            if weights.numel() >= _HALVED_FROM:
+                weights.data = weights.half().float()
+    return module
+
+
 def _halve_carried(graph: onnx.GraphProto) -> None:
     casts = []
     for tensor in graph.initializer:
-        values = onnx.numpy_helper.to_array(tensor)
-        if not tensor.name.startswith(_CARRIED) or values.dtype != np.float32 or values.size < _HALVED_FROM:
-            continue
-        used_as, tensor_as = tensor.name, f"{tensor.name}.float16"
-        tensor.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float16), tensor_as))
-        casts.append(onnx.helper.make_node("Cast", [tensor_as], [used_as], to=onnx.TensorProto.FLOAT))
+        name, full = tensor.name, onnx.TensorProto.FLOAT
+        if name.startswith(_CARRIED) and tensor.data_type == full and math.prod(tensor.dims) >= _HALVED_FROM:
+            half, values = f"{name}.half", onnx.numpy_helper.to_array(tensor)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float16), half))
+            casts.append(onnx.helper.make_node("Cast", [half], [name], f"{name}.cast", to=full))
     nodes = [*casts, *graph.node]
     del graph.node[:]
     graph.node.extend(nodes)

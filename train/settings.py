@@ -396,7 +396,7 @@ def _checked(path: Path, spec: "Field[Any]", value: Any) -> Any:
             raise SettingsError(f"{path}: {spec.name} = {value!r}, expected a list of {each.__name__}")
         among = spec.metadata["among"]
         if among and (not value or not set(value) <= set(among)):
-            raise SettingsError(f"{path}: {spec.name} = {value!r}, expected a list of some of {', '.join(among)}")
+            raise SettingsError(f"{path}: {spec.name} = {value!r}, expected a list of {', '.join(map(repr, among))}")
         return tuple(value)
     if isinstance(spec.default, float) and type(value) is int:
         value = float(value)

@@ -10,8 +10,10 @@ from typer.testing import CliRunner
 
 from train.cli import app
 from train.devices import Device
+from train.settings import CSNetRun
 
 CPU = Device(torch.device("cpu"), False, "CPU")
+CSNET = CSNetRun(ratio=0.1, iterations=6, batch=10, start="principal", drops=(4,), learning_rate=1e-4)
 FILES = {
     "csnet-r10": """
         kind = "csnet"

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.train.schedules import CPU
+from tests.train.schedules import CPU, CSNET
 from train.data.small import SmallSet
 from train.evaluation.small import mean_psnr
 from train.loops.csnet import train
@@ -15,15 +15,13 @@ from train.loops.ensemble import LearningReaders, Needs
 from train.loops.price import FidelityWeight, landed
 from train.models import csnet_of, pictures_of
 from train.networks.classifiers.classifier import Classifier
-from train.settings import CSNetRun
 
 
 @pytest.fixture(scope="module")
 def csnet(data: SmallSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished CSNet's checkpoint."""
     torch.set_num_threads(1)
-    run = CSNetRun(ratio=0.1, iterations=6, batch=10, start="principal", drops=(4,), learning_rate=1e-4)
-    return train(run, data, CPU, tmp_path_factory.mktemp("csnet"), lambda row: None)
+    return train(CSNET, data, CPU, tmp_path_factory.mktemp("csnet"), lambda row: None)
 
 
 def test_the_weight_of_fidelity_follows_what_is_lost() -> None:

@@ -1,9 +1,11 @@
 """Finished models as the files that camera and server read."""
 
+import math
 import time
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -88,11 +90,11 @@ def test_steps_that_a_decoder_takes_run_in_its_engine(
     )
     plain = pictures_of(model_of(tmp_path / "csnet-r10" / "final.pt", CPU), sent, CPU)
     assert mean_psnr(expected, sent) < mean_psnr(plain, sent) - 0.2
-    written = {path.stem: path.stat().st_size for path in (tmp_path / "models").iterdir()}
-    weights = sum(w.numel() for w in model_of(tmp_path / "steps" / "final.pt", CPU).after.parameters())
-    assert weights * 2 < written["steps"] - written["csnet-r10"] < weights * 3, (
-        "carried readers' weights lie in 16 bits"
-    )
+    graph = onnx.load(tmp_path / "models" / "steps.onnx").graph
+    large = {tensor.name: tensor.data_type for tensor in graph.initializer if math.prod(tensor.dims) >= 1024}
+    halved = {name for name, kind in large.items() if kind == onnx.TensorProto.FLOAT16}
+    assert halved == {name for name in large if name.startswith(("reconstructor.after.guide", "reconstructor.after.r"))}
+    assert len(halved) > 20, "two readers of fourteen layers and one more"
 
 
 def test_export_refuses_what_no_camera_samples(done: tuple[Schedule, Path], tmp_path: Path) -> None:

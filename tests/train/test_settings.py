@@ -40,10 +40,10 @@ def test_keys_and_defaults(tmp_path: Path) -> None:
         ('kind = "plain"\nbatch = 2.5', r"batch = 2\.5, expected int"),
         ('kind = "plain"\nbatch = true', "batch = True, expected int"),
         ('kind = "veil"\nreaders = [1]', r"readers = \[1\], expected a list of str"),
-        ('kind = "steps"\nthrough = []', r"through = \[\], expected a list of some of as is, jpeg, blur, median"),
+        ('kind = "steps"\nthrough = []', r"through = \[\], expected a list of 'as is', 'jpeg', 'blur', 'median'"),
         (
             'kind = "steps"\nthrough = ["jpeg", "zoom"]',
-            r"through = \['jpeg', 'zoom'\], expected a list of some of as is",
+            r"through = \['jpeg', 'zoom'\], expected a list of 'as is'",
         ),
         ("kind = ", "not a run file"),
     ],

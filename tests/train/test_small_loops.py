@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.train.schedules import CPU
+from tests.train.schedules import CPU, CSNET
 from train import checkpoint
 from train.data.small import Pictures, SmallSet
 from train.devices import Device
@@ -31,7 +31,6 @@ from train.networks.ways import Median
 from train.settings import (
     AdversarialRun,
     ClassifierRun,
-    CSNetRun,
     EnsembleRun,
     GenerativeRun,
     RetrainedRun,
@@ -42,7 +41,7 @@ from train.settings import (
 )
 
 RUNS: dict[str, SmallRun] = {
-    "csnet": CSNetRun(ratio=0.1, iterations=6, batch=10, start="principal", drops=(4,), learning_rate=1e-4),
+    "csnet": CSNET,
     "reader": ClassifierRun(network="inception", iterations=40, warm_up=5, batch=50, learning_rate=0.05),
     "adversarial": AdversarialRun(
         extends="csnet", classifier="reader", iterations=6, batch=125, read_below=1.0, beta_later=0.1

@@ -390,7 +390,7 @@ def _targets(told: Told, _: str) -> list[str]:
     lines = _table(("what", "to reach", "ours", ""), rows)
     absent = dict.fromkeys(target.model for target in wanted if target.model not in measured)
     if absent:
-        lines += [""] * bool(lines) + [f"Not measured at every ratio: {'; '.join(absent)}."]
+        lines += [""] * bool(lines) + [f"Not measured, or not at every ratio: {'; '.join(absent)}."]
     return lines
 
 
