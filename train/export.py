@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +27,8 @@ from train.networks.csnet import CSNet, WireReconstruction
 from train.networks.quarter import WHITE, QuarterCSNet, Reconstructor
 from train.networks.steps import Steps
 from train.settings import KINDS, MODEL_KINDS, CSNetRun, PlainRun, Run, SmallRun, VeilRun
+
+log = logging.getLogger("veilcam.train")
 
 FORMAT_VERSION = "1"
 """Of the reconstructor file: what decoder.catalogue reads."""
@@ -75,6 +78,9 @@ def export_reconstructor(
             are taken, by one in the root mean square: a value that is rounded up here and down there turns a step.
     """
     module = _rounded(Served(reconstructor).eval())
+    takes_steps = any(isinstance(part, Steps) for part in module.modules())
+    if takes_steps:
+        log.info("%s: every layer of every step is written, which takes minutes", path)
     rows = reconstructor.initial.in_channels
     example = torch.zeros(2, rows, 3, 5, dtype=torch.int8)
     sizes = {0: torch.export.Dim("batch"), 2: torch.export.Dim("block_rows"), 3: torch.export.Dim("block_columns")}
@@ -105,7 +111,7 @@ def export_reconstructor(
     partial = path.with_suffix(".partial")
     onnx.save(model, partial)
     try:
-        _check(module, partial, rows)
+        _check(module, partial, rows, takes_steps)
     except BaseException:
         partial.unlink()
         raise
@@ -134,11 +140,10 @@ def _halve_carried(graph: onnx.GraphProto) -> None:
     graph.node.extend(nodes)
 
 
-def _check(module: nn.Module, path: Path, rows: int) -> None:
+def _check(module: nn.Module, path: Path, rows: int, takes_steps: bool) -> None:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    takes_steps = any(isinstance(part, Steps) for part in module.modules())
     generator = torch.Generator().manual_seed(0)
     for shape in ((1, rows, 4, 4), (3, rows, 2, 7)):
         noise = torch.randn(shape, generator=generator) * torch.linspace(60, 1, rows).reshape(1, rows, 1, 1)
