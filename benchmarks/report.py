@@ -218,7 +218,7 @@ def latency_table(result: dict[str, Any]) -> list[str]:
 
 def engine_tables(result: dict[str, Any]) -> list[str]:
     """Milliseconds of each engine on each reconstructor, and of one reconstructor beside another."""
-    lines = ["## Engines", ""]
+    lines = [f"## Engines: {', '.join(result['reconstructors'])}", ""]
     lines += [
         f"Median milliseconds for a picture, and in brackets how many times faster than {REFERENCE} in the same round; "
         f"{result['rounds']} rounds, {result['threads']} threads. {_measured_on(result)}",
@@ -238,8 +238,8 @@ def engine_tables(result: dict[str, Any]) -> list[str]:
 
 def _against_csnet(result: dict[str, Any]) -> list[str]:
     """What the paper's CSNet costs on the same engines in the same run, and what each gives on Set11."""
-    theirs = result["reconstructors"].get(CSNET)
-    if theirs is None:
+    theirs, ours_there = result["reconstructors"].get(CSNET), set(OURS) & result["reconstructors"].keys()
+    if theirs is None or not ours_there:
         return []
     given = {row["name"]: row["psnr"] for row in results("quality") if Path(row["folder"]).name == "set11"}
     sizes = list(theirs[REFERENCE]["sizes"])

@@ -1,5 +1,6 @@
 """Finished models as the files that camera and server read."""
 
+import json
 import math
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from decoder.catalogue import load_catalogue
+from decoder.model import read_model
 from encoder.packing import Packer
 from encoder.sampling import Operator
 from tests.conftest import StartService, frame_of, hello_of
@@ -25,6 +27,8 @@ from train.loops.small import LOOPS
 from train.models import model_of, pictures_of
 from train.reproduce import Schedule
 from train.settings import ClassifierRun, RetrainedRun, StepsRun
+
+ROOT = Path(__file__).parent.parent.parent
 
 
 def test_pictures_streamed_through_the_exported_models_are_those_of_the_evaluator(
@@ -95,6 +99,27 @@ def test_steps_that_a_decoder_takes_run_in_its_engine(
     halved = {name for name, kind in large.items() if kind == onnx.TensorProto.FLOAT16}
     assert halved == {name for name in large if name.startswith(("reconstructor.after.guide", "reconstructor.after.r"))}
     assert len(halved) > 20, "two readers of fourteen layers and one more"
+
+
+@pytest.mark.parametrize("ratio", ["r10", "r20", "r30"])
+def test_the_papers_files_that_ship_are_those_that_its_report_tells_of(ratio: str, data: SmallSet) -> None:
+    """One operator serves them, their measurements are the page's, and the veil is seen in what they show."""
+    told = json.loads((ROOT / "docs" / "paper.json").read_text())["schedules"]["short"]["models"]
+    shipped = ROOT / "train" / "weights" / "paper"
+    operator = Operator.load(shipped / f"cifar10-{ratio}.npz")
+    sent = data.test.x[0, 0].numpy()
+    sampled = operator.quantise(operator.sample(sent, operator.rows), (1, 1))[None]
+    shown = {}
+    for name in ("csnet", "adv-csnet-e", "adv-csnet-s"):
+        model = read_model(shipped / f"{name}-{ratio}.onnx")
+        assert model.told["operator_id"] == operator.id
+        measured = json.loads(model.told["measured"])
+        for number in ("psnr", "recognition"):
+            assert measured[number] == told[f"{name}-{ratio}"][number], name
+        session = onnxruntime.InferenceSession(model.content, providers=["CPUExecutionProvider"])
+        (shown[name],) = session.run(None, {"measurements": sampled})[0].astype(np.float64)
+    for veiled in ("adv-csnet-e", "adv-csnet-s"):
+        assert 0.1 < np.abs(shown[veiled] - shown["csnet"]).mean() < 10, veiled
 
 
 def test_export_refuses_what_no_camera_samples(done: tuple[Schedule, Path], tmp_path: Path) -> None:
