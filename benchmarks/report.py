@@ -238,15 +238,16 @@ def engine_tables(result: dict[str, Any]) -> list[str]:
 
 def _against_csnet(result: dict[str, Any]) -> list[str]:
     """What the paper's CSNet costs on the same engines in the same run, and what each gives on Set11."""
-    theirs, ours_there = result["reconstructors"].get(CSNET), set(OURS) & result["reconstructors"].keys()
-    if theirs is None or not ours_there:
+    theirs = result["reconstructors"].get(CSNET)
+    measured = {name: result["reconstructors"][name] for name in OURS if name in result["reconstructors"]}
+    if theirs is None or not measured:
         return []
     given = {row["name"]: row["psnr"] for row in results("quality") if Path(row["folder"]).name == "set11"}
     sizes = list(theirs[REFERENCE]["sizes"])
     lines = [f"| times faster than {CSNET}, {given[CSNET]:.2f} dB on Set11 | " + " | ".join(sizes) + " |"]
     lines += ["|---|" + "--:|" * len(sizes)]
-    for name in OURS:
-        for engine, row in result["reconstructors"].get(name, {}).items():
+    for name, engines in measured.items():
+        for engine, row in engines.items():
             ours, other = (each.get("sizes") for each in (row, theirs[engine]))
             if ours and other:
                 cells = [f"{other[size]['median_ms'] / ours[size]['median_ms']:.1f}" for size in sizes]

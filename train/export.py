@@ -3,9 +3,8 @@
 import copy
 import json
 import logging
-import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +76,14 @@ def export_reconstructor(
         ExportError: onnxruntime's pictures differ from torch's by more than one grey level anywhere; or, where steps
             are taken, by one in the root mean square: a value that is rounded up here and down there turns a step.
     """
-    module = _rounded(Served(reconstructor).eval())
+    module = copy.deepcopy(Served(reconstructor)).eval()
+    carried = {
+        name: weights
+        for name, weights in module.named_parameters()
+        if name.startswith(_CARRIED) and weights.numel() >= _HALVED_FROM
+    }
+    for weights in carried.values():
+        weights.data = weights.half().float()
     takes_steps = any(isinstance(part, Steps) for part in module.modules())
     if takes_steps:
         log.info("%s: every layer of every step is written, which takes minutes", path)
@@ -106,7 +112,7 @@ def export_reconstructor(
     onnx.helper.set_model_props(
         model, {f"veilcam.{key}": value if isinstance(value, str) else json.dumps(value) for key, value in told.items()}
     )
-    _halve_carried(model.graph)
+    _halve(model.graph, carried)
     onnx.checker.check_model(model)
     partial = path.with_suffix(".partial")
     onnx.save(model, partial)
@@ -118,23 +124,14 @@ def export_reconstructor(
     partial.replace(path)
 
 
-def _rounded(module: Served) -> Served:
-    module = copy.deepcopy(module)
-    for steps in (part for part in module.modules() if isinstance(part, Steps)):
-        for weights in (*steps.guide.parameters(), *steps.readers.parameters()):
-            if weights.numel() >= _HALVED_FROM:
-                weights.data = weights.half().float()
-    return module
-
-
-def _halve_carried(graph: onnx.GraphProto) -> None:
+def _halve(graph: onnx.GraphProto, names: Container[str]) -> None:
+    """Keep weights of these names in float16."""
     casts = []
     for tensor in graph.initializer:
-        name, full = tensor.name, onnx.TensorProto.FLOAT
-        if name.startswith(_CARRIED) and tensor.data_type == full and math.prod(tensor.dims) >= _HALVED_FROM:
-            half, values = f"{name}.half", onnx.numpy_helper.to_array(tensor)
+        if tensor.name in names:
+            name, half, values = tensor.name, f"{tensor.name}.half", onnx.numpy_helper.to_array(tensor)
             tensor.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float16), half))
-            casts.append(onnx.helper.make_node("Cast", [half], [name], f"{name}.cast", to=full))
+            casts.append(onnx.helper.make_node("Cast", [half], [name], f"{name}.cast", to=onnx.TensorProto.FLOAT))
     nodes = [*casts, *graph.node]
     del graph.node[:]
     graph.node.extend(nodes)
