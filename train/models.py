@@ -23,7 +23,7 @@ from train.settings import MODEL_KINDS, ClassifierRun, CSNetRun, RetrainedRun, S
 
 log = logging.getLogger("veilcam.train")
 
-_BATCH = {"cpu": 100, "cuda": 2000}
+_BATCH = {"cpu": 100, "cuda": 1000}
 """Pictures that are looked at together when measuring, by kind of device; of a CPU as many as its caches like."""
 
 

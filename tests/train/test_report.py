@@ -216,7 +216,8 @@ def test_recognition_is_drawn_against_fidelity_for_every_model(tmp_path: Path) -
 def test_the_ablation_tells_what_each_run_changed_and_what_that_gave() -> None:
     paper = told()
     assert ablation(paper, "short") == []
-    settings = {"data": "cifar10", "extends": "csnet-r10", "iterations": 800, "batch": 125, "surrogates": ["a", "b"]}
+    settings = {"kind": "ensemble", "data": "cifar10", "extends": "csnet-r10", "iterations": 800, "batch": 125}
+    settings |= {"surrogates": ["a", "b"]}
     base = paper["models"]["adv-csnet-e-r10"] | {"run": settings}
     fewer = {**base, "run": {**settings, "surrogates": ["a"], "likeness": 0.0}}
     paper["models"] |= {"ablation-fewer-r10": fewer, "ablation-base-r10": base}
@@ -226,3 +227,10 @@ def test_the_ablation_tells_what_each_run_changed_and_what_that_gave() -> None:
     assert "| surrogates = a, likeness = 0.0 | 1.00 | 10.00 |" in second
     assert last == "800 iterations of 125 pictures each, r = 0.1."
     assert not any("ablation" in line for line in doubts(paper))
+    stepping = {**base, "run": {**settings, "kind": "steps", "steps": 6}}
+    once = {**base, "run": {**stepping["run"], "steps": 1}}
+    paper["models"] |= {"adv-csnet-s-r10": stepping, "ablation-s-once-r10": once}
+    _, _, first, second, *_ = ablation(paper, "short", "adv-csnet-s-r10")
+    assert "short/adv-csnet-s-r10.toml) | nothing | 1.00 |" in first
+    assert "short/ablation-s-once-r10.toml) | steps = 1 | 1.00 |" in second
+    assert len(ablation(paper, "short")) == len([head, _, first, second, "", last])

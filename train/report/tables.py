@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import mean
 from typing import Any
 
@@ -25,7 +26,7 @@ _DASH = "–"
 _PURIFIED = ("adv-csnet-e", "adv-csnet-s", "adv-csnet-s-known")
 """Those of ours that were made through purifiers, and so are to hold through them."""
 _OURS = ("adv-csnet-e", "adv-csnet-e-as-is", "adv-csnet-s", "adv-csnet-s-known")
-_ABLATION, _ABLATED = "ablation-", "ablation-base-r10"
+_ABLATION, _ABLATED_E, _ABLATED_S = "ablation-", "ablation-base-r10", "adv-csnet-s-r10"
 
 
 def render(paper: Told) -> str:
@@ -178,15 +179,19 @@ def _judges(told: Told, _: str) -> list[str]:
     return _table(("model", *readers, "mean"), rows) if readers else []
 
 
-def ablation(told: Told, name: str) -> list[str]:
-    """Which part of Adv-CSNet-E gives what: its parts changed one at a time, in shorter runs."""
-    base = told["models"].get(_ABLATED)
-    runs = [run for run in told["models"] if run.startswith(_ABLATION) and run != _ABLATED]
-    if base is None or not runs:
+def ablation(told: Told, name: str, of: str = _ABLATED_E) -> list[str]:
+    """Which part of a model gives what: its parts changed one at a time, in runs of its kind."""
+    base = told["models"].get(of)
+    if base is None:
+        return []
+    kind = base["run"]["kind"]
+    runs = [run for run, model in told["models"].items() if run.startswith(_ABLATION) and model["run"]["kind"] == kind]
+    runs = [run for run in runs if run != of]
+    if not runs:
         return []
     readers = _present(told, (*PAPER, *JUDGES))
     rows = []
-    for run in (_ABLATED, *runs):
+    for run in (of, *runs):
         model = told["models"][run]
         changes = [f"{key} = {_setting(value)}" for key, value in model["run"].items() if value != base["run"].get(key)]
         cost = lost(told, run.removesuffix("-r10"), (10,))
@@ -440,6 +445,7 @@ _PARTS: Sequence[tuple[str, Callable[[Told, str], list[str]]]] = (
     ("PSNR lost against the CSNet of the same ratio, %", _cost),
     ("Judges that no model was trained against (T1), %", _judges),
     ("Adv-CSNet-E with one of its parts changed, recognition in %", ablation),
+    ("Adv-CSNet-S with one of its parts changed, recognition in %", partial(ablation, of=_ABLATED_S)),
     ("Controls at equal PSNR: mean recognition of VGG-16, ResNet-110 and the judges, %", _controls),
     ("Purified on the way to the reader (T2), %", _purified),
     ("Readers retrained on a model's labelled pictures (T4), %", _retrained),
