@@ -17,9 +17,9 @@ from train.data.small import Pictures, cropped, padded
 from train.devices import Device
 from train.networks.classifiers import CLASSIFIERS
 from train.networks.classifiers.classifier import Classifier
-from train.networks.csnet import CSNet
+from train.networks.csnet import CSNet, Refinement
 from train.networks.steps import Steps
-from train.settings import MODEL_KINDS, ClassifierRun, CSNetRun, RetrainedRun, StepsRun
+from train.settings import MODEL_KINDS, ClassifierRun, CSNetRun, RefinedRun, RetrainedRun, StepsRun
 
 log = logging.getLogger("veilcam.train")
 
@@ -58,6 +58,11 @@ def reader_of(path: Path, device: Device) -> tuple[Classifier, dict[str, Any]]:
 def csnet_of(path: Path, device: Device) -> CSNet:
     """The S and G of a finished CSNet, of equation (5) alone."""
     return _model(path, device, (CSNetRun.kind,))
+
+
+def refined_of(path: Path, device: Device) -> CSNet:
+    """A finished CSNet with its refinement."""
+    return _model(path, device, (RefinedRun.kind,))
 
 
 def model_of(path: Path, device: Device) -> CSNet:
@@ -153,6 +158,8 @@ def _model(path: Path, device: Device, kinds: tuple[str, ...]) -> CSNet:
     weights = state["net"]
     try:
         net = CSNet(len(weights["sampling.weight"]))
+        if "refinement.rows" in weights:
+            net.refinement = Refinement(weights["refinement.rows"])
         if state["run"]["kind"] == StepsRun.kind:
             guide, *readers = (CLASSIFIERS[network]() for network in (state["guide"], *state["networks"]))
             run = asdict(StepsRun()) | state["run"]

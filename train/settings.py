@@ -147,6 +147,22 @@ class CSNetRun(SteppedRun):
 
 
 @dataclass(frozen=True)
+class RefinedRun(SmallRun):
+    """A CSNet as it is, whose pictures are refined (``train.networks.csnet.Refinement``) by mean squared error (5)."""
+
+    kind: ClassVar[str] = "refined"
+    gives_pictures: ClassVar[bool] = True
+    extends: str = ""
+    """The finished CSNet."""
+    batch: int = bounded(125, 2, 4096)
+    warm_up: int = bounded(50, 0, 100_000)
+
+    @property
+    def needs(self) -> tuple[tuple[str, str], ...]:
+        return ((self.extends, CSNetRun.kind),)
+
+
+@dataclass(frozen=True)
 class AdversarialRun(SteppedRun):
     """Adv-CSNet-C: the G of a CSNet against one frozen classifier, (4) and (6)."""
 
@@ -274,14 +290,16 @@ class StepsRun(SurrogatesRun):
 
     kind: ClassVar[str] = "steps"
     gives_pictures: ClassVar[bool] = True
+    refined: str = ""
+    """The finished refined run of that CSNet whose pictures the steps start from; if none is named, the CSNet's own."""
     guide: str = ""
-    """The finished retrained run, of pictures of that CSNet, that says what a picture may be; it is carried too."""
+    """The finished retrained run, of the pictures that steps start from, that says what one may be; carried too."""
     steps: int = bounded(6, 1, 64)
     through: tuple[str, ...] = several(str, "as is", "jpeg", "blur", "median", "jpeg", among=WAYS)
     """What the surrogates look through, in turn from step to step (``train.networks.steps.WAYS``); JPEG twice, as it
     takes away most."""
     psnr_lost: float = bounded(0.0095, 1e-4, 0.5)
-    """Share of the CSNet's PSNR that the steps may cost together, which says how far they go."""
+    """Share of the CSNet's PSNR that may be lost in the end, which says how far the steps go."""
     iterations: int = bounded(40, 1, 10_000_000)
     """Batches of training pictures that the size is found on."""
     batch: int = bounded(50, 2, 4096)
@@ -290,7 +308,8 @@ class StepsRun(SurrogatesRun):
 
     @property
     def needs(self) -> tuple[tuple[str, str], ...]:
-        return *super().needs, (self.guide, RetrainedRun.kind)
+        refined = ((self.refined, RefinedRun.kind),) if self.refined else ()
+        return *super().needs, *refined, (self.guide, RetrainedRun.kind)
 
 
 @dataclass(frozen=True)
@@ -341,6 +360,7 @@ KINDS: dict[str, type[Run]] = {
         VeilRun,
         ClassifierRun,
         CSNetRun,
+        RefinedRun,
         AdversarialRun,
         GenerativeRun,
         EnsembleRun,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from train.data.small import open_set
 from train.devices import find_device
-from train.loops import adversarial, classifier, csnet, ensemble, generative, retrained, steps
+from train.loops import adversarial, classifier, csnet, ensemble, generative, refined, retrained, steps
 from train.loops.schedule import Report
 from train.settings import (
     AdversarialRun,
@@ -14,6 +14,7 @@ from train.settings import (
     CSNetRun,
     EnsembleRun,
     GenerativeRun,
+    RefinedRun,
     RetrainedRun,
     Run,
     SmallRun,
@@ -25,6 +26,7 @@ log = logging.getLogger("veilcam.train")
 LOOPS: Mapping[type[Run], Callable[..., Path]] = {
     ClassifierRun: classifier.train,
     CSNetRun: csnet.train,
+    RefinedRun: refined.train,
     AdversarialRun: adversarial.train,
     GenerativeRun: generative.train,
     EnsembleRun: ensemble.train,

@@ -8,7 +8,7 @@ import torch
 from train.data.small import SIDE, Batches, SmallSet, cropped, padded
 from train.devices import Device
 from train.loops.schedule import Report, Training
-from train.models import classifier_of, csnet_of, retrained_of
+from train.models import classifier_of, csnet_of, refined_of, retrained_of
 from train.networks.classifiers.classifier import Classifier
 from train.networks.classifiers.reversible import reversible
 from train.networks.steps import Steps
@@ -31,11 +31,15 @@ def train(run: StepsRun, data: SmallSet, device: Device, out: Path, report: Repo
         raise SettingsError("surrogates: none, expected at least one finished classifier run")
     torch.manual_seed(run.seed)
     generator = torch.Generator().manual_seed(run.seed)
-    net = csnet_of(out.parent / run.extends / "final.pt", device)
+    base = csnet_of(out.parent / run.extends / "final.pt", device)
+    net = refined_of(out.parent / run.refined / "final.pt", device) if run.refined else base
+    if not torch.equal(net.sampling.weight, base.sampling.weight):
+        raise SettingsError(f"refined: {run.refined} isn't of {run.extends}")
     carried = [classifier_of(out.parent / name / "final.pt", device) for name in run.surrogates]
     guide, guided = retrained_of(out.parent / run.guide / "final.pt", device)
-    if guided["run"]["model"] != run.extends:
-        problem = f"{run.guide} learned from pictures of {guided['run']['model']}, expected {run.extends}"
+    start = run.refined or run.extends
+    if guided["run"]["model"] != start:
+        problem = f"{run.guide} learned from pictures of {guided['run']['model']}, expected {start}"
         raise SettingsError(f"guide: {problem}")
     _check_carried("guide", run.guide, guide, device)
     for name, (reader, _) in zip(run.surrogates, carried, strict=True):
@@ -46,12 +50,16 @@ def train(run: StepsRun, data: SmallSet, device: Device, out: Path, report: Repo
     with Training(run, {"steps": Size(steps)}, generator, out, report, device) as training:
         while training.running:
             picture, _ = batches.at(training.iteration)
-            plain = net(padded(picture).contiguous(memory_format=torch.channels_last))
+            whole = padded(picture).contiguous(memory_format=torch.channels_last)
+            plain = net(whole)
             moved = steps(plain)
-            before = psnr(cropped(plain, picture), picture).mean()
-            lost = 1 - psnr(cropped(moved, picture), picture).mean() / before
+            before, after = (psnr(cropped(each, picture), picture).mean() for each in (plain, moved))
+            theirs = psnr(cropped(base(whole), picture), picture).mean() if run.refined else before
+            # What was won before the steps may be spent on them too.
+            spendable = run.psnr_lost + (before - theirs) / theirs
+            lost, spent = 1 - after / theirs, (before - after) / theirs
             rate = run.learning_rate / (training.iteration + 1)
-            wanted = 0.5 * torch.log(run.psnr_lost / lost.clamp_min(_LEAST_LOST))
+            wanted = 0.5 * torch.log(spendable / spent.clamp_min(_LEAST_LOST))
             steps.size.mul_(torch.exp(rate * wanted.clamp(-_MOVES_AT_MOST, _MOVES_AT_MOST)))
             training.advance({"psnr_lost": lost, "size": steps.size}, rate)
     net.after = steps

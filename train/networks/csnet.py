@@ -3,9 +3,11 @@
     x ─▶ S: 32×32, stride 32 ─▶ s ─▶ 1×1 → B² ─▶ shuffle B ─┬──────────────────────────────────▶ + ─▶ x'
                                                             └─▶ 3×3 → 64 ─▶ 3×3 … ─▶ 3×3 → 1 ─▶ ┘
 
-About 110 thousand multiplications a pixel; ``train.networks.quarter`` is the one for cameras.
+About 110 thousand multiplications a pixel; ``train.networks.quarter`` is the one for cameras. Beyond the paper its
+pictures can be refined: made to agree with what was measured, corrected by more layers, and made to agree again.
 """
 
+import copy
 import math
 from typing import cast
 
@@ -43,12 +45,67 @@ class Reconstruction(nn.Module):
         return initial + cast(Tensor, self.deep(initial))
 
 
+class Refinement(nn.Module):
+    """Pictures of G, and what was measured → better pictures, of which S would measure just that.
+
+    What S measures of a picture is its part in the span of Φ's rows. There a reconstruction can be right to the last
+    bit, so that the layers need to correct only the rest (Sun et al. 2020, deep measurement consistency; Mousavi et
+    al. 2017, the projection).
+
+    Args:
+        rows: an orthonormal basis of that span, (m, B²).
+        block: B.
+        channels: at half the height and width, where the layers are.
+        blocks: of two layers and a shortcut.
+    """
+
+    rows: Tensor
+
+    def __init__(self, rows: Tensor, block: int = BLOCK, channels: int = 96, blocks: int = 4) -> None:
+        super().__init__()
+        self.block = block
+        self.register_buffer("rows", rows.float().reshape(-1, 1, block, block))
+        self.deep = nn.Sequential(
+            nn.PixelUnshuffle(2),
+            nn.Conv2d(4, channels, 3, padding=1),
+            *(_Residual(channels) for _ in range(blocks)),
+            nn.Conv2d(channels, 4, 3, padding=1),
+            nn.PixelShuffle(2),
+        )
+
+    def measured_of(self, pictures: Tensor) -> Tensor:
+        """Coordinates of pictures (N, 1, H, W) by the basis: (N, m, H/B, W/B)."""
+        return functional.conv2d(pictures, self.rows, stride=self.block)
+
+    def agreeing(self, pictures: Tensor, measured: Tensor) -> Tensor:
+        """The nearest pictures that have given coordinates."""
+        missing = measured - self.measured_of(pictures)
+        return pictures + functional.conv_transpose2d(missing, self.rows, stride=self.block)
+
+    def forward(self, pictures: Tensor, measured: Tensor) -> Tensor:
+        pictures = self.agreeing(pictures, measured)
+        return self.agreeing(pictures + cast(Tensor, self.deep(pictures)), measured)
+
+
+class _Residual(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels, channels, 3, padding=1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + cast(Tensor, self.layers(x))
+
+
 class WireReconstruction(nn.Module):
     """The same G for measurements as they come off the wire: levels (N, m, H/B, W/B) of a quantiser → pictures.
 
     A camera samples ``y = P (255·x − 128)`` with rows P of unit length, most energetic first, and sends ``y / step``.
     P spans what S spans, so that G needs another first layer and nothing else: with Φ = A·P,
-    ``Φ x = A (y + 128·P·1) / 255``.
+    ``Φ x = A (y + 128·P·1) / 255``. A refinement measures by P itself.
 
     Args:
         net: a trained S and G.
@@ -57,6 +114,9 @@ class WireReconstruction(nn.Module):
     """
 
     steps: Tensor
+    mid_grey: Tensor
+    """What P measures of it."""
+    refinement: Refinement | None
 
     def __init__(self, net: "CSNet", rows: Tensor, steps: Tensor) -> None:
         super().__init__()
@@ -65,7 +125,11 @@ class WireReconstruction(nn.Module):
         phi = net.sampling.weight.detach().double().reshape(-1, area)
         weight = net.reconstruction.initial.weight.detach().double().reshape(area, -1) @ (phi @ rows.T)
         self.initial = nn.Conv2d(len(rows), area, 1)
-        self.deep, self.after = net.reconstruction.deep, net.after
+        self.deep, self.refinement, self.after = net.reconstruction.deep, None, net.after
+        if net.refinement is not None:
+            self.refinement = copy.deepcopy(net.refinement)
+            self.refinement.rows.copy_(rows.reshape_as(self.refinement.rows))
+        self.register_buffer("mid_grey", (MID_GREY * rows.sum(1)).float().reshape(1, -1, 1, 1))
         self.register_buffer("steps", steps.reshape(1, -1, 1, 1))
         with torch.no_grad():
             self.initial.weight.copy_((weight / WHITE).reshape(area, -1, 1, 1))
@@ -74,20 +138,28 @@ class WireReconstruction(nn.Module):
             self.initial.bias.copy_(bias)
 
     def forward(self, levels: Tensor) -> Tensor:
-        initial = functional.pixel_shuffle(self.initial(levels * self.steps), self.block)
-        return cast(Tensor, self.after(initial + self.deep(initial)))
+        levels = levels * self.steps
+        initial = functional.pixel_shuffle(self.initial(levels), self.block)
+        pictures = initial + self.deep(initial)
+        if self.refinement is not None:
+            pictures = self.refinement(pictures, (levels + self.mid_grey) / WHITE)
+        return cast(Tensor, self.after(pictures))
 
 
 class CSNet(nn.Module):
     """S and G: pictures (N, 1, H, W) in [0, 1], H and W multiples of B → reconstructions of the same shape.
 
-    ``after`` is what a decoder does to G's pictures: nothing, or ``train.networks.steps.Steps``.
+    ``after`` is what a decoder does to G's pictures: nothing, or ``train.networks.steps.Steps``. Before that they may
+    be refined. What was measured, by the refinement's basis, is then what it measures of the picture itself.
     """
+
+    refinement: Refinement | None
 
     def __init__(self, rows: int, block: int = BLOCK, channels: int = CHANNELS) -> None:
         super().__init__()
         self.sampling = nn.Conv2d(1, rows, block, block, bias=False)
         self.reconstruction = Reconstruction(rows, block, channels)
+        self.refinement = None
         self.after: nn.Module = nn.Identity()
 
     def span(self) -> Tensor:
@@ -103,4 +175,7 @@ class CSNet(nn.Module):
         self.reconstruction.initial.weight.copy_(phi.T.reshape(area, rows, 1, 1))
 
     def forward(self, pictures: Tensor) -> Tensor:
-        return cast(Tensor, self.after(self.reconstruction(self.sampling(pictures))))
+        made: Tensor = self.reconstruction(self.sampling(pictures))
+        if self.refinement is not None:
+            made = self.refinement(made, self.refinement.measured_of(pictures))
+        return cast(Tensor, self.after(made))
