@@ -285,7 +285,7 @@ class StepsRun(SurrogatesRun):
     """Adv-CSNet-S: a CSNet as it is, and steps of its decoder along gradients of the surrogates, which it carries.
 
     Of these and of the guide the way back must be written (``train.networks.classifiers.reversible``): convmixer,
-    convnet8, inception, resnet14, resnet110 and vgg16.
+    convmixer_ln, convnet8, inception, resnet14, resnet110 and vgg16.
     """
 
     kind: ClassVar[str] = "steps"

@@ -11,7 +11,7 @@ from train import purifiers
 from train.networks.classifiers import CLASSIFIERS, JUDGES, PAPER, SURROGATES
 from train.networks.classifiers.classifier import Classifier
 from train.networks.classifiers.reversible import reversible
-from train.networks.csnet import CSNet, WireReconstruction, floor_rows
+from train.networks.csnet import CSNet, Refinement, WireReconstruction, floor_rows
 from train.networks.discriminator import Discriminator
 from train.networks.steps import WAYS, Steps
 from train.networks.ways import Blur, Jpeg, Median, Way
@@ -69,9 +69,30 @@ def test_what_a_camera_samples_gives_the_pictures_of_the_csnet() -> None:
     measurements = torch.nn.functional.conv2d(pictures - 128, rows.float().reshape(20, 1, 8, 8), stride=8)
     served = WireReconstruction(net, rows, steps)(measurements / 0.5)
     assert torch.allclose(served, net(pictures / 255), atol=1e-5)
+    turned = torch.linalg.qr(torch.randn(20, 20, dtype=torch.float64)).Q @ rows
+    net.refinement = Refinement(turned, block=8, channels=8, blocks=1)
+    refined = WireReconstruction(net, rows, steps)(measurements / 0.5)
+    assert torch.allclose(refined, net(pictures / 255), atol=1e-5), "whatever the basis"
+    assert not torch.allclose(refined, served, atol=1e-2)
 
 
-@pytest.mark.parametrize("name", ["convnet8", "resnet14", "inception", "convmixer", "vgg16", "resnet110"])
+@torch.no_grad()
+def test_what_is_measured_of_a_refined_picture_is_what_was_measured() -> None:
+    torch.manual_seed(0)
+    net = CSNet(20, block=8, channels=8)
+    pictures = torch.rand(4, 1, 16, 24)
+    plain = net(pictures)
+    net.refinement = Refinement(net.span(), block=8, channels=8, blocks=1)
+    refined, nearest = net(pictures), net.refinement.agreeing(plain, net.refinement.measured_of(pictures))
+    for made in (refined, nearest):
+        assert torch.allclose(net.sampling(made), net.sampling(pictures), atol=1e-5)
+    assert (nearest - pictures).square().sum() < (plain - pictures).square().sum(), "nearer to any picture so measured"
+    assert not torch.allclose(refined, nearest, atol=1e-3), "what wasn't measured is corrected"
+
+
+@pytest.mark.parametrize(
+    "name", ["convnet8", "resnet14", "inception", "convmixer", "convmixer_ln", "vgg16", "resnet110"]
+)
 def test_the_way_back_that_is_written_out_is_the_gradient(name: str) -> None:
     torch.manual_seed(0)
     net = CLASSIFIERS[name]()

@@ -30,7 +30,7 @@ def train(run: RefinedRun, data: SmallSet, device: Device, out: Path, report: Re
     with Training(run, parts, generator, out, report, device) as training:
         while training.running:
             picture, _ = batches.at(training.iteration)
-            picture = moved(picture, generator, mirror=run.data == "cifar10")
+            picture = moved(picture, generator, mirror=run.data == "cifar10", by=0)
             whole = padded(picture).contiguous(memory_format=torch.channels_last)
             with torch.no_grad():
                 with device.precision():

@@ -7,7 +7,7 @@ from train.networks.classifiers.convnext import convnext
 from train.networks.classifiers.densenet import densenet
 from train.networks.classifiers.mobilenet import mobilenet_v2
 from train.networks.classifiers.resnet import resnet14, resnet110
-from train.networks.classifiers.surrogates import convmixer, convnet8, inception, mixer
+from train.networks.classifiers.surrogates import convmixer, convmixer_ln, convnet8, inception, mixer
 from train.networks.classifiers.vgg import vgg16
 from train.networks.classifiers.vit import vit
 
@@ -18,6 +18,7 @@ SURROGATES: Mapping[str, Callable[[], Classifier]] = {
     "inception": inception,
     "mixer": mixer,
     "convmixer": convmixer,
+    "convmixer_ln": convmixer_ln,
 }
 JUDGES: Mapping[str, Callable[[], Classifier]] = {
     "mobilenet_v2": mobilenet_v2,

@@ -70,6 +70,27 @@ class Pooled(nn.Module):
         return self(features), pullback
 
 
+class ChannelNorm(nn.LayerNorm):
+    """Layer normalisation over channels of (N, C, H, W), each place by itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    def reversible(self, x: Tensor) -> tuple[Tensor, Pullback]:
+        """As ``train.networks.classifiers.reversible.Reversible`` has it."""
+        weight, bias = (each.reshape(1, -1, 1, 1) for each in (self.weight, self.bias))
+        centred = x - x.mean(1, keepdim=True)
+        deviation = torch.sqrt(centred.square().mean(1, keepdim=True) + self.eps)
+        normed = centred / deviation
+
+        def pullback(gradient: Tensor) -> Tensor:
+            gradient = gradient * weight
+            along = (gradient * normed).mean(1, keepdim=True)
+            return (gradient - gradient.mean(1, keepdim=True) - normed * along) / deviation
+
+        return normed * weight + bias, pullback
+
+
 class NormedHead(nn.Module):
     """Mean over places, layer normalisation, one linear layer: the head of classifiers without batch normalisation.
 

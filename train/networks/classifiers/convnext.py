@@ -5,16 +5,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from train.networks.classifiers.classifier import Classifier, NormedHead
+from train.networks.classifiers.classifier import ChannelNorm, Classifier, NormedHead
 
 _WIDTHS, _DEPTHS = (48, 96, 192), (2, 3, 2)
-
-
-class _ChannelNorm(nn.LayerNorm):
-    """Layer normalisation over channels of (N, C, H, W)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class _Block(nn.Module):
@@ -35,7 +28,7 @@ def convnext() -> Classifier:
     stages, before = [], 1
     for width, depth in zip(_WIDTHS, _DEPTHS, strict=True):
         halve = nn.Conv2d(before, width, 2, 2)
-        down = [halve, _ChannelNorm(width)] if before == 1 else [_ChannelNorm(before), halve]
+        down = [halve, ChannelNorm(width)] if before == 1 else [ChannelNorm(before), halve]
         stages.append(nn.Sequential(*down, *(_Block(width) for _ in range(depth))))
         before = width
     return Classifier(nn.Sequential(*stages[:2]), nn.Sequential(stages[2], NormedHead(before, (2, 3))))

@@ -1,11 +1,12 @@
 """Small classifiers of further families, quick to train: what a veil learns against when the paper's two are judges."""
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from train.networks.classifiers.classifier import Classifier, NormedHead, Patches, Pooled, conv_bn_relu
+from train.networks.classifiers.classifier import ChannelNorm, Classifier, NormedHead, Patches, Pooled, conv_bn_relu
 from train.networks.classifiers.reversible import Pullback, reversible
 
 
@@ -79,12 +80,10 @@ def mixer() -> Classifier:
 class _Spread(nn.Module):
     """A 5×5 layer within each channel beside a shortcut, then a 1×1 layer across channels."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, norm: Callable[[int], nn.Module]) -> None:
         super().__init__()
-        self.within = nn.Sequential(
-            nn.Conv2d(width, width, 5, padding=2, groups=width), nn.GELU(), nn.BatchNorm2d(width)
-        )
-        self.across = nn.Sequential(nn.Conv2d(width, width, 1), nn.GELU(), nn.BatchNorm2d(width))
+        self.within = nn.Sequential(nn.Conv2d(width, width, 5, padding=2, groups=width), nn.GELU(), norm(width))
+        self.across = nn.Sequential(nn.Conv2d(width, width, 1), nn.GELU(), norm(width))
 
     def forward(self, x: Tensor) -> Tensor:
         return cast(Tensor, self.across(x + self.within(x)))
@@ -101,9 +100,18 @@ class _Spread(nn.Module):
         return out, pullback
 
 
+def _convmixer(norm: Callable[[int], nn.Module]) -> Classifier:
+    width = 128
+    patches = nn.Sequential(nn.Conv2d(1, width, 2, 2), nn.GELU(), norm(width))
+    first = nn.Sequential(patches, *(_Spread(width, norm) for _ in range(3)))
+    return Classifier(first, nn.Sequential(*(_Spread(width, norm) for _ in range(3)), Pooled(width)))
+
+
 def convmixer() -> Classifier:
     """Patches of 2×2, then depthwise and 1×1 convolutions at one size throughout (Trockman and Kolter 2022)."""
-    width = 128
-    patches = nn.Sequential(nn.Conv2d(1, width, 2, 2), nn.GELU(), nn.BatchNorm2d(width))
-    first = nn.Sequential(patches, *(_Spread(width) for _ in range(3)))
-    return Classifier(first, nn.Sequential(*(_Spread(width) for _ in range(3)), Pooled(width)))
+    return _convmixer(nn.BatchNorm2d)
+
+
+def convmixer_ln() -> Classifier:
+    """A convmixer that normalises each place by itself, where the other goes by what a batch was like."""
+    return _convmixer(ChannelNorm)
