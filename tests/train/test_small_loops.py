@@ -21,7 +21,7 @@ from train.evaluation.small import mean_psnr
 from train.loops import adversarial, schedule
 from train.loops.retrained import Rise
 from train.loops.small import LOOPS
-from train.models import classifier_of, csnet_of, made_by, model_of, pictures_of, reader_of, recognition
+from train.models import classifier_of, csnet_of, made_by, model_of, pictures_of, reader_of, recognition, refined_of
 from train.networks.classifiers import CLASSIFIERS
 from train.networks.classifiers.classifier import Classifier
 from train.networks.csnet import floor_rows
@@ -33,6 +33,7 @@ from train.settings import (
     ClassifierRun,
     EnsembleRun,
     GenerativeRun,
+    RefinedRun,
     RetrainedRun,
     SettingsError,
     SmallRun,
@@ -42,6 +43,7 @@ from train.settings import (
 
 RUNS: dict[str, SmallRun] = {
     "csnet": CSNET,
+    "refined": RefinedRun(extends="csnet", iterations=6, batch=10, warm_up=1),
     "reader": ClassifierRun(network="inception", iterations=40, warm_up=5, batch=50, learning_rate=0.05),
     "adversarial": AdversarialRun(
         extends="csnet", classifier="reader", iterations=6, batch=125, read_below=1.0, beta_later=0.1
@@ -391,6 +393,22 @@ def test_steps_cost_what_they_may_and_the_carried_reader_loses_by_them(data: Sma
     assert lost == pytest.approx(0.05, rel=0.25)
     reader, _ = classifier_of(runs / "reader" / "final.pt", CPU)
     assert recognition(reader, stepped, CPU) < recognition(reader, plain, CPU) - 10
+
+
+def test_what_a_refinement_wins_is_spent_on_steps(data: SmallSet, runs: Path, tmp_path: Path) -> None:
+    for each in runs.iterdir():
+        (tmp_path / each.name).symlink_to(each)
+    train("refined", data, tmp_path)
+    train("retrained", data, tmp_path, tmp_path / "guide", changed("retrained", model="refined"))
+    run = changed("steps", refined="refined", guide="guide", iterations=8, batch=20, psnr_lost=0.02)
+    stepped = model_of(train("steps", data, tmp_path, tmp_path / "spent", run), CPU)
+    models = csnet_of(runs / "csnet" / "final.pt", CPU), refined_of(tmp_path / "refined" / "final.pt", CPU), stepped
+    some = data.train[:100]
+    plain, refined, spent = (mean_psnr(pictures_of(model, some, CPU), some) for model in models)
+    assert refined > plain + 0.1
+    assert refined - spent == pytest.approx(refined - (1 - 0.02) * plain, rel=0.25)
+    with pytest.raises(SettingsError, match="guide: retrained learned from pictures of csnet, expected refined"):
+        train("steps", data, tmp_path, tmp_path / "misled", changed("steps", refined="refined"))
 
 
 @pytest.mark.parametrize(

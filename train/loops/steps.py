@@ -1,9 +1,11 @@
 """Steps along carried readers' gradients, in place of a trained veil: how far they go is found for a price in PSNR."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from train.data.small import SIDE, Batches, SmallSet, cropped, padded
 from train.devices import Device
@@ -16,7 +18,7 @@ from train.objectives.reconstruction import psnr
 from train.settings import SettingsError, StepsRun
 
 _FIRST_SIZE = 0.04
-_LEAST_LOST = 1e-5
+_LEAST_ADDED = 1e-5
 _MOVES_AT_MOST = 1.5
 
 
@@ -24,7 +26,7 @@ _MOVES_AT_MOST = 1.5
 def train(run: StepsRun, data: SmallSet, device: Device, out: Path, report: Report) -> Path:
     """Find the size by a run's settings, going on from ``out/last.pt`` if it is there; returns ``out/final.pt``.
 
-    What is lost grows with the square of the size, so each batch of training pictures tells of a better one; the
+    The error's energy grows with the square of the size, so each batch of training pictures tells of a better one; the
     logarithms of what they tell are averaged (Robbins and Monro 1951, ``learning_rate`` / iteration).
     """
     if not run.surrogates:
@@ -55,16 +57,19 @@ def train(run: StepsRun, data: SmallSet, device: Device, out: Path, report: Repo
             moved = steps(plain)
             before, after = (psnr(cropped(each, picture), picture).mean() for each in (plain, moved))
             theirs = psnr(cropped(base(whole), picture), picture).mean() if run.refined else before
-            # What was won before the steps may be spent on them too.
-            spendable = run.psnr_lost + (before - theirs) / theirs
-            lost, spent = 1 - after / theirs, (before - after) / theirs
             rate = run.learning_rate / (training.iteration + 1)
-            wanted = 0.5 * torch.log(spendable / spent.clamp_min(_LEAST_LOST))
+            # What was won before the steps may be spent on them too.
+            wanted = 0.5 * torch.log(_energy(before - (1 - run.psnr_lost) * theirs) / _energy(before - after))
             steps.size.mul_(torch.exp(rate * wanted.clamp(-_MOVES_AT_MOST, _MOVES_AT_MOST)))
-            training.advance({"psnr_lost": lost, "size": steps.size}, rate)
+            training.advance({"psnr_lost": 1 - after / theirs, "size": steps.size}, rate)
     net.after = steps
     networks = [state["run"]["network"] for _, state in carried]
     return training.finish(net, guide=guided["network"], networks=networks)
+
+
+def _energy(lost: Tensor) -> Tensor:
+    """What is added to the error when so many dB are lost, as a part of what it was."""
+    return torch.expm1(lost * (math.log(10) / 10)).clamp_min(_LEAST_ADDED)
 
 
 def _check_carried(key: str, name: str, reader: Classifier, device: Device) -> None:

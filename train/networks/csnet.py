@@ -49,8 +49,7 @@ class Refinement(nn.Module):
     """Pictures of G, and what was measured → better pictures, of which S would measure just that.
 
     What S measures of a picture is its part in the span of Φ's rows. There a reconstruction can be right to the last
-    bit, so that the layers need to correct only the rest (Sun et al. 2020, deep measurement consistency; Mousavi et
-    al. 2017, the projection).
+    bit, so that the layers need to correct only the rest. They start with correcting nothing.
 
     Args:
         rows: an orthonormal basis of that span, (m, B²).
@@ -64,14 +63,8 @@ class Refinement(nn.Module):
     def __init__(self, rows: Tensor, block: int = BLOCK, channels: int = 96, blocks: int = 4) -> None:
         super().__init__()
         self.block = block
-        self.register_buffer("rows", rows.float().reshape(-1, 1, block, block))
-        self.deep = nn.Sequential(
-            nn.PixelUnshuffle(2),
-            nn.Conv2d(4, channels, 3, padding=1),
-            *(_Residual(channels) for _ in range(blocks)),
-            nn.Conv2d(channels, 4, 3, padding=1),
-            nn.PixelShuffle(2),
-        )
+        self.register_buffer("rows", rows.float().reshape(-1, 1, block, block).clone())
+        self.deep = _Correction(channels, blocks)
 
     def measured_of(self, pictures: Tensor) -> Tensor:
         """Coordinates of pictures (N, 1, H, W) by the basis: (N, m, H/B, W/B)."""
@@ -85,6 +78,21 @@ class Refinement(nn.Module):
     def forward(self, pictures: Tensor, measured: Tensor) -> Tensor:
         pictures = self.agreeing(pictures, measured)
         return self.agreeing(pictures + cast(Tensor, self.deep(pictures)), measured)
+
+
+class _Correction(nn.Module):
+    """What pictures lack, by layers that see them as about zero and of about unit deviation."""
+
+    def __init__(self, channels: int, blocks: int) -> None:
+        super().__init__()
+        first, self.last = nn.Conv2d(4, channels, 3, padding=1), nn.Conv2d(channels, 4, 3, padding=1)
+        for parameter in self.last.parameters():
+            nn.init.zeros_(parameter)
+        residual = (_Residual(channels) for _ in range(blocks))
+        self.layers = nn.Sequential(nn.PixelUnshuffle(2), first, *residual, self.last, nn.PixelShuffle(2))
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return cast(Tensor, self.layers((pictures - 0.5) * 4)) / 4
 
 
 class _Residual(nn.Module):

@@ -35,6 +35,7 @@ PSNR: Mapping[str, Row] = {
 
 MODELS: Mapping[str, tuple[str, str | None]] = {
     "csnet": ("CSNet", "CSNet"),
+    "refined": ("CSNet, refined", None),
     "adv-csnet-vgg": ("Adv-CSNet-VGG, L_C of logits", "Adv-CSNet-VGG"),
     "adv-csnet-vgg-softmax": ("Adv-CSNet-VGG, L_C of a softmax", "Adv-CSNet-VGG"),
     "adv-csnet-resnet": ("Adv-CSNet-ResNet, L_C of logits", "Adv-CSNet-ResNet"),
