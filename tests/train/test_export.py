@@ -26,7 +26,7 @@ from train.export import ExportError, export_runs
 from train.loops.small import LOOPS
 from train.models import model_of, pictures_of
 from train.reproduce import Schedule
-from train.settings import ClassifierRun, RetrainedRun, StepsRun
+from train.settings import ClassifierRun, RefinedRun, RetrainedRun, StepsRun
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -60,15 +60,17 @@ def test_pictures_streamed_through_the_exported_models_are_those_of_the_evaluato
 def test_steps_that_a_decoder_takes_run_in_its_engine(
     done: tuple[Schedule, Path], data: SmallSet, tmp_path: Path
 ) -> None:
-    """The file carries readers, what they look through, and the ways back; onnxruntime is held against torch."""
+    """The file refines, carries readers, their ways and the ways back; onnxruntime is held against torch."""
     _, runs = done
     (tmp_path / "csnet-r10").symlink_to(runs / "csnet-r10")
     trained = {
         "reader": ClassifierRun(network="resnet14", iterations=2, warm_up=1, batch=20),
         "mixed": ClassifierRun(network="convmixer", iterations=2, warm_up=1, batch=20),
-        "guide": RetrainedRun(reader="reader", model="csnet-r10", iterations=2, batch=20),
+        "refined": RefinedRun(extends="csnet-r10", iterations=2, batch=20),
+        "guide": RetrainedRun(reader="reader", model="refined", iterations=2, batch=20),
         "steps": StepsRun(
             extends="csnet-r10",
+            refined="refined",
             guide="guide",
             surrogates=("reader", "mixed"),
             through=("jpeg", "median"),
