@@ -100,11 +100,17 @@ def test_a_schedule_that_cannot_be_done_is_told_in_one_line(
     assert not (tmp_path / "runs").exists()
 
 
+def tried_on_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many pictures as a try needs, for no longer than it must."""
+    for name, value in {"TRIED_S": 0.0, "_TRIED_TRAIN": 60, "_TRIED_TEST": 20}.items():
+        monkeypatch.setattr(reproduce, name, value)
+
+
 def test_a_dry_run_estimates_every_step_and_leaves_nothing(
     tmp_path: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(reproduce, "TRIED_S", 0.0)
+    tried_on_few(monkeypatch)
     folder = write_schedule(tmp_path / "plan")
     code, output = command(
         "reproduce", "--schedule", folder, "--data", data_folder, "--runs", tmp_path / "runs", "--dry-run"
@@ -152,7 +158,7 @@ def test_a_dry_run_counts_the_pictures_that_readers_learn_from_once(
 def test_a_dry_run_passes_over_what_is_done(
     done: tuple[Schedule, Path], tmp_path: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reproduce, "TRIED_S", 0.0)
+    tried_on_few(monkeypatch)
     schedule, runs = done
     shutil.copytree(runs, tmp_path / "runs" / schedule.folder.name)
     shutil.rmtree(tmp_path / "runs" / schedule.folder.name / "adv-csnet-e-r10")
