@@ -23,7 +23,7 @@ from train.devices import Device
 from train.jobs import JobError, do_at_once
 from train.models import made_by
 from train.report.printed import MODELS, RATIOS
-from train.reproduce import RUN_FILES, SCHEDULES, Runner, Schedule, Step, estimates
+from train.reproduce import RUN_FILES, SCHEDULES, Runner, Schedule, Step, estimates, evaluated
 from train.settings import ClassifierRun, RetrainedRun, SettingsError
 
 
@@ -168,6 +168,16 @@ def test_a_dry_run_passes_over_what_is_done(
     assert re.search(r"done  csnet csnet-r10 ", output)
     assert re.search(r"min  ensemble adv-csnet-e-r10 ", output)
     assert re.search(r"min  measure adv-csnet-e-r10 ", output)
+
+
+def test_a_surrogate_that_came_since_makes_no_measurement_obsolete_and_a_judge_does(
+    done: tuple[Schedule, Path], tmp_path: Path
+) -> None:
+    _, runs = done
+    for network, known in {"convnet8": True, "vit": False}.items():
+        more = FILES["inception"].replace("inception", network)
+        schedule = Schedule(write_schedule(tmp_path / network, another=more))
+        assert (evaluated(schedule, runs, "csnet-r10") is not None) is known
 
 
 def test_an_interrupted_run_goes_on_only_when_asked(
