@@ -27,6 +27,19 @@ from train.reproduce import RUN_FILES, SCHEDULES, Runner, Schedule, Step, estima
 from train.settings import ClassifierRun, RetrainedRun, SettingsError
 
 
+STEPPED = {
+    "refined-r10": 'kind = "refined"\nextends = "csnet-r10"',
+    "guide": 'kind = "retrained"\nreader = "inception"\nmodel = "csnet-r10"',
+    "adv-csnet-s-r10": """
+        kind = "steps"
+        extends = "csnet-r10"
+        refined = "refined-r10"
+        guide = "guide"
+        surrogates = ["inception"]
+    """,
+}
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_the_schedules_that_ship_are_whole(name: str) -> None:
     schedule = Schedule(RUN_FILES / name)
@@ -85,6 +98,11 @@ def test_only_takes_what_is_asked_and_what_that_needs(tmp_path: Path) -> None:
         (
             {"measurement": FILES["measurement"].replace('retrained = ["adv-csnet-e-*"]', 'retrained = ["e-*"]')},
             "retrained: e-* matches none of",
+        ),
+        (STEPPED, "guide: guide learns from pictures of csnet-r10, expected refined-r10"),
+        (
+            {**STEPPED, "csnet-r20": FILES["csnet-r10"], "refined-r10": 'kind = "refined"\nextends = "csnet-r20"'},
+            "refined: refined-r10 refines csnet-r20, expected csnet-r10",
         ),
     ],
 )
