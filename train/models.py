@@ -58,17 +58,17 @@ def reader_of(path: Path, device: Device) -> tuple[Classifier, dict[str, Any]]:
 
 def csnet_of(path: Path, device: Device) -> CSNet:
     """The S and G of a finished CSNet, of equation (5) alone."""
-    return _model(path, device, (CSNetRun.kind,))
+    return _model(path, device, (CSNetRun.kind,))[0]
 
 
-def refined_of(path: Path, device: Device) -> CSNet:
-    """A finished CSNet with its refinement."""
+def refined_of(path: Path, device: Device) -> tuple[CSNet, dict[str, Any]]:
+    """A finished CSNet with its refinement, and the checkpoint it came from."""
     return _model(path, device, (RefinedRun.kind,))
 
 
 def model_of(path: Path, device: Device) -> CSNet:
     """The S and G of any finished model."""
-    return _model(path, device, MODEL_KINDS)
+    return _model(path, device, MODEL_KINDS)[0]
 
 
 @torch.no_grad()
@@ -154,7 +154,7 @@ def _classifier(path: Path, device: Device, kind: str) -> tuple[Classifier, dict
     return device.placed(net.eval().requires_grad_(False)), state
 
 
-def _model(path: Path, device: Device, kinds: tuple[str, ...]) -> CSNet:
+def _model(path: Path, device: Device, kinds: tuple[str, ...]) -> tuple[CSNet, dict[str, Any]]:
     state = _finished(path, kinds)
     weights = state["net"]
     try:
@@ -168,7 +168,7 @@ def _model(path: Path, device: Device, kinds: tuple[str, ...]) -> CSNet:
         net.load_state_dict(weights)
     except (KeyError, RuntimeError) as error:
         raise checkpoint.CheckpointError(f"{path}: not the weights of a CSNet ({error})") from None
-    return device.placed(net.eval().requires_grad_(False))
+    return device.placed(net.eval().requires_grad_(False)), state
 
 
 def _finished(path: Path, kinds: tuple[str, ...]) -> dict[str, Any]:

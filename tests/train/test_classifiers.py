@@ -60,6 +60,11 @@ def test_discriminator_heads_share_all_but_their_last_layer() -> None:
     assert net.real.kernel_size == net.recognised.kernel_size == (5, 5)
 
 
+def levels_of(pictures: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """What a camera with steps of a half sends of pictures in 0..255, before it rounds."""
+    return nn.functional.conv2d(pictures - 128, rows.float().reshape(20, 1, 8, 8), stride=8) / 0.5
+
+
 def correct_something(refinement: Refinement) -> None:
     for parameter in refinement.deep.parameters():
         nn.init.normal_(parameter, std=0.1)
@@ -72,13 +77,13 @@ def test_what_a_camera_samples_gives_the_pictures_of_the_csnet() -> None:
     pictures = torch.randint(0, 256, (4, 1, 16, 24)).float()
     rows = net.span()
     steps = torch.full((20,), 0.5)
-    measurements = torch.nn.functional.conv2d(pictures - 128, rows.float().reshape(20, 1, 8, 8), stride=8)
-    served = WireReconstruction(net, rows, steps)(measurements / 0.5)
+    levels = levels_of(pictures, rows)
+    served = WireReconstruction(net, rows, steps)(levels)
     assert torch.allclose(served, net(pictures / 255), atol=1e-5)
     turned = torch.linalg.qr(torch.randn(20, 20, dtype=torch.float64)).Q @ rows
     net.refinement = Refinement(turned, block=8, channels=8, blocks=1)
     correct_something(net.refinement)
-    refined = WireReconstruction(net, rows, steps)(measurements / 0.5)
+    refined = WireReconstruction(net, rows, steps)(levels)
     assert torch.allclose(refined, net(pictures / 255), atol=1e-5), "whatever the basis"
     assert not torch.allclose(refined, served, atol=1e-2)
 
@@ -93,13 +98,13 @@ def test_rows_that_a_camera_left_out_are_not_agreed_with() -> None:
     rows, steps = net.span(), torch.full((20,), 0.5)
     served = WireReconstruction(net, rows, steps)
     pictures = torch.randint(0, 256, (2, 1, 16, 24)).float()
-    levels = (torch.nn.functional.conv2d(pictures - 128, rows.float().reshape(20, 1, 8, 8), stride=8) / 0.5).round()
+    levels = levels_of(pictures, rows).round()
     levels[:, 12:] = 0
-    shown = torch.nn.functional.conv2d(served(levels) * 255 - 128, rows.float().reshape(20, 1, 8, 8), stride=8) / 0.5
+    shown = levels_of(served(levels) * 255, rows)
     assert torch.allclose(shown[:, :12], levels[:, :12], atol=0.01)
     assert (shown[:, 12:].abs().amax((0, 2, 3)) > 1).all()
     levels[:, 5] = 0
-    shown = torch.nn.functional.conv2d(served(levels) * 255 - 128, rows.float().reshape(20, 1, 8, 8), stride=8) / 0.5
+    shown = levels_of(served(levels) * 255, rows)
     assert shown[:, 5].abs().max() < 0.01, "a level of zero among others is what was measured"
 
 

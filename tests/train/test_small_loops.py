@@ -402,7 +402,8 @@ def test_what_a_refinement_wins_is_spent_on_steps(data: SmallSet, runs: Path, tm
     train("retrained", data, tmp_path, tmp_path / "guide", changed("retrained", model="refined"))
     run = changed("steps", refined="refined", guide="guide", iterations=8, batch=20, psnr_lost=0.02)
     stepped = model_of(train("steps", data, tmp_path, tmp_path / "spent", run), CPU)
-    models = csnet_of(runs / "csnet" / "final.pt", CPU), refined_of(tmp_path / "refined" / "final.pt", CPU), stepped
+    better, _ = refined_of(tmp_path / "refined" / "final.pt", CPU)
+    models = csnet_of(runs / "csnet" / "final.pt", CPU), better, stepped
     some = data.train[:100]
     plain, refined, spent = (mean_psnr(pictures_of(model, some, CPU), some) for model in models)
     assert refined > plain + 1

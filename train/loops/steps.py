@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from train import checkpoint
 from train.data.small import SIDE, Batches, SmallSet, cropped, padded
 from train.devices import Device
 from train.loops.schedule import Report, Training
@@ -35,9 +34,12 @@ def train(run: StepsRun, data: SmallSet, device: Device, out: Path, report: Repo
     torch.manual_seed(run.seed)
     generator = torch.Generator().manual_seed(run.seed)
     path = out.parent / run.start / "final.pt"
-    net = refined_of(path, device) if run.refined else csnet_of(path, device)
-    if run.refined and (of := checkpoint.load(path)["run"]["extends"]) != run.extends:
-        raise SettingsError(f"refined: {run.refined} refines {of}, expected {run.extends}")
+    if run.refined:
+        net, state = refined_of(path, device)
+        if (of := state["run"]["extends"]) != run.extends:
+            raise SettingsError(f"refined: {run.refined} refines {of}, expected {run.extends}")
+    else:
+        net = csnet_of(path, device)
     carried = [classifier_of(out.parent / name / "final.pt", device) for name in run.surrogates]
     guide, guided = retrained_of(out.parent / run.guide / "final.pt", device)
     if guided["run"]["model"] != run.start:
