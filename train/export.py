@@ -25,7 +25,7 @@ from train.networks import phi
 from train.networks.csnet import CSNet, WireReconstruction
 from train.networks.quarter import WHITE, QuarterCSNet, Reconstructor
 from train.networks.steps import Steps
-from train.settings import KINDS, MODEL_KINDS, CSNetRun, PlainRun, RefinedRun, Run, SmallRun, VeilRun
+from train.settings import KINDS, MODEL_KINDS, PlainRun, Run, SmallRun, VeilRun
 
 log = logging.getLogger("veilcam.train")
 
@@ -183,7 +183,7 @@ def export_runs(
     for name, reconstructor in reconstructors:
         state = checkpoint.load(runs / name / "final.pt")
         run = state["run"]
-        rendition = "plain" if run["kind"] in (PlainRun.kind, CSNetRun.kind, RefinedRun.kind) else "veiled"
+        rendition = "veiled" if KINDS[run["kind"]].veils else "plain"
         evaluation = runs / name / EVALUATION
         metadata = {
             "rendition": rendition,

@@ -17,7 +17,8 @@ from train.data.small import Pictures, cropped, padded
 from train.devices import Device
 from train.networks.classifiers import CLASSIFIERS
 from train.networks.classifiers.classifier import Classifier
-from train.networks.csnet import CSNet, Refinement
+from train.networks.csnet import CSNet
+from train.networks.refinement import Refinement
 from train.networks.steps import Steps
 from train.settings import MODEL_KINDS, ClassifierRun, CSNetRun, RefinedRun, RetrainedRun, StepsRun
 
@@ -159,7 +160,7 @@ def _model(path: Path, device: Device, kinds: tuple[str, ...]) -> CSNet:
     try:
         net = CSNet(len(weights["sampling.weight"]))
         if "refinement.rows" in weights:
-            net.refinement = Refinement(weights["refinement.rows"])
+            net.refinement = Refinement(weights["refinement.rows"], net.reconstruction.block)
         if state["run"]["kind"] == StepsRun.kind:
             guide, *readers = (CLASSIFIERS[network]() for network in (state["guide"], *state["networks"]))
             run = asdict(StepsRun()) | state["run"]

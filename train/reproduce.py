@@ -31,9 +31,11 @@ from train.settings import (
     MODEL,
     ClassifierRun,
     Measurement,
+    RefinedRun,
     RetrainedRun,
     SettingsError,
     SmallRun,
+    StepsRun,
     read_measurement,
     read_run,
 )
@@ -120,8 +122,8 @@ class Schedule:
         return any(fnmatch(model, pattern) for pattern in self.measurement.purified)
 
     def beside(self, model: str) -> str | None:
-        """The CSNet that a model is measured with: its controls come from it."""
-        return self.base(model) if self.purified(model) else None
+        """The CSNet that a veiled model is measured with: its controls come from it."""
+        return self.base(model) if self.purified(model) and self.runs[model].veils else None
 
     def retrained(self) -> dict[str, RetrainedRun]:
         """Readers retrained on models' pictures, by run name."""
@@ -185,6 +187,19 @@ class Schedule:
                 raise SettingsError(f"{file}: {needed} is a {other.kind} run, expected a {kind}")
             if other.data != self.runs[name].data:
                 raise SettingsError(f"{file}: {needed} is of {other.data}, expected {self.runs[name].data}")
+        run = self.runs[name]
+        if isinstance(run, StepsRun):
+            self._check_start(name, run)
+
+    def _check_start(self, name: str, run: StepsRun) -> None:
+        """That a refinement is of the CSNet that is extended, and that the guide learned from what steps start from."""
+        refined, guide = self.runs.get(run.refined), self.runs[run.guide]
+        if isinstance(refined, RefinedRun) and refined.extends != run.extends:
+            problem = f"refined: {run.refined} refines {refined.extends}, expected {run.extends}"
+            raise SettingsError(f"{self.folder / f'{name}.toml'}: {problem}")
+        if isinstance(guide, RetrainedRun) and guide.model != run.start:
+            problem = f"guide: {run.guide} learns from pictures of {guide.model}, expected {run.start}"
+            raise SettingsError(f"{self.folder / f'{name}.toml'}: {problem}")
 
     def _check_measurement(self) -> None:
         file = self.folder / MEASUREMENT
@@ -306,7 +321,8 @@ def replaced(runs: Path, needs: Mapping[str, str]) -> list[str]:
 def evaluated(schedule: Schedule, runs: Path, model: str) -> dict[str, Any] | None:
     """What was measured of a model, None if it wasn't with the runs that are there now.
 
-    A surrogate that came since isn't missed: what it reads is in no table.
+    A surrogate that came since isn't missed: what one reads is in no table of CIFAR-10's. What has left the schedule
+    isn't either.
     """
     path = runs / model / EVALUATION
     if not path.exists():

@@ -39,6 +39,8 @@ class Run:
     kind: ClassVar[str] = ""
     gives_pictures: ClassVar[bool] = False
     """It ends in an S and G of small pictures."""
+    veils: ClassVar[bool] = False
+    """Its pictures are to mislead readers."""
     formerly: ClassVar[Mapping[str, Any]] = {}
     """What a checkpoint did that is older than a setting, where that isn't the setting's default."""
     iterations: int = bounded(1000, 1, 10_000_000)
@@ -73,6 +75,7 @@ class VeilRun(Run):
     """A veiled G for the Φ of a finished plain run."""
 
     kind: ClassVar[str] = "veil"
+    veils: ClassVar[bool] = True
     extends: str = ""
     """The finished plain run that G and Φ come from; Φ stays as it is."""
     readers: tuple[str, ...] = several(str, "efficientnet_lite0", "mobilenet_v2")
@@ -148,7 +151,7 @@ class CSNetRun(SteppedRun):
 
 @dataclass(frozen=True)
 class RefinedRun(SmallRun):
-    """A CSNet as it is, whose pictures are refined (``train.networks.csnet.Refinement``) by mean squared error (5)."""
+    """A CSNet as it is, whose pictures are refined (``train.networks.refinement``) by mean squared error (5)."""
 
     kind: ClassVar[str] = "refined"
     gives_pictures: ClassVar[bool] = True
@@ -167,6 +170,7 @@ class AdversarialRun(SteppedRun):
     """Adv-CSNet-C: the G of a CSNet against one frozen classifier, (4) and (6)."""
 
     kind: ClassVar[str] = "adversarial"
+    veils: ClassVar[bool] = True
     gives_pictures: ClassVar[bool] = True
     extends: str = ""
     """The finished CSNet that S, which stays as it is, and G come from."""
@@ -197,6 +201,7 @@ class GenerativeRun(SteppedRun):
     """Adv-CSNet: the G of a CSNet against a discriminator that learns beside it, (7) to (12)."""
 
     kind: ClassVar[str] = "generative"
+    veils: ClassVar[bool] = True
     gives_pictures: ClassVar[bool] = True
     extends: str = ""
     alpha: float = bounded(1.0, 0.0, 1e6)
@@ -219,6 +224,7 @@ class GenerativeRun(SteppedRun):
 class SurrogatesRun(SmallRun):
     """What veils a CSNet against several readers."""
 
+    veils: ClassVar[bool] = True
     extends: str = ""
     """The finished CSNet that S, which stays as it is, and G come from."""
     surrogates: tuple[str, ...] = several(str)
@@ -282,7 +288,7 @@ class EnsembleRun(SurrogatesRun):
 
 @dataclass(frozen=True)
 class StepsRun(SurrogatesRun):
-    """Adv-CSNet-S: a CSNet as it is, and steps of its decoder along gradients of the surrogates, which it carries.
+    """Adv-CSNet-S: a CSNet as it is, refined or not, and steps of its decoder along gradients of surrogates in it.
 
     Of these and of the guide the way back must be written (``train.networks.classifiers.reversible``): convmixer,
     convmixer_ln, convnet8, inception, resnet14, resnet110 and vgg16.
@@ -305,6 +311,11 @@ class StepsRun(SurrogatesRun):
     batch: int = bounded(50, 2, 4096)
     learning_rate: float = bounded(1.0, 1e-7, 1.0)
     """Of the size's logarithm, divided by the iteration: 1 is the mean of what batches tell."""
+
+    @property
+    def start(self) -> str:
+        """The model whose pictures the steps start from."""
+        return self.refined or self.extends
 
     @property
     def needs(self) -> tuple[tuple[str, str], ...]:

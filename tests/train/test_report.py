@@ -228,9 +228,11 @@ def test_the_ablation_tells_what_each_run_changed_and_what_that_gave() -> None:
     assert last == "800 iterations of 125 pictures each, r = 0.1."
     assert not any("ablation" in line for line in doubts(paper))
     stepping = {**base, "run": {**settings, "kind": "steps", "steps": 6}}
-    once = {**base, "run": {**stepping["run"], "steps": 1}}
+    once = {**base, "run": {**stepping["run"], "steps": 1, "refined": ""}}
     paper["models"] |= {"adv-csnet-s-r10": stepping, "ablation-s-once-r10": once}
     _, _, first, second, *_ = ablation(paper, "short", "adv-csnet-s-r10")
     assert "short/adv-csnet-s-r10.toml) | nothing | 1.00 |" in first
-    assert "short/ablation-s-once-r10.toml) | steps = 1 | 1.00 |" in second
+    assert "short/ablation-s-once-r10.toml) | steps = 1 | 1.00 |" in second, (
+        "what an older run doesn't tell is no change"
+    )
     assert len(ablation(paper, "short")) == len([head, _, first, second, "", last])

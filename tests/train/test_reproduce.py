@@ -23,8 +23,21 @@ from train.devices import Device
 from train.jobs import JobError, do_at_once
 from train.models import made_by
 from train.report.printed import MODELS, RATIOS
-from train.reproduce import RUN_FILES, SCHEDULES, Runner, Schedule, Step, estimates
+from train.reproduce import RUN_FILES, SCHEDULES, Runner, Schedule, Step, estimates, evaluated
 from train.settings import ClassifierRun, RetrainedRun, SettingsError
+
+
+STEPPED = {
+    "refined-r10": 'kind = "refined"\nextends = "csnet-r10"',
+    "guide": 'kind = "retrained"\nreader = "inception"\nmodel = "csnet-r10"',
+    "adv-csnet-s-r10": """
+        kind = "steps"
+        extends = "csnet-r10"
+        refined = "refined-r10"
+        guide = "guide"
+        surrogates = ["inception"]
+    """,
+}
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -85,6 +98,11 @@ def test_only_takes_what_is_asked_and_what_that_needs(tmp_path: Path) -> None:
         (
             {"measurement": FILES["measurement"].replace('retrained = ["adv-csnet-e-*"]', 'retrained = ["e-*"]')},
             "retrained: e-* matches none of",
+        ),
+        (STEPPED, "guide: guide learns from pictures of csnet-r10, expected refined-r10"),
+        (
+            {**STEPPED, "csnet-r20": FILES["csnet-r10"], "refined-r10": 'kind = "refined"\nextends = "csnet-r20"'},
+            "refined: refined-r10 refines csnet-r20, expected csnet-r10",
         ),
     ],
 )
@@ -168,6 +186,19 @@ def test_a_dry_run_passes_over_what_is_done(
     assert re.search(r"done  csnet csnet-r10 ", output)
     assert re.search(r"min  ensemble adv-csnet-e-r10 ", output)
     assert re.search(r"min  measure adv-csnet-e-r10 ", output)
+
+
+def test_a_surrogate_that_came_since_makes_no_measurement_obsolete_and_a_judge_does(
+    done: tuple[Schedule, Path], tmp_path: Path
+) -> None:
+    _, runs = done
+    for each in (*runs.iterdir(), runs / "inception"):
+        name = "another" if (tmp_path / each.name).exists() else each.name
+        (tmp_path / name).symlink_to(each)
+    for network, known in {"convnet8": True, "vit": False}.items():
+        more = FILES["inception"].replace("inception", network)
+        schedule = Schedule(write_schedule(tmp_path / "plans" / network, another=more))
+        assert (evaluated(schedule, tmp_path, "csnet-r10") is not None) is known
 
 
 def test_an_interrupted_run_goes_on_only_when_asked(

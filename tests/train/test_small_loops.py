@@ -405,10 +405,17 @@ def test_what_a_refinement_wins_is_spent_on_steps(data: SmallSet, runs: Path, tm
     models = csnet_of(runs / "csnet" / "final.pt", CPU), refined_of(tmp_path / "refined" / "final.pt", CPU), stepped
     some = data.train[:100]
     plain, refined, spent = (mean_psnr(pictures_of(model, some, CPU), some) for model in models)
-    assert refined > plain + 0.1
-    assert refined - spent == pytest.approx(refined - (1 - 0.02) * plain, rel=0.25)
-    with pytest.raises(SettingsError, match="guide: retrained learned from pictures of csnet, expected refined"):
-        train("steps", data, tmp_path, tmp_path / "misled", changed("steps", refined="refined"))
+    assert refined > plain + 1
+    assert spent == pytest.approx((1 - 0.02) * plain, abs=0.25 * (refined - plain))
+    (tmp_path / "another").symlink_to(runs / "csnet")
+    for settings, problem in (
+        ({"guide": "retrained"}, "guide: retrained learned from pictures of csnet, expected refined"),
+        ({"extends": "another"}, "refined: refined refines csnet, expected another"),
+        ({"refined": "reader"}, "of a classifier run, expected a finished one of refined"),
+    ):
+        asked: dict[str, Any] = {"refined": "refined", "guide": "guide", **settings}
+        with pytest.raises((SettingsError, checkpoint.CheckpointError), match=problem):
+            train("steps", data, tmp_path, tmp_path / "misled", changed("steps", **asked))
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from train.data.small import Batches, SmallSet, cropped, moved, padded
 from train.devices import Device
 from train.loops.schedule import Report, Stateful, Training, descend, learning_rate
 from train.models import csnet_of
-from train.networks.csnet import Refinement
+from train.networks.refinement import Refinement
 from train.objectives.paper import reconstruction_loss
 from train.objectives.reconstruction import psnr
 from train.settings import RefinedRun
@@ -17,7 +18,7 @@ from train.settings import RefinedRun
 def train(run: RefinedRun, data: SmallSet, device: Device, out: Path, report: Report) -> Path:
     """Train by a run's settings, going on from ``out/last.pt`` if it is there; returns the path of ``out/final.pt``.
 
-    Only layers run in half precision: what was measured is agreed with in float32.
+    Layers run in half precision where the device has it; what was measured is agreed with outside it.
     """
     torch.manual_seed(run.seed)
     generator = torch.Generator().manual_seed(run.seed)
@@ -26,6 +27,11 @@ def train(run: RefinedRun, data: SmallSet, device: Device, out: Path, report: Re
     batches = Batches(data.train.to(device.torch), run.batch, run.seed)
     optimiser = torch.optim.Adam(refinement.deep.parameters(), lr=run.learning_rate)
     graphed = device.graphed(refinement.deep)
+
+    def deep(pictures: Tensor) -> Tensor:
+        with device.precision():
+            return graphed(pictures).float()
+
     parts: dict[str, Stateful] = {"deep": refinement.deep, "optimiser": optimiser}
     with Training(run, parts, generator, out, report, device) as training:
         while training.running:
@@ -33,13 +39,10 @@ def train(run: RefinedRun, data: SmallSet, device: Device, out: Path, report: Re
             picture = moved(picture, generator, mirror=run.data == "cifar10", by=0)
             whole = padded(picture).contiguous(memory_format=torch.channels_last)
             with torch.no_grad():
+                measured = refinement.measured_of(whole)
                 with device.precision():
                     plain = net(whole).float()
-                measured = refinement.measured_of(whole)
-                plain = refinement.agreeing(plain, measured)
-            with device.precision():
-                correction = graphed(plain).float()
-            refined = cropped(refinement.agreeing(plain + correction, measured), picture)
+            refined = cropped(refinement(plain, measured, deep=deep), picture)
             loss = reconstruction_loss(refined, picture)
             rate = learning_rate(training.iteration, run)
             descend(optimiser, loss, rate)

@@ -81,6 +81,14 @@ def fingerprints(runs: Path, names: Iterable[str]) -> dict[str, str]:
     return {name: checkpoint.fingerprint(runs / name / "final.pt") for name in names}
 
 
+def settings_told(told: Mapping[str, Any], kind: type[Run]) -> dict[str, Any]:
+    """All settings of a kind of run, as a checkpoint told of them.
+
+    One that is older than a setting did as ``formerly`` says, else it has that setting's default.
+    """
+    return {**described(kind()), **kind.formerly, **told}
+
+
 def same_settings(told: Mapping[str, Any], run: Run) -> bool:
     """Whether a checkpoint is of a run's settings, as ``changed_settings`` knows them."""
     return not changed_settings(told, run)
@@ -89,10 +97,9 @@ def same_settings(told: Mapping[str, Any], run: Run) -> bool:
 def changed_settings(told: Mapping[str, Any], run: Run) -> dict[str, tuple[Any, Any]]:
     """The settings that a checkpoint told of and that a run has otherwise, each as it was and as it is.
 
-    A checkpoint that is older than a setting did as ``formerly`` says, else it has that setting's default. What no
-    run has any more is None now.
+    What no run has any more is None now.
     """
-    then, now = {**described(type(run)()), **run.formerly, **told}, described(run)
+    then, now = settings_told(told, type(run)), described(run)
     return {key: (then[key], now.get(key)) for key in then if key not in now or then[key] != now[key]}
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from train import checkpoint
 from train.data.small import SIDE, Batches, SmallSet, cropped, padded
 from train.devices import Device
 from train.loops.schedule import Report, Training
@@ -33,15 +34,14 @@ def train(run: StepsRun, data: SmallSet, device: Device, out: Path, report: Repo
         raise SettingsError("surrogates: none, expected at least one finished classifier run")
     torch.manual_seed(run.seed)
     generator = torch.Generator().manual_seed(run.seed)
-    base = csnet_of(out.parent / run.extends / "final.pt", device)
-    net = refined_of(out.parent / run.refined / "final.pt", device) if run.refined else base
-    if not torch.equal(net.sampling.weight, base.sampling.weight):
-        raise SettingsError(f"refined: {run.refined} isn't of {run.extends}")
+    path = out.parent / run.start / "final.pt"
+    net = refined_of(path, device) if run.refined else csnet_of(path, device)
+    if run.refined and (of := checkpoint.load(path)["run"]["extends"]) != run.extends:
+        raise SettingsError(f"refined: {run.refined} refines {of}, expected {run.extends}")
     carried = [classifier_of(out.parent / name / "final.pt", device) for name in run.surrogates]
     guide, guided = retrained_of(out.parent / run.guide / "final.pt", device)
-    start = run.refined or run.extends
-    if guided["run"]["model"] != start:
-        problem = f"{run.guide} learned from pictures of {guided['run']['model']}, expected {start}"
+    if guided["run"]["model"] != run.start:
+        problem = f"{run.guide} learned from pictures of {guided['run']['model']}, expected {run.start}"
         raise SettingsError(f"guide: {problem}")
     _check_carried("guide", run.guide, guide, device)
     for name, (reader, _) in zip(run.surrogates, carried, strict=True):
@@ -56,10 +56,16 @@ def train(run: StepsRun, data: SmallSet, device: Device, out: Path, report: Repo
             plain = net(whole)
             moved = steps(plain)
             before, after = (psnr(cropped(each, picture), picture).mean() for each in (plain, moved))
-            theirs = psnr(cropped(base(whole), picture), picture).mean() if run.refined else before
+            unrefined = net.reconstruction(net.sampling(whole)) if run.refined else plain
+            theirs = psnr(cropped(unrefined, picture), picture).mean()
+            # What was won by refining may be spent on steps too.
+            spendable = before - (1 - run.psnr_lost) * theirs
+            if training.iteration == 0 and spendable <= 0:
+                raise SettingsError(
+                    f"psnr_lost: {run.refined} loses more than {run.psnr_lost} before any step is taken"
+                )
             rate = run.learning_rate / (training.iteration + 1)
-            # What was won before the steps may be spent on them too.
-            wanted = 0.5 * torch.log(_energy(before - (1 - run.psnr_lost) * theirs) / _energy(before - after))
+            wanted = 0.5 * torch.log(_energy(spendable) / _energy(before - after))
             steps.size.mul_(torch.exp(rate * wanted.clamp(-_MOVES_AT_MOST, _MOVES_AT_MOST)))
             training.advance({"psnr_lost": 1 - after / theirs, "size": steps.size}, rate)
     net.after = steps

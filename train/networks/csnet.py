@@ -3,8 +3,7 @@
     x ─▶ S: 32×32, stride 32 ─▶ s ─▶ 1×1 → B² ─▶ shuffle B ─┬──────────────────────────────────▶ + ─▶ x'
                                                             └─▶ 3×3 → 64 ─▶ 3×3 … ─▶ 3×3 → 1 ─▶ ┘
 
-About 110 thousand multiplications a pixel; ``train.networks.quarter`` is the one for cameras. Beyond the paper its
-pictures can be refined: made to agree with what was measured, corrected by more layers, and made to agree again.
+About 110 thousand multiplications a pixel; ``train.networks.quarter`` is the one for cameras.
 """
 
 import copy
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from encoder.sampling import MID_GREY
+from train.networks.refinement import Refinement, rows_sent
 
 BLOCK = 32
 CHANNELS = 64
@@ -45,75 +45,12 @@ class Reconstruction(nn.Module):
         return initial + cast(Tensor, self.deep(initial))
 
 
-class Refinement(nn.Module):
-    """Pictures of G, and what was measured → better pictures, of which S would measure just that.
-
-    What S measures of a picture is its part in the span of Φ's rows. There a reconstruction can be right to the last
-    bit, so that the layers need to correct only the rest. They start with correcting nothing.
-
-    Args:
-        rows: an orthonormal basis of that span, (m, B²).
-        block: B.
-        channels: at half the height and width, where the layers are.
-        blocks: of two layers and a shortcut.
-    """
-
-    rows: Tensor
-
-    def __init__(self, rows: Tensor, block: int = BLOCK, channels: int = 96, blocks: int = 4) -> None:
-        super().__init__()
-        self.block = block
-        self.register_buffer("rows", rows.float().reshape(-1, 1, block, block).clone())
-        self.deep = _Correction(channels, blocks)
-
-    def measured_of(self, pictures: Tensor) -> Tensor:
-        """Coordinates of pictures (N, 1, H, W) by the basis: (N, m, H/B, W/B)."""
-        return functional.conv2d(pictures, self.rows, stride=self.block)
-
-    def agreeing(self, pictures: Tensor, measured: Tensor) -> Tensor:
-        """The nearest pictures that have given coordinates."""
-        missing = measured - self.measured_of(pictures)
-        return pictures + functional.conv_transpose2d(missing, self.rows, stride=self.block)
-
-    def forward(self, pictures: Tensor, measured: Tensor) -> Tensor:
-        pictures = self.agreeing(pictures, measured)
-        return self.agreeing(pictures + cast(Tensor, self.deep(pictures)), measured)
-
-
-class _Correction(nn.Module):
-    """What pictures lack, by layers that see them as about zero and of about unit deviation."""
-
-    def __init__(self, channels: int, blocks: int) -> None:
-        super().__init__()
-        first, self.last = nn.Conv2d(4, channels, 3, padding=1), nn.Conv2d(channels, 4, 3, padding=1)
-        for parameter in self.last.parameters():
-            nn.init.zeros_(parameter)
-        residual = (_Residual(channels) for _ in range(blocks))
-        self.layers = nn.Sequential(nn.PixelUnshuffle(2), first, *residual, self.last, nn.PixelShuffle(2))
-
-    def forward(self, pictures: Tensor) -> Tensor:
-        return cast(Tensor, self.layers((pictures - 0.5) * 4)) / 4
-
-
-class _Residual(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(channels, channels, 3, padding=1),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + cast(Tensor, self.layers(x))
-
-
 class WireReconstruction(nn.Module):
     """The same G for measurements as they come off the wire: levels (N, m, H/B, W/B) of a quantiser → pictures.
 
     A camera samples ``y = P (255·x − 128)`` with rows P of unit length, most energetic first, and sends ``y / step``.
     P spans what S spans, so that G needs another first layer and nothing else: with Φ = A·P,
-    ``Φ x = A (y + 128·P·1) / 255``. A refinement measures by P itself.
+    ``Φ x = A (y + 128·P·1) / 255``. A refinement has P for its basis, and agrees with the rows that were sent.
 
     Args:
         net: a trained S and G.
@@ -134,23 +71,23 @@ class WireReconstruction(nn.Module):
         weight = net.reconstruction.initial.weight.detach().double().reshape(area, -1) @ (phi @ rows.T)
         self.initial = nn.Conv2d(len(rows), area, 1)
         self.deep, self.refinement, self.after = net.reconstruction.deep, None, net.after
+        self.register_buffer("steps", steps.reshape(1, -1, 1, 1))
+        mid_grey = MID_GREY * rows.sum(1)
         if net.refinement is not None:
             self.refinement = copy.deepcopy(net.refinement)
             self.refinement.rows.copy_(rows.reshape_as(self.refinement.rows))
-        self.register_buffer("mid_grey", (MID_GREY * rows.sum(1)).float().reshape(1, -1, 1, 1))
-        self.register_buffer("steps", steps.reshape(1, -1, 1, 1))
+            self.register_buffer("mid_grey", mid_grey.float().reshape(1, -1, 1, 1))
         with torch.no_grad():
             self.initial.weight.copy_((weight / WHITE).reshape(area, -1, 1, 1))
-            bias = weight @ rows.sum(1) * (MID_GREY / WHITE)
             assert self.initial.bias is not None
-            self.initial.bias.copy_(bias)
+            self.initial.bias.copy_(weight @ mid_grey / WHITE)
 
     def forward(self, levels: Tensor) -> Tensor:
-        levels = levels * self.steps
-        initial = functional.pixel_shuffle(self.initial(levels), self.block)
+        measured = levels * self.steps
+        initial = functional.pixel_shuffle(self.initial(measured), self.block)
         pictures = initial + self.deep(initial)
         if self.refinement is not None:
-            pictures = self.refinement(pictures, (levels + self.mid_grey) / WHITE)
+            pictures = self.refinement(pictures, (measured + self.mid_grey) / WHITE, rows_sent(levels))
         return cast(Tensor, self.after(pictures))
 
 

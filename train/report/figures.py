@@ -100,7 +100,7 @@ def draw_trade(schedule: str, told: dict[str, Any], folder: Path) -> list[Drawn]
         points = [(models[name]["psnr"][ITSELF], y) for name, y in read.items() if y is not None]
         if points:
             shown += [name for name, y in read.items() if y is not None]
-            marker = "os^Dv"[markers.setdefault(printed_as, 0)]
+            marker = "os^Dvp*X"[markers.setdefault(printed_as, 0)]
             markers[printed_as] += 1
             axes.plot(*zip(*points, strict=True), f"{marker}-", color=colours[printed_as], label=title)
     for row, fidelity in printed.PSNR.items():

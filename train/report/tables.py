@@ -7,10 +7,12 @@ from statistics import mean
 from typing import Any
 
 from train.evaluation.small import AS_IS, BLUR, ITSELF, NOISE, PURIFIERS
+from train.loops.schedule import settings_told
 from train.networks.classifiers import JUDGES, PAPER
 from train.report import printed
 from train.report.printed import MODELS, RATIOS
 from train.reproduce import SCHEDULES
+from train.settings import KINDS
 
 Told = dict[str, Any]
 
@@ -190,10 +192,11 @@ def ablation(told: Told, name: str, of: str = _ABLATED_E) -> list[str]:
     if not runs:
         return []
     readers = _present(told, (*PAPER, *JUDGES))
-    rows = []
+    rows, unchanged = [], settings_told(base["run"], KINDS[kind])
     for run in (of, *runs):
         model = told["models"][run]
-        changes = [f"{key} = {_setting(value)}" for key, value in model["run"].items() if value != base["run"].get(key)]
+        settings = settings_told(model["run"], KINDS[kind])
+        changes = [f"{key} = {_setting(v)}" for key, v in settings.items() if v != unchanged.get(key)]
         cost = lost(told, run.removesuffix("-r10"), (10,))
         read = [recognition(model, reader) for reader in readers]
         purified = [mean_recognition(model, readers, ITSELF, way) for way in PURIFIERS]
