@@ -26,7 +26,6 @@ from train.report.printed import MODELS, RATIOS
 from train.reproduce import RUN_FILES, SCHEDULES, Runner, Schedule, Step, estimates, evaluated
 from train.settings import ClassifierRun, RetrainedRun, SettingsError
 
-
 STEPPED = {
     "refined-r10": 'kind = "refined"\nextends = "csnet-r10"',
     "guide": 'kind = "retrained"\nreader = "inception"\nmodel = "csnet-r10"',
