@@ -5,6 +5,7 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ _CARRIED = "reconstructor.after.guide.", "reconstructor.after.readers."
 """How names of carried classifiers' weights begin."""
 _HALVED_FROM = 1024
 """Weights of fewer values stay in float32."""
+_SAMPLED = (1, (4, 4)), (3, (2, 7))
+"""What a file is checked with: how many frames, of how many blocks down and across."""
 
 
 class ExportError(ValueError):
@@ -63,7 +66,10 @@ def operator_of(net: QuarterCSNet) -> Operator:
 
 
 def export_reconstructor(
-    reconstructor: Reconstructor | WireReconstruction, path: Path, metadata: Mapping[str, Any]
+    reconstructor: Reconstructor | WireReconstruction,
+    path: Path,
+    metadata: Mapping[str, Any],
+    samples: Sequence[Tensor],
 ) -> None:
     """Write G as ONNX with dynamic batch and size, and check it against torch on the CPU.
 
@@ -71,6 +77,7 @@ def export_reconstructor(
 
     Args:
         metadata: written as ``veilcam.KEY``; values that aren't text as JSON.
+        samples: measurements that it is checked with, int8 (N, m, H/B, W/B) each.
 
     Raises:
         ExportError: onnxruntime's pictures differ from torch's by more than one grey level anywhere; or, where steps
@@ -117,7 +124,7 @@ def export_reconstructor(
     partial = path.with_suffix(".partial")
     onnx.save(model, partial)
     try:
-        _check(module, partial, rows, takes_steps)
+        _check(module, partial, samples, takes_steps)
     except BaseException:
         partial.unlink()
         raise
@@ -137,14 +144,31 @@ def _halve(graph: onnx.GraphProto, names: Container[str]) -> None:
     graph.node.extend(nodes)
 
 
-def _check(module: nn.Module, path: Path, rows: int, takes_steps: bool) -> None:
+def _noise(rows: int) -> list[Tensor]:
+    """Measurements of no picture, of about the energies that rows have."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = [torch.randn((count, rows, *grid), generator=generator) for count, grid in _SAMPLED]
+    energies = torch.linspace(60, 1, rows).reshape(1, rows, 1, 1)
+    return [(noise * energies).round().clamp(-MAX_LEVEL, MAX_LEVEL).to(torch.int8) for noise in drawn]
+
+
+def _sampled(operator: Operator, pictures: Tensor) -> list[Tensor]:
+    """Measurements of pictures, uint8 (N, 1, B, B), side by side. The way that steps go is as long as a picture has
+    detail, so that noise would be told by what they do to it.
+    """
+    samples, blocks = [], cycle(pictures[:, 0].numpy())
+    for count, (down, across) in _SAMPLED:
+        planes = [np.block([[next(blocks) for _ in range(across)] for _ in range(down)]) for _ in range(count)]
+        levels = [operator.quantise(operator.sample(plane, operator.rows), (down, across)) for plane in planes]
+        samples.append(torch.from_numpy(np.stack(levels)))
+    return samples
+
+
+def _check(module: nn.Module, path: Path, samples: Sequence[Tensor], takes_steps: bool) -> None:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    generator = torch.Generator().manual_seed(0)
-    for shape in ((1, rows, 4, 4), (3, rows, 2, 7)):
-        noise = torch.randn(shape, generator=generator) * torch.linspace(60, 1, rows).reshape(1, rows, 1, 1)
-        measurements = noise.round().clamp(-MAX_LEVEL, MAX_LEVEL).to(torch.int8)
+    for measurements in samples:
         with torch.no_grad():
             ours = module(measurements).numpy().astype(np.int16)
         theirs = session.run(None, {"measurements": measurements.numpy()})[0].astype(np.int16)
@@ -176,9 +200,10 @@ def export_runs(
     reconstructors: Iterator[tuple[str, Reconstructor | WireReconstruction]]
     small = checkpoint.load(runs / operator_run / "final.pt")["run"]["kind"] in MODEL_KINDS
     if small:
-        operator, reconstructors = _small(names, operator_run, runs, learned_from)
+        operator, reconstructors, samples = _small(names, operator_run, runs, learned_from)
     else:
         operator, reconstructors = _photographs(names, operator_run, runs)
+        samples = _noise(operator.rows)
     folder.mkdir(parents=True, exist_ok=True)
     for name, reconstructor in reconstructors:
         state = checkpoint.load(runs / name / "final.pt")
@@ -199,7 +224,8 @@ def export_runs(
             if told != state["strength"]:
                 problem = f"measured at strength {told}, expected {state['strength']}"
                 raise ExportError(f"{evaluation}: {problem} (veilcam-train evaluate)")
-        export_reconstructor(reconstructor, folder / f"{name}.onnx", metadata)
+        sent = [measurements[:, : reconstructor.initial.in_channels] for measurements in samples]
+        export_reconstructor(reconstructor, folder / f"{name}.onnx", metadata, sent)
         yield folder / f"{name}.onnx"
     operator_path.parent.mkdir(parents=True, exist_ok=True)
     operator.save(operator_path)
@@ -254,7 +280,7 @@ def _photographs(
 
 def _small(
     names: Sequence[str], operator_run: str, runs: Path, learned_from: Tensor | None
-) -> tuple[Operator, Iterator[tuple[str, Reconstructor | WireReconstruction]]]:
+) -> tuple[Operator, Iterator[tuple[str, Reconstructor | WireReconstruction]], list[Tensor]]:
     state = checkpoint.load(runs / operator_run / "final.pt")
     if state["run"]["data"] != "cifar10" or learned_from is None:
         problem = "only models of CIFAR-10 are exported, with the pictures that they learned from"
@@ -271,7 +297,7 @@ def _small(
             rows = torch.from_numpy(operator.phi).double()
             yield name, WireReconstruction(net, rows, torch.from_numpy(operator.steps))
 
-    return operator, each()
+    return operator, each(), _sampled(operator, learned_from)
 
 
 def _evaluation(path: Path) -> dict[str, Any]:

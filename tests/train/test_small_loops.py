@@ -5,6 +5,7 @@ import math
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -144,6 +145,30 @@ def test_a_run_that_was_killed_ends_where_it_would_have_ended(
     logs = [(tmp_path / each / "log.csv").read_text().splitlines() for each in ("whole", "killed")]
     without_seconds = [[row.rsplit(",", 1)[0] for row in log] for log in logs]
     assert without_seconds[0] == without_seconds[1]
+
+
+def test_a_run_that_goes_on_elsewhere_tells_of_both(
+    data: SmallSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedule, "REPORT_EVERY", 1)
+    monkeypatch.setattr(schedule, "SAVE_AFTER_S", 0.0)
+    advance = schedule.Training.advance
+    for last, where in ((2, "one"), (4, "other"), (7, "other")):
+
+        def dying(
+            self: schedule.Training, terms: Mapping[str, torch.Tensor | float], rate: float, last: int = last
+        ) -> None:
+            if self.iteration == last:
+                raise KilledError
+            advance(self, terms, rate)
+
+        monkeypatch.setattr(schedule.Training, "advance", dying)
+        monkeypatch.setenv("TRAIN_COMMIT", where)
+        with suppress(KilledError):
+            LOOPS[type(CSNET)](CSNET, data, replace(CPU, told=where), tmp_path / "csnet", lambda row: None)
+    provenance = checkpoint.load(tmp_path / "csnet" / "final.pt")["provenance"]
+    assert (provenance["commit"], provenance["device"]) == ("one, then other", "one, then other")
+    assert ", then " not in provenance["processor"]
 
 
 @pytest.mark.parametrize("name", ["adversarial", "generative", "ensemble"])

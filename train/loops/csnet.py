@@ -6,7 +6,9 @@ import torch
 
 from train.data.small import Batches, SmallSet, cropped, padded
 from train.devices import Device
+from train.evaluation.small import mean_psnr, mean_ssim
 from train.loops.schedule import Report, Training, descend, stepped_rate
+from train.models import pictures_of
 from train.networks import phi
 from train.networks.csnet import BLOCK, CSNet, floor_rows
 from train.objectives.paper import reconstruction_loss
@@ -15,7 +17,10 @@ from train.settings import CSNetRun
 
 
 def train(run: CSNetRun, data: SmallSet, device: Device, out: Path, report: Report) -> Path:
-    """Train by a run's settings, going on from ``out/last.pt`` if it is there; returns the path of ``out/final.pt``."""
+    """Train by a run's settings, going on from ``out/last.pt`` if it is there; returns the path of ``out/final.pt``.
+
+    The final checkpoint tells ``psnr`` in dB and ``ssim``, means over the test pictures.
+    """
     torch.manual_seed(run.seed)
     generator = torch.Generator().manual_seed(run.seed)
     net = CSNet(floor_rows(run.ratio))
@@ -36,4 +41,5 @@ def train(run: CSNetRun, data: SmallSet, device: Device, out: Path, report: Repo
             rate = stepped_rate(training.iteration, run)
             descend(optimiser, loss, rate)
             training.advance({"loss": loss, "psnr": psnr(reconstruction.detach(), picture).mean()}, rate)
-    return training.finish(net)
+    made = pictures_of(net.eval(), data.test, device)
+    return training.finish(net, psnr=mean_psnr(made, data.test), ssim=mean_ssim(made, data.test))

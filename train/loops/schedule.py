@@ -197,9 +197,10 @@ class Training:
         except (KeyError, ValueError, RuntimeError) as error:
             problem = f"of another version of the program ({error}); move it away to start anew"
             raise checkpoint.CheckpointError(f"{self._path}: {problem}") from None
-        begun_by = state.get("provenance", self._provenance)
-        if begun_by["commit"] != self._provenance["commit"]:
-            self._provenance["commit"] = f"{begun_by['commit']}, then {self._provenance['commit']}"
+        for key, begun in state.get("provenance", {}).items():
+            now = self._provenance.get(key, begun)
+            if begun != now:
+                self._provenance[key] = begun if begun.endswith(f", then {now}") else f"{begun}, then {now}"
         self._generator.set_state(state["generator"])
         torch.set_rng_state(state["torch"])
         if "cuda" in state and torch.cuda.is_available():

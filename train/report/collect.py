@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from train.evaluation.small import ITSELF
+from train.loops.schedule import fingerprints
 from train.reproduce import Schedule, evaluated, finished
 from train.settings import ClassifierRun
 
@@ -31,7 +33,7 @@ def collect(schedules: Mapping[str, Schedule], runs: Path, logs: Path) -> dict[s
             entry = {"run": state["run"], "trained": state["provenance"], "needs": state.get("needs", {})}
             entry |= {key: state[key] for key in ("recognition", "iterations", "landed") if key in state}
             if run.gives_pictures:
-                evaluation = evaluated(schedule, folder, run_name)
+                evaluation = evaluated(schedule, folder, run_name) or _at_its_end(folder, run_name, state)
                 if evaluation is None:
                     continue
                 told["models"][run_name] = entry | evaluation | {"needs": entry["needs"] | evaluation["needs"]}
@@ -40,6 +42,14 @@ def collect(schedules: Mapping[str, Schedule], runs: Path, logs: Path) -> dict[s
             _keep_log(folder / run_name / "log.csv", logs / name / f"{run_name}.csv")
         gathered[name] = told
     return gathered
+
+
+def _at_its_end(folder: Path, name: str, state: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a CSNet told of its pictures when it ended, before any classifier read them, as an evaluation."""
+    if "psnr" not in state:
+        return None
+    told = {key: {ITSELF: state[key]} for key in ("psnr", "ssim")}
+    return {**told, "recognition": {}, "measured": state["provenance"], "needs": fingerprints(folder, [name])}
 
 
 def _keep_log(log: Path, kept: Path) -> None:

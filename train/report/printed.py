@@ -42,9 +42,7 @@ MODELS: Mapping[str, tuple[str, str | None]] = {
     "adv-csnet-resnet-softmax": ("Adv-CSNet-ResNet, L_C of a softmax", "Adv-CSNet-ResNet"),
     "adv-csnet-gamma0": ("Adv-CSNet, γ_D = 0 as printed", "Adv-CSNet"),
     "adv-csnet-gamma1": ("Adv-CSNet, γ_D = 1", "Adv-CSNet"),
-    "adv-csnet-e": ("Adv-CSNet-E, through purifiers", None),
-    "adv-csnet-e-as-is": ("Adv-CSNet-E, pictures as they are", None),
-    "adv-csnet-s": ("Adv-CSNet-S, steps against surrogates", None),
-    "adv-csnet-s-known": ("Adv-CSNet-S, steps against VGG-16 and ResNet-110", None),
+    "adv-csnet-e": ("Adv-CSNet-E", None),
+    "adv-csnet-s": ("Adv-CSNet-S", None),
 }
 """Our runs without their ratio: how a table calls them, and the paper's row that they stand beside."""

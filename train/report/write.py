@@ -58,7 +58,7 @@ def _keep(told: dict[str, Any], before: dict[str, Any], schedule: Schedule, runs
     for group, entries in before.items():
         for name, entry in entries.items():
             there = name in settings and entry["run"]["kind"] == settings[name].kind
-            if name not in told[group] and there:
+            if there and (name not in told[group] or _only_at_its_end(name, told[group][name], entry)):
                 changed = changed_settings(entry["run"], settings[name])
                 elsewhere = {run for run in entry.get("others", []) if not (runs / run / "final.pt").exists()}
                 others = sorted({*elsewhere, *replaced(runs, entry.get("needs", {}))})
@@ -66,6 +66,12 @@ def _keep(told: dict[str, Any], before: dict[str, Any], schedule: Schedule, runs
                 told[group][name] |= {"changed": changed} if changed else {}
                 told[group][name] |= {"others": others} if others else {}
         told[group] = dict(sorted(told[group].items()))
+
+
+def _only_at_its_end(name: str, entry: dict[str, Any], before: dict[str, Any]) -> bool:
+    """Of the same weights an earlier report told more: what classifiers read."""
+    same = entry["needs"].get(name) == before.get("needs", {}).get(name)
+    return entry.get("recognition") == {} and same
 
 
 def _told_before(path: Path) -> dict[str, Any]:
