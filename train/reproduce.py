@@ -1,9 +1,9 @@
 """Everything behind the paper's tables, in the order in which one thing needs another, skipping what is done.
 
-csnet ───────┬─▶ adversarial ────┐
-classifiers ─┼─▶ ensemble ───────┼─▶ measure ─▶ retrained readers ─▶ (veilcam-train report)
-             ├─▶ guide ─▶ steps ─┤
-             └─▶ generative ─────┘
+csnet ───────┬─▶ adversarial ───────────────┐
+classifiers ─┼─▶ ensemble ──────────────────┼─▶ measure ─▶ retrained readers ─▶ (veilcam-train report)
+             ├─▶ refined ─▶ guide ─▶ steps ─┤
+             └─▶ generative ────────────────┘
 """
 
 import dataclasses
