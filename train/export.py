@@ -81,7 +81,8 @@ def export_reconstructor(
 
     Raises:
         ExportError: onnxruntime's pictures differ from torch's by more than one grey level anywhere; or, where steps
-            are taken, by one in the root mean square: a value that is rounded up here and down there turns a step.
+            are taken, by two in the root mean square: a value that is rounded up here and down there turns a step,
+            and torch's own in float32 and in float64 are up to one apart.
     """
     module = copy.deepcopy(Served(reconstructor)).eval()
     carried = {
@@ -174,7 +175,7 @@ def _check(module: nn.Module, path: Path, samples: Sequence[Tensor], takes_steps
         theirs = session.run(None, {"measurements": measurements.numpy()})[0].astype(np.int16)
         apart = np.abs(ours - theirs).astype(np.float64)
         worst = np.sqrt(np.square(apart).mean()) if takes_steps else apart.max()
-        if worst > 1:
+        if worst > (2 if takes_steps else 1):
             raise ExportError(f"{path}: onnxruntime and torch differ by {worst:.1f} grey levels")
 
 
