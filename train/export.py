@@ -1,9 +1,12 @@
 """From checkpoints to the files that cameras and servers use: the operator (npz) and reconstructors (ONNX)."""
 
+import base64
 import copy
 import json
 import logging
+import math
 import warnings
+import zlib
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -12,6 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from encoder.sampling import MID_GREY, Operator, finest_steps
@@ -36,10 +40,14 @@ OPSET = 18
 _FINER = 64
 _CARRIED = "reconstructor.after.guide.", "reconstructor.after.readers."
 """How names of carried classifiers' weights begin."""
+_SIZE = "reconstructor.after.size"
 _HALVED_FROM = 1024
 """Weights of fewer values stay in float32."""
-_SAMPLED = (1, (4, 4)), (3, (2, 7))
+_GRIDS = (1, (4, 4)), (3, (2, 7))
 """What a file is checked with: how many frames, of how many blocks down and across."""
+_STRAYED = 0.3
+"""Of the way that steps go, how far an engine may end from where torch does, root mean square: a value that is rounded
+up here and down there turns a step. Torch's own in float32 and in float64 end up to 0.2 of it apart."""
 
 
 class ExportError(ValueError):
@@ -69,20 +77,20 @@ def export_reconstructor(
     reconstructor: Reconstructor | WireReconstruction,
     path: Path,
     metadata: Mapping[str, Any],
-    samples: Sequence[Tensor],
+    sample: Tensor | None = None,
 ) -> None:
     """Write G as ONNX with dynamic batch and size, and check it against torch on the CPU.
 
-    Weights of classifiers that it carries are rounded to float16, kept so, and used in float32.
+    Weights of classifiers that it carries are rounded to float16, kept so, and used in float32. Where steps are taken a
+    sample goes with it, and how near an engine must come on that.
 
     Args:
         metadata: written as ``veilcam.KEY``; values that aren't text as JSON.
-        samples: measurements that it is checked with, int8 (N, m, H/B, W/B) each.
+        sample: measurements of pictures, int8 (N, m, H/B, W/B), for networks that take steps.
 
     Raises:
-        ExportError: onnxruntime's pictures differ from torch's by more than one grey level anywhere; or, where steps
-            are taken, by two in the root mean square: a value that is rounded up here and down there turns a step,
-            and torch's own in float32 and in float64 are up to one apart.
+        ExportError: onnxruntime's pictures, before steps, differ from torch's by more than one grey level anywhere; or
+            after them by more than ``_STRAYED`` of the way.
     """
     module = copy.deepcopy(Served(reconstructor)).eval()
     carried = {
@@ -92,10 +100,38 @@ def export_reconstructor(
     }
     for weights in carried.values():
         weights.data = weights.half().float()
-    takes_steps = any(isinstance(part, Steps) for part in module.modules())
-    if takes_steps:
-        log.info("%s: every layer of every step is written, which takes minutes", path)
     rows = reconstructor.initial.in_channels
+    told = {"format": FORMAT_VERSION, "block": reconstructor.block, "rows": rows, **metadata}
+    still = _without_steps(module)
+    takes_steps = still is not module
+    if takes_steps:
+        assert sample is not None, "steps are held against torch on pictures"
+        log.info("%s: every layer of every step is written, which takes minutes", path)
+        may_stray = _STRAYED * _rms(_pictures(module, sample) - _pictures(still, sample))
+        told |= {"sample": packed(sample.numpy()), "sample_psnr": f"{20 * math.log10(WHITE / may_stray):.1f}"}
+    model = _written(module, rows)
+    onnx.helper.set_model_props(
+        model, {f"veilcam.{key}": value if isinstance(value, str) else json.dumps(value) for key, value in told.items()}
+    )
+    _halve(model.graph, carried)
+    onnx.checker.check_model(model)
+    without = _without_way(model)
+    for measurements in _noise(rows):
+        apart = np.abs(_pictures(still, measurements) - _run(without, measurements)).max()
+        if apart > 1:
+            raise ExportError(f"{path}: onnxruntime and torch differ by {apart:.0f} grey levels")
+    if takes_steps:
+        assert sample is not None
+        strayed = _rms(_pictures(module, sample) - _run(model, sample))
+        if strayed > may_stray:
+            told_of = f"steps end {strayed:.1f} grey levels from where torch's do, at most {may_stray:.1f} are allowed"
+            raise ExportError(f"{path}: onnxruntime's {told_of}")
+    partial = path.with_suffix(".partial")
+    onnx.save(model, partial)
+    partial.replace(path)
+
+
+def _written(module: nn.Module, rows: int) -> onnx.ModelProto:
     example = torch.zeros(2, rows, 3, 5, dtype=torch.int8)
     sizes = {0: torch.export.Dim("batch"), 2: torch.export.Dim("block_rows"), 3: torch.export.Dim("block_columns")}
     with warnings.catch_warnings():
@@ -116,20 +152,7 @@ def export_reconstructor(
         del node.metadata_props[:]
         node.doc_string = ""
     del model.metadata_props[:]
-    told = {"format": FORMAT_VERSION, "block": reconstructor.block, "rows": rows, **metadata}
-    onnx.helper.set_model_props(
-        model, {f"veilcam.{key}": value if isinstance(value, str) else json.dumps(value) for key, value in told.items()}
-    )
-    _halve(model.graph, carried)
-    onnx.checker.check_model(model)
-    partial = path.with_suffix(".partial")
-    onnx.save(model, partial)
-    try:
-        _check(module, partial, samples, takes_steps)
-    except BaseException:
-        partial.unlink()
-        raise
-    partial.replace(path)
+    return model
 
 
 def _halve(graph: onnx.GraphProto, names: Container[str]) -> None:
@@ -145,38 +168,65 @@ def _halve(graph: onnx.GraphProto, names: Container[str]) -> None:
     graph.node.extend(nodes)
 
 
+def _without_steps(module: nn.Module) -> nn.Module:
+    """The same with steps of no length; itself if it takes none."""
+    if not any(isinstance(part, Steps) for part in module.modules()):
+        return module
+    still = copy.deepcopy(module)
+    for part in still.modules():
+        if isinstance(part, Steps):
+            part.size.zero_()
+    return still
+
+
+def _without_way(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same for a file's model."""
+    still = onnx.ModelProto()
+    still.CopyFrom(model)
+    for tensor in still.graph.initializer:
+        if tensor.name == _SIZE:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.zeros((), np.float32), _SIZE))
+    return still
+
+
 def _noise(rows: int) -> list[Tensor]:
     """Measurements of no picture, of about the energies that rows have."""
     generator = torch.Generator().manual_seed(0)
-    drawn = [torch.randn((count, rows, *grid), generator=generator) for count, grid in _SAMPLED]
+    drawn = [torch.randn((count, rows, *grid), generator=generator) for count, grid in _GRIDS]
     energies = torch.linspace(60, 1, rows).reshape(1, rows, 1, 1)
     return [(noise * energies).round().clamp(-MAX_LEVEL, MAX_LEVEL).to(torch.int8) for noise in drawn]
 
 
-def _sampled(operator: Operator, pictures: Tensor) -> list[Tensor]:
-    """Measurements of pictures, uint8 (N, 1, B, B), side by side. The way that steps go is as long as a picture has
-    detail, so that noise would be told by what they do to it.
-    """
-    samples, blocks = [], cycle(pictures[:, 0].numpy())
-    for count, (down, across) in _SAMPLED:
-        planes = [np.block([[next(blocks) for _ in range(across)] for _ in range(down)]) for _ in range(count)]
-        levels = [operator.quantise(operator.sample(plane, operator.rows), (down, across)) for plane in planes]
-        samples.append(torch.from_numpy(np.stack(levels)))
-    return samples
+def _sample(operator: Operator, pictures: Tensor) -> Tensor:
+    """Measurements of the first pictures, uint8 (N, 1, B, B), side by side in one frame."""
+    count, (down, across) = _GRIDS[0]
+    blocks = cycle(pictures[:, 0].numpy())
+    planes = [np.block([[next(blocks) for _ in range(across)] for _ in range(down)]) for _ in range(count)]
+    levels = [operator.quantise(operator.sample(plane, operator.rows), (down, across)) for plane in planes]
+    return torch.from_numpy(np.stack(levels))
 
 
-def _check(module: nn.Module, path: Path, samples: Sequence[Tensor], takes_steps: bool) -> None:
+def packed(levels: NDArray[np.int8]) -> str:
+    """Shape, then the values, as text: what a server checks its engines with."""
+    return f"{'x'.join(map(str, levels.shape))}:{base64.b85encode(zlib.compress(levels.tobytes(), 9)).decode()}"
+
+
+@torch.no_grad()
+def _pictures(module: nn.Module, measurements: Tensor) -> NDArray[np.float64]:
+    made: Tensor = module(measurements)
+    return made.numpy().astype(np.float64)
+
+
+def _run(model: onnx.ModelProto, measurements: Tensor) -> NDArray[np.float64]:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    for measurements in samples:
-        with torch.no_grad():
-            ours = module(measurements).numpy().astype(np.int16)
-        theirs = session.run(None, {"measurements": measurements.numpy()})[0].astype(np.int16)
-        apart = np.abs(ours - theirs).astype(np.float64)
-        worst = np.sqrt(np.square(apart).mean()) if takes_steps else apart.max()
-        if worst > (2 if takes_steps else 1):
-            raise ExportError(f"{path}: onnxruntime and torch differ by {worst:.1f} grey levels")
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    made: NDArray[np.uint8] = session.run(None, {"measurements": measurements.numpy()})[0]
+    return made.astype(np.float64)
+
+
+def _rms(apart: NDArray[np.float64]) -> float:
+    return math.sqrt(np.square(apart).mean())
 
 
 def export_runs(
@@ -201,10 +251,10 @@ def export_runs(
     reconstructors: Iterator[tuple[str, Reconstructor | WireReconstruction]]
     small = checkpoint.load(runs / operator_run / "final.pt")["run"]["kind"] in MODEL_KINDS
     if small:
-        operator, reconstructors, samples = _small(names, operator_run, runs, learned_from)
+        operator, reconstructors = _small(names, operator_run, runs, learned_from)
     else:
         operator, reconstructors = _photographs(names, operator_run, runs)
-        samples = _noise(operator.rows)
+    sample = None if learned_from is None else _sample(operator, learned_from)
     folder.mkdir(parents=True, exist_ok=True)
     for name, reconstructor in reconstructors:
         state = checkpoint.load(runs / name / "final.pt")
@@ -225,8 +275,7 @@ def export_runs(
             if told != state["strength"]:
                 problem = f"measured at strength {told}, expected {state['strength']}"
                 raise ExportError(f"{evaluation}: {problem} (veilcam-train evaluate)")
-        sent = [measurements[:, : reconstructor.initial.in_channels] for measurements in samples]
-        export_reconstructor(reconstructor, folder / f"{name}.onnx", metadata, sent)
+        export_reconstructor(reconstructor, folder / f"{name}.onnx", metadata, sample)
         yield folder / f"{name}.onnx"
     operator_path.parent.mkdir(parents=True, exist_ok=True)
     operator.save(operator_path)
@@ -281,7 +330,7 @@ def _photographs(
 
 def _small(
     names: Sequence[str], operator_run: str, runs: Path, learned_from: Tensor | None
-) -> tuple[Operator, Iterator[tuple[str, Reconstructor | WireReconstruction]], list[Tensor]]:
+) -> tuple[Operator, Iterator[tuple[str, Reconstructor | WireReconstruction]]]:
     state = checkpoint.load(runs / operator_run / "final.pt")
     if state["run"]["data"] != "cifar10" or learned_from is None:
         problem = "only models of CIFAR-10 are exported, with the pictures that they learned from"
@@ -298,7 +347,7 @@ def _small(
             rows = torch.from_numpy(operator.phi).double()
             yield name, WireReconstruction(net, rows, torch.from_numpy(operator.steps))
 
-    return operator, each(), _sampled(operator, learned_from)
+    return operator, each()
 
 
 def _evaluation(path: Path) -> dict[str, Any]:

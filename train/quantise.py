@@ -3,11 +3,9 @@
 The first and last layers, the linear picture and all sums stay in float32: they carry the picture, and cost little.
 """
 
-import base64
 import hashlib
 import json
 import tempfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -25,7 +23,7 @@ from encoder.sampling import Operator
 from train.data.labelled import Labelled
 from train.data.leaves import dead_leaves
 from train.data.photographs import picture_files, read_gray
-from train.export import ExportError
+from train.export import ExportError, packed
 from train.networks.quarter import WHITE
 from train.objectives.reconstruction import psnr
 from train.readers import Reader
@@ -120,7 +118,7 @@ def quantise(
             "precision": precision,
             "of": hashlib.sha256(path.read_bytes()).hexdigest()[:16],
             "quantised": json.dumps(measured),
-            "sample": _packed(np.stack([levels for _, levels in drawn])),
+            "sample": packed(np.stack([levels for _, levels in drawn])),
             "sample_psnr": f"{_compared(sessions, drawn)['agreement_db']}",
         }
         onnx.helper.set_model_props(quantised, {f"veilcam.{key}": value for key, value in told.items()})
@@ -243,8 +241,3 @@ def _recognition(
         reader: {form: round(100 * count / len(labelled), 1) for form, count in counts.items()}
         for reader, counts in right.items()
     }
-
-
-def _packed(levels: NDArray[np.int8]) -> str:
-    """Shape, then the values, as text: what a server checks its engines with."""
-    return f"{'x'.join(map(str, levels.shape))}:{base64.b85encode(zlib.compress(levels.tobytes(), 9)).decode()}"
