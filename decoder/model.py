@@ -52,7 +52,7 @@ class Model:
         return self.told.get("of", self.id)
 
     def sample(self) -> tuple[NDArray[np.int8], float] | None:
-        """Measurements (N, m, H/B, W/B) that came with it, and how near to float32 it was on them, PSNR in dB."""
+        """Measurements (N, m, H/B, W/B) that came with it, and what PSNR to the reference is expected of them, dB."""
         if "sample" not in self.told:
             return None
         try:

@@ -11,10 +11,10 @@ from decoder.engines import ENGINES, REFERENCE, Engine, EngineError, open_engine
 from decoder.model import Model, ModelError
 
 AGREES_DB = 50.0
-"""PSNR of a float engine against the reference, at least."""
-_INTEGER_SLACK_DB = 1.0
-"""How much farther from float32 an integer engine may be than the same file was when its quality and veil were
-measured."""
+"""PSNR of an engine against the reference, at least, of files that don't say it themselves."""
+_SLACK_DB = 1.0
+"""How much farther from the reference an engine may be than a file says that it should be on its own sample: of
+integers, as it was when their quality and veil were measured; of steps, as far as these may stray."""
 _ROUNDS = 5
 _SIZE = (240, 320)
 
@@ -115,7 +115,7 @@ def _compared(engine: Engine, reference: Engine) -> Tried:
     if sampled is None:
         measurements, least = _drawn(reference.model), AGREES_DB
     else:
-        measurements, least = sampled[0], sampled[1] - _INTEGER_SLACK_DB
+        measurements, least = sampled[0], sampled[1] - _SLACK_DB
     ours, theirs = (each.reconstruct(measurements).astype(np.float64) for each in (engine, reference))
     agreement = float(10 * np.log10(255**2 / max(1e-9, float(((ours - theirs) ** 2).mean()))))
     problem = "" if agreement >= least else f"refused, expected {least:.1f} dB to {REFERENCE} and more"

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections.abc import Container
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from decoder.catalogue import load_catalogue
+from decoder.engines.choice import agreeing
 from decoder.model import read_model
 from encoder.packing import Packer
 from encoder.sampling import Operator
@@ -58,7 +60,7 @@ def test_pictures_streamed_through_the_exported_models_are_those_of_the_evaluato
 
 
 def test_steps_that_a_decoder_takes_run_in_its_engine(
-    done: tuple[Schedule, Path], data: SmallSet, tmp_path: Path
+    done: tuple[Schedule, Path], data: SmallSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The file refines, carries readers, their ways and the ways back; onnxruntime is held against torch."""
     _, runs = done
@@ -101,6 +103,32 @@ def test_steps_that_a_decoder_takes_run_in_its_engine(
     halved = {name for name, kind in large.items() if kind == onnx.TensorProto.FLOAT16}
     assert halved == {name for name in large if name.startswith(("reconstructor.after.guide", "reconstructor.after.r"))}
     assert len(halved) > 20, "two readers of fourteen layers and one more"
+    exported = read_model(tmp_path / "models" / "steps.onnx")
+    refused = [str(each) for each in agreeing({"float32": exported}, 1)[1].values() if "refused" in each.problem]
+    assert not refused, "other engines go the same way, as near as its sample says"
+    damaged = onnx.load(exported.path)
+    for tensor in damaged.graph.initializer:
+        if tensor.name in halved:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(tensor), tensor.name))
+    monkeypatch.setattr("train.export._written", lambda module, rows: damaged)
+    monkeypatch.setattr("train.export._halve", lambda graph, names: None)
+    with pytest.raises(ExportError, match=r"steps end .* grey levels from where torch's do"):
+        list(export_runs(["steps"], "csnet-r10", tmp_path, tmp_path / "op.npz", tmp_path / "other", data.train.x))
+    assert not list((tmp_path / "other").iterdir())
+
+
+def test_a_file_that_shows_another_picture_is_not_written(
+    done: tuple[Schedule, Path], data: SmallSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damage(graph: onnx.GraphProto, names: Container[str]) -> None:
+        bias = next(tensor for tensor in graph.initializer if tensor.name == "reconstructor.deep.0.bias")
+        bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + 0.5, bias.name))
+
+    _, runs = done
+    monkeypatch.setattr("train.export._halve", damage)
+    with pytest.raises(ExportError, match="onnxruntime and torch differ by"):
+        list(export_runs(["csnet-r10"], "csnet-r10", runs, tmp_path / "op.npz", tmp_path / "models", data.train.x))
+    assert not list((tmp_path / "models").iterdir())
 
 
 @pytest.mark.parametrize("ratio", ["r10", "r20", "r30"])

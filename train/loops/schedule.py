@@ -20,6 +20,8 @@ Report = Callable[[dict[str, Any]], None]
 REPORT_EVERY = 50
 SAVE_AFTER_S = 30.0
 """Saved with a report, so that no term that was summed for one is lost, and not more often than so."""
+THEN = ", then "
+"""Between the machines, and between the commits, that a run went on with."""
 
 
 class Stateful(Protocol):
@@ -198,9 +200,8 @@ class Training:
             problem = f"of another version of the program ({error}); move it away to start anew"
             raise checkpoint.CheckpointError(f"{self._path}: {problem}") from None
         for key, begun in state.get("provenance", {}).items():
-            now = self._provenance.get(key, begun)
-            if begun != now:
-                self._provenance[key] = begun if begun.endswith(f", then {now}") else f"{begun}, then {now}"
+            if key in self._provenance:
+                self._provenance[key] = THEN.join(dict.fromkeys([*begun.split(THEN), self._provenance[key]]))
         self._generator.set_state(state["generator"])
         torch.set_rng_state(state["torch"])
         if "cuda" in state and torch.cuda.is_available():

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from train.evaluation.small import ITSELF
-from train.loops.schedule import fingerprints
+from train.loops.schedule import THEN, fingerprints
 from train.reproduce import Schedule, evaluated, finished
 from train.settings import ClassifierRun
 
@@ -48,8 +48,9 @@ def _at_its_end(folder: Path, name: str, state: Mapping[str, Any]) -> dict[str, 
     """What a CSNet told of its pictures when it ended, before any classifier read them, as an evaluation."""
     if "psnr" not in state:
         return None
-    told = {key: {ITSELF: state[key]} for key in ("psnr", "ssim")}
-    return {**told, "recognition": {}, "measured": state["provenance"], "needs": fingerprints(folder, [name])}
+    told: dict[str, Any] = {key: {ITSELF: state[key]} for key in ("psnr", "ssim")}
+    by = {key: value.split(THEN)[-1] for key, value in state["provenance"].items()}
+    return {**told, "recognition": {}, "measured": by, "needs": fingerprints(folder, [name])}
 
 
 def _keep_log(log: Path, kept: Path) -> None:

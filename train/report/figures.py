@@ -57,7 +57,7 @@ def draw_pictures(
     """Figures 4 and 5 of a schedule, as far as its models are told of.
 
     A figure of an earlier report stays while all that it shows is told of, and not all of that is here to be drawn.
-    What was trained anew and isn't measured yet isn't what is told of.
+    What was trained anew and isn't measured yet isn't what is told of, unless nothing was told before.
 
     Args:
         told: of the schedule's runs.

@@ -57,8 +57,8 @@ def _keep(told: dict[str, Any], before: dict[str, Any], schedule: Schedule, runs
     settings = {**schedule.runs, **schedule.retrained()}
     for group, entries in before.items():
         for name, entry in entries.items():
-            there = name in settings and entry["run"]["kind"] == settings[name].kind
-            if there and (name not in told[group] or _only_at_its_end(name, told[group][name], entry)):
+            planned = name in settings and entry["run"]["kind"] == settings[name].kind
+            if planned and (name not in told[group] or _read_before(told[group][name], entry)):
                 changed = changed_settings(entry["run"], settings[name])
                 elsewhere = {run for run in entry.get("others", []) if not (runs / run / "final.pt").exists()}
                 others = sorted({*elsewhere, *replaced(runs, entry.get("needs", {}))})
@@ -68,10 +68,9 @@ def _keep(told: dict[str, Any], before: dict[str, Any], schedule: Schedule, runs
         told[group] = dict(sorted(told[group].items()))
 
 
-def _only_at_its_end(name: str, entry: dict[str, Any], before: dict[str, Any]) -> bool:
-    """Of the same weights an earlier report told more: what classifiers read."""
-    same = entry["needs"].get(name) == before.get("needs", {}).get(name)
-    return entry.get("recognition") == {} and same
+def _read_before(entry: dict[str, Any], before: dict[str, Any]) -> bool:
+    """No classifier has read its pictures, and an earlier report told what they read of them."""
+    return entry.get("recognition") == {} and before.get("recognition") != {}
 
 
 def _told_before(path: Path) -> dict[str, Any]:
