@@ -15,6 +15,7 @@ from train.evaluation.small import (
     PURIFIERS,
     Reader,
     controls,
+    mapped_back,
     mean_psnr,
     mean_ssim,
     measure_model,
@@ -57,10 +58,20 @@ def test_recognition_is_counted_rightly() -> None:
     assert result["recognition"]["bright"][ITSELF] == {AS_IS: 75.0} | dict.fromkeys(PURIFIERS, 75.0)
     assert result["recognition"]["bright"][NOISE] == {AS_IS: 75.0}
     assert result["recognition"]["surrogate"] == {ITSELF: {AS_IS: 75.0}}
+    assert result["mapped_back"] == {"bright": 50.0}, "of every other picture no map is learned that fits the rest"
     assert result["originals"] == {"bright": 75.0, "surrogate": 75.0}
     assert result["psnr"][ITSELF] > 100
     assert result["ssim"][ITSELF] == pytest.approx(1.0, abs=1e-4)
     assert len(counted) == passes(readers.values(), True, True) == 7
+
+
+def test_answers_that_are_always_wrong_in_the_same_way_are_mapped_back() -> None:
+    generator = torch.Generator().manual_seed(0)
+    classes = torch.randint(10, (2000,), generator=generator)
+    assert mapped_back((classes + 3) % 10, classes) == 100.0
+    assert mapped_back(torch.randint(10, (2000,), generator=generator), classes) < 15
+    paired = torch.where(torch.rand(2000, generator=generator) < 0.7, (classes + 3) % 10, classes)
+    assert mapped_back(paired, classes) == pytest.approx(70, abs=4)
 
 
 def test_controls_cost_as_much_as_is_asked(data: SmallSet) -> None:

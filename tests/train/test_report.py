@@ -19,7 +19,7 @@ from train.evaluation.small import (
 from train.loops.schedule import fingerprints
 from train.report import printed
 from train.report.figures import draw_trade
-from train.report.tables import ablation, doubts, lost, render, targets
+from train.report.tables import ablation, doubts, lost, mapped_back, render, targets
 from train.reproduce import SCHEDULES, Schedule
 
 
@@ -245,6 +245,13 @@ def test_recognition_is_drawn_against_fidelity_for_every_model(tmp_path: Path) -
     (figure,) = draw_trade("short", paper, tmp_path)
     assert set(figure["runs"]) == set(names)
     assert (tmp_path / figure["file"]).read_bytes().startswith(b"\x89PNG")
+
+
+def test_answers_mapped_back_are_told_where_they_were_measured() -> None:
+    paper = told()
+    paper["models"]["adv-csnet-s-r10"]["mapped_back"] = {"vgg16": 21.0, "resnet110": 19.0}
+    assert mapped_back(paper, "short")[2:] == ["| Adv-CSNet-S, r = 0.1 | 21.00 | 19.00 | – | – | – | – | – |"]
+    assert mapped_back(told(), "short") == []
 
 
 def test_the_ablation_tells_what_each_run_changed_and_what_that_gave() -> None:
