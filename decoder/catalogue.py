@@ -151,6 +151,7 @@ def _open(forms: Mapping[str, Model], engine: str, threads: int) -> Reconstructo
     measured = _measured(model, "measured")
     measured_forms = {precision: _measured(form, "quantised") for precision, form in forms.items()}
     if engine == "auto":
+        log.info("%s: trying the engines that are installed", model.path.stem)
         opened, tried = fastest(forms, threads)
         apart: dict[str, list[str]] = {}
         for each in tried:

@@ -186,6 +186,8 @@ def decode(
             log.warning(_PLAIN_ALLOWED, "trusted users and admins" if settings.users else "everyone")
             if all(each.rendition != "plain" for each in catalogue.reconstructors):
                 log.warning("--allow-plain: none of --reconstructor is plain, so there are none")
+        elif all(each.rendition == "plain" for each in catalogue.reconstructors):
+            log.warning("all of --reconstructor are plain, without --allow-plain no camera gets a picture by them")
         if settings.users is not None and settings.client_ca is None:
             log.warning("--users without --client-ca: no camera can show who it is, so none is let in")
         if not is_loopback(settings.host) and (lacking := lacking_guards(settings)):

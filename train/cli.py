@@ -162,7 +162,7 @@ def reproduce(
     from train.reproduce import RUN_FILES, SCHEDULES, Runner, Schedule, estimates
     from train.settings import SettingsError
 
-    with _mistakes_told("reproduce --resume goes on from the last checkpoint"):
+    with _mistakes_told("nothing was trained" if dry_run else "reproduce --resume goes on from the last checkpoint"):
         folder = RUN_FILES / schedule if schedule in SCHEDULES else Path(schedule).resolve()
         plan = Schedule(folder)
         steps = plan.steps(only or [])
@@ -173,6 +173,8 @@ def reproduce(
         runner = Runner(plan, runs / folder.name, device, sets, _bar)
         todo = [step for step in steps if not runner.done(step)]
         if dry_run:
+            told = "%d steps, with what they need, %d of them done; measuring takes minutes, other load spoils it"
+            log.info(told, len(steps), len(steps) - len(todo))
             _print_plan(estimates(plan, steps, todo, device, sets, _no_bar), todo)
             return
         for step in todo:

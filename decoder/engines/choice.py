@@ -1,6 +1,8 @@
 """The fastest engine that agrees: every one that is installed runs the real model, side by side."""
 
+import math
 import statistics
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,6 +18,8 @@ _SLACK_DB = 1.0
 """How much farther from the reference an engine may be than a file says that it should be on its own sample: of
 integers, as it was when their quality and veil were measured; of steps, as far as these may stray."""
 _ROUNDS = 5
+_PATIENCE_S = 10.0
+"""After so long no further round begins: a decoder that takes seconds for a picture is told by one."""
 _SIZE = (240, 320)
 
 
@@ -52,7 +56,7 @@ def fastest(forms: Mapping[str, Model], threads: int) -> tuple[Engine, list[Trie
         EngineError: not even the reference runs.
     """
     engines, tried = agreeing(forms, threads)
-    took, problems = times(engines, _SIZE, _ROUNDS)
+    took, problems = times(engines, _SIZE, _ROUNDS, _PATIENCE_S)
     for name in engines:
         median = statistics.median(took[name]) if name in took else None
         tried[name] = Tried(name, median, tried[name].agreement_db, problems.get(name, ""))
@@ -132,20 +136,24 @@ def _drawn(model: Model) -> NDArray[np.int8]:
 
 
 def times(
-    engines: Mapping[str, Engine], size: tuple[int, int], rounds: int
+    engines: Mapping[str, Engine], size: tuple[int, int], rounds: int, patience_s: float = math.inf
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
     """Milliseconds of each for one picture, in rounds in which all take part: a busy moment is everyone's.
 
     Args:
         size: of the picture, height and width in pixels.
         rounds: that count; one before them, in which engines compile and allocate, doesn't.
+        patience_s: no further round begins after so many seconds, but one is made.
 
     Returns:
         By name, the milliseconds of those that ran, and why the others didn't.
     """
     took: dict[str, list[float]] = {name: [] for name in engines}
     problems: dict[str, str] = {}
+    began = time.monotonic()
     for number in range(rounds + 1):
+        if number > 1 and time.monotonic() - began > patience_s:
+            break
         for name, engine in engines.items():
             if name in problems:
                 continue
