@@ -44,7 +44,9 @@ _SIZE = "reconstructor.after.size"
 _HALVED_FROM = 1024
 """Weights of fewer values stay in float32."""
 _GRIDS = (1, (4, 4)), (3, (2, 7))
-"""What a file is checked with: how many frames, of how many blocks down and across."""
+"""Of the noise that a file is checked with: how many frames, of how many blocks down and across."""
+_SAMPLED = (4, 4)
+"""Blocks down and across of the pictures that steps are checked with."""
 _STRAYED = 0.3
 """Of the way that steps go, how far an engine may end from where torch does, root mean square: a value that is rounded
 up here and down there turns a step. Torch's own in float32 and in float64 end up to 0.2 of it apart."""
@@ -103,11 +105,11 @@ def export_reconstructor(
     rows = reconstructor.initial.in_channels
     told = {"format": FORMAT_VERSION, "block": reconstructor.block, "rows": rows, **metadata}
     still = _without_steps(module)
-    takes_steps = still is not module
-    if takes_steps:
+    if still is not module:
         assert sample is not None, "steps are held against torch on pictures"
         log.info("%s: every layer of every step is written, which takes minutes", path)
-        may_stray = _STRAYED * _rms(_pictures(module, sample) - _pictures(still, sample))
+        ours = _pictures(module, sample)
+        may_stray = _STRAYED * _rms(ours - _pictures(still, sample))
         told |= {"sample": packed(sample.numpy()), "sample_psnr": f"{20 * math.log10(WHITE / may_stray):.1f}"}
     model = _written(module, rows)
     onnx.helper.set_model_props(
@@ -115,14 +117,13 @@ def export_reconstructor(
     )
     _halve(model.graph, carried)
     onnx.checker.check_model(model)
-    without = _without_way(model)
-    for measurements in _noise(rows):
-        apart = np.abs(_pictures(still, measurements) - _run(without, measurements)).max()
+    noise = _noise(rows)
+    for measurements, theirs in zip(noise, _run(_file_without_steps(model), noise), strict=True):
+        apart = np.abs(_pictures(still, measurements) - theirs).max()
         if apart > 1:
             raise ExportError(f"{path}: onnxruntime and torch differ by {apart:.0f} grey levels")
-    if takes_steps:
-        assert sample is not None
-        strayed = _rms(_pictures(module, sample) - _run(model, sample))
+    if sample is not None and still is not module:
+        strayed = _rms(ours - _run(model, [sample])[0])
         if strayed > may_stray:
             told_of = f"steps end {strayed:.1f} grey levels from where torch's do, at most {may_stray:.1f} are allowed"
             raise ExportError(f"{path}: onnxruntime's {told_of}")
@@ -179,8 +180,8 @@ def _without_steps(module: nn.Module) -> nn.Module:
     return still
 
 
-def _without_way(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same for a file's model."""
+def _file_without_steps(model: onnx.ModelProto) -> onnx.ModelProto:
+    """As ``_without_steps``, of a file's content."""
     still = onnx.ModelProto()
     still.CopyFrom(model)
     for tensor in still.graph.initializer:
@@ -199,11 +200,9 @@ def _noise(rows: int) -> list[Tensor]:
 
 def _sample(operator: Operator, pictures: Tensor) -> Tensor:
     """Measurements of the first pictures, uint8 (N, 1, B, B), side by side in one frame."""
-    count, (down, across) = _GRIDS[0]
-    blocks = cycle(pictures[:, 0].numpy())
-    planes = [np.block([[next(blocks) for _ in range(across)] for _ in range(down)]) for _ in range(count)]
-    levels = [operator.quantise(operator.sample(plane, operator.rows), (down, across)) for plane in planes]
-    return torch.from_numpy(np.stack(levels))
+    blocks, (down, across) = cycle(pictures[:, 0].numpy()), _SAMPLED
+    plane = np.block([[next(blocks) for _ in range(across)] for _ in range(down)])
+    return torch.from_numpy(operator.quantise(operator.sample(plane, operator.rows), _SAMPLED))[None]
 
 
 def packed(levels: NDArray[np.int8]) -> str:
@@ -217,12 +216,11 @@ def _pictures(module: nn.Module, measurements: Tensor) -> NDArray[np.float64]:
     return made.numpy().astype(np.float64)
 
 
-def _run(model: onnx.ModelProto, measurements: Tensor) -> NDArray[np.float64]:
+def _run(model: onnx.ModelProto, samples: Sequence[Tensor]) -> list[NDArray[np.float64]]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    made: NDArray[np.uint8] = session.run(None, {"measurements": measurements.numpy()})[0]
-    return made.astype(np.float64)
+    return [session.run(None, {"measurements": each.numpy()})[0].astype(np.float64) for each in samples]
 
 
 def _rms(apart: NDArray[np.float64]) -> float:

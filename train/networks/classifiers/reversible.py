@@ -64,16 +64,15 @@ def _through(pullbacks: "reversed[Pullback]", gradient: Tensor) -> Tensor:
 
 
 def _transposed(layer: nn.Conv2d, gradient: Tensor) -> Tensor:
+    padding = cast(tuple[int, int], layer.padding)
     depthwise = layer.groups == layer.in_channels == layer.out_channels
     if layer.stride == (1, 1) and layer.dilation == (1, 1) and (layer.groups == 1 or depthwise):
         # As a convolution engines are faster, and OpenVINO gives other results for a transposed one of 1×1.
-        padding = cast(tuple[int, int], layer.padding)
         around = [k - 1 - p for k, p in zip(layer.kernel_size, padding, strict=True)]
         weight = layer.weight if layer.kernel_size == (1, 1) else layer.weight.flip(2, 3)
         weight = weight if depthwise else weight.transpose(0, 1)
         return functional.conv2d(gradient, weight, None, 1, around, 1, layer.groups)
     # A stride leaves out, of an even side and an odd kernel, what the transposed layer must add again.
-    padding = cast(tuple[int, int], layer.padding)
     rest = [(2 * p - k) % s for k, s, p in zip(layer.kernel_size, layer.stride, padding, strict=True)]
     return functional.conv_transpose2d(gradient, layer.weight, None, layer.stride, padding, rest, layer.groups)
 
