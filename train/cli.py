@@ -16,7 +16,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from train.data.small import SmallSet
     from train.readers import Reader
-    from train.reproduce import Runner, Step
+    from train.reproduce import Runner, Schedule, Step
 
 log = logging.getLogger("veilcam.train")
 
@@ -175,14 +175,14 @@ def reproduce(
         if dry_run:
             told = "%d steps, with what they need, %d of them done; measuring takes minutes, other load spoils it"
             log.info(told, len(steps), len(steps) - len(todo))
+            _open_all(sets, plan, todo)
             _print_plan(estimates(plan, steps, todo, device, sets, _no_bar), todo)
             return
         for step in todo:
             if runner.begun(step) and not resume:
                 raise SettingsError(f"{runs / folder.name / step.name}: was interrupted; --resume goes on with it")
+        _open_all(sets, plan, todo)
         if jobs > 1:
-            for name in sorted({(step.run or plan.runs[step.name]).data for step in todo}):
-                sets(name)  # fetched once, and what is wrong with it told once, before every process opens it
             do_at_once(todo, jobs, partial(_quiet_runner, folder, runs / folder.name, data or [], cache))
             return
         for number, step in enumerate(todo, 1):
@@ -355,6 +355,12 @@ def _sets(data: list[Path], cache: Path) -> "Callable[[str], SmallSet]":
     return remembered(lambda name: open_set(name, data, cache))
 
 
+def _open_all(sets: "Callable[[str], SmallSet]", plan: "Schedule", steps: "list[Step]") -> None:
+    """Every data set of some steps: fetched once, and what is wrong with it told once, before any of them begins."""
+    for name in sorted({(step.run or plan.runs[step.name]).data for step in steps}):
+        sets(name)
+
+
 def _quiet_runner(schedule: Path, runs: Path, data: list[Path], cache: Path) -> "Runner":
     """For a process beside others: progress stands in the runs' logs."""
     from train.devices import find_device
@@ -369,10 +375,14 @@ def _no_bar(name: str, total: int) -> Iterator[Callable[[dict[str, Any]], None]]
 
 
 def _print_plan(estimated: "Iterator[tuple[Step, float]]", todo: "list[Step]") -> None:
-    """Line by line as each is measured, which takes a while."""
+    """Line by line as each is measured, which takes a while; not what networks that learned nothing log by the way."""
     total = 0.0
-    for step, seconds in estimated:
-        total += seconds
-        takes = f"{seconds / 60:.1f} min" if step in todo else "done"
-        typer.echo(f"{takes:>10}  {step.told} ({step.file.name})")
+    logging.disable(logging.WARNING)
+    try:
+        for step, seconds in estimated:
+            total += seconds
+            takes = f"{seconds / 60:.1f} min" if step in todo else "done"
+            typer.echo(f"{takes:>10}  {step.told} ({step.file.name})")
+    finally:
+        logging.disable(logging.NOTSET)
     typer.echo(f"{total / 60:>6.0f} min  in all")

@@ -19,7 +19,7 @@ def bars(count: int, side: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[n
     return pictures.clip(0, 255).astype(np.uint8), labels
 
 
-def write_cifar10(folder: Path, per_file: int = 100, test: int = 100) -> Path:
+def write_cifar10(folder: Path, per_file: int = 40, test: int = 80) -> Path:
     """The official binaries: five files to learn from, one to test."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, name in enumerate([*(f"data_batch_{k}.bin" for k in range(1, 6)), "test_batch.bin"]):

@@ -13,7 +13,7 @@ from train.devices import Device
 from train.settings import CSNetRun
 
 CPU = Device(torch.device("cpu"), False, "CPU")
-CSNET = CSNetRun(ratio=0.1, iterations=6, batch=10, start="principal", drops=(4,), learning_rate=1e-4)
+CSNET = CSNetRun(ratio=0.1, iterations=16, batch=10, start="principal", drops=(14,), learning_rate=3e-4)
 FILES = {
     "csnet-r10": """
         kind = "csnet"
@@ -26,9 +26,9 @@ FILES = {
     "inception": """
         kind = "classifier"
         network = "inception"
-        iterations = 40
+        iterations = 8
         warm_up = 5
-        batch = 50
+        batch = 20
     """,
     "adv-csnet-vgg-r10": """
         kind = "adversarial"

@@ -119,7 +119,7 @@ def test_a_schedule_that_cannot_be_done_is_told_in_one_line(
 
 def tried_on_few(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many pictures as a try needs, for no longer than it must."""
-    for name, value in {"TRIED_S": 0.0, "_TRIED_TRAIN": 60, "_TRIED_TEST": 20}.items():
+    for name, value in {"TRIED_S": 0.0, "_TRIED_TRAIN": 40, "_TRIED_TEST": 20, "_TRIED_ITERATIONS": 2}.items():
         monkeypatch.setattr(reproduce, name, value)
 
 
@@ -143,7 +143,7 @@ def test_a_dry_run_counts_the_pictures_that_readers_learn_from_once(
     tmp_path: Path, data: SmallSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Half a second for ten of them is by far the longest here."""
-    monkeypatch.setattr(reproduce, "TRIED_S", 0.0)
+    tried_on_few(monkeypatch)
     monkeypatch.setattr(reproduce, "_TRIED_TEST", 10)
 
     def slowly(path: Path, originals: Pictures, device: Device) -> Pictures:
@@ -249,7 +249,7 @@ def test_what_needs_a_step_that_failed_is_left_and_the_rest_is_done(
     )
     assert code == 1
     assert "adversarial adv-csnet-vgg-r10 failed; 1 more need them" in caplog.text
-    assert "500 pictures to learn from, expected at least a batch of 4000" in caplog.text
+    assert "200 pictures to learn from, expected at least a batch of 4000" in caplog.text
     assert (tmp_path / "runs" / "plan" / "adv-csnet-e-r10" / "evaluation.json").exists()
     assert not (tmp_path / "runs" / "plan" / "adv-csnet-vgg-r10" / "final.pt").exists()
 

@@ -19,7 +19,7 @@ from train import checkpoint
 from train.data.small import Pictures, SmallSet
 from train.devices import Device
 from train.evaluation.small import mean_psnr
-from train.loops import adversarial, schedule
+from train.loops import adversarial, price, schedule
 from train.loops.retrained import Rise
 from train.loops.small import LOOPS
 from train.models import classifier_of, csnet_of, made_by, model_of, pictures_of, reader_of, recognition, refined_of
@@ -45,9 +45,9 @@ from train.settings import (
 RUNS: dict[str, SmallRun] = {
     "csnet": CSNET,
     "refined": RefinedRun(extends="csnet", iterations=6, batch=10, warm_up=1),
-    "reader": ClassifierRun(network="inception", iterations=40, warm_up=5, batch=50, learning_rate=0.05),
+    "reader": ClassifierRun(network="inception", iterations=24, warm_up=5, batch=50, learning_rate=0.05),
     "adversarial": AdversarialRun(
-        extends="csnet", classifier="reader", iterations=6, batch=125, read_below=1.0, beta_later=0.1
+        extends="csnet", classifier="reader", iterations=6, batch=20, read_below=1.0, read_over=0.4, beta_later=0.1
     ),
     "generative": GenerativeRun(extends="csnet", gamma_d=1.0, iterations=6, batch=10),
     "ensemble": EnsembleRun(
@@ -72,9 +72,9 @@ RUNS: dict[str, SmallRun] = {
         warm_up=1,
     ),
     "other": ClassifierRun(
-        network="convnext", optimiser="adamw", learning_rate=1e-3, iterations=6, warm_up=2, batch=50
+        network="convnext", optimiser="adamw", learning_rate=1e-3, iterations=6, warm_up=2, batch=20
     ),
-    "retrained": RetrainedRun(reader="reader", model="csnet", iterations=6, batch=50, check_every=1, patience=3),
+    "retrained": RetrainedRun(reader="reader", model="csnet", iterations=6, batch=20, check_every=1, patience=3),
     "steps": StepsRun(
         extends="csnet", guide="retrained", surrogates=("reader",), steps=2, iterations=6, batch=10, psnr_lost=0.05
     ),
@@ -98,6 +98,12 @@ def runs(data: SmallSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("csnet", "reader", "other", "retrained"):
         train(name, data, folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def landed_on_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a veil costs is looked for on so many pictures."""
+    monkeypatch.setattr(price, "_LANDED_ON", 40)
 
 
 class KilledError(Exception):
@@ -153,7 +159,7 @@ def test_a_run_that_goes_on_elsewhere_tells_of_both(
     monkeypatch.setattr(schedule, "REPORT_EVERY", 1)
     monkeypatch.setattr(schedule, "SAVE_AFTER_S", 0.0)
     advance = schedule.Training.advance
-    for last, where in ((1, "one"), (3, "other"), (5, "one"), (7, "other")):
+    for last, where in ((1, "one"), (3, "other"), (5, "one"), (17, "other")):
 
         def dying(
             self: schedule.Training, terms: Mapping[str, torch.Tensor | float], rate: float, last: int = last
@@ -265,13 +271,14 @@ def test_training_against_a_classifier_makes_it_err(data: SmallSet, runs: Path) 
     assert state["recognition"] > 80
     assert plain > 50
     for name, settings in (
-        ("adversarial", {"beta": 20.0, "iterations": 40, "batch": 10, "read_below": 0.0}),
+        ("adversarial", {"beta": 100.0, "iterations": 25, "batch": 10, "read_below": 0.0}),
         (
             "ensemble",
             {
                 "beta": 20.0,
-                "psnr_lost": 0.1,
-                "iterations": 40,
+                "psnr_lost": 0.3,
+                "psnr_lost_at_first": 0.3,
+                "iterations": 25,
                 "learning_readers": 0,
                 "surrogates": ("reader",),
             },
@@ -334,12 +341,12 @@ def test_accuracy_that_stops_rising_drops_the_rate_once_and_then_ends() -> None:
     assert hurried.ended
 
 
-@pytest.mark.parametrize(("passes", "before"), [(1.0, 4), (0.5, 2)])
+@pytest.mark.parametrize(("passes", "before"), [(0.4, 4), (0.2, 2)])
 def test_beta_changes_when_little_was_read_of_the_pictures_that_count(
     passes: float, before: int, data: SmallSet, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(schedule, "REPORT_EVERY", 1)
-    run = changed("adversarial", batch=len(data.train) // 4, read_over=passes)
+    run = changed("adversarial", batch=len(data.train) // 10, read_over=passes)
     rows: list[dict[str, str]] = []
     LOOPS[AdversarialRun](run, data, CPU, runs / f"changes-{passes}", rows.append)
     assert [float(row["beta"]) for row in rows] == [1.0] * before + [0.1] * (6 - before)
@@ -361,7 +368,7 @@ def test_a_checkpoint_older_than_a_setting_has_its_default() -> None:
 
 def test_answers_through_a_second_softmax_bound_the_adversarial_term(data: SmallSet, runs: Path) -> None:
     """Between log(e + 9) − 1 and log(e + 9): the log of the run shows the term, for β = 1."""
-    run = changed("adversarial", answers="softmax", read_below=0.0, batch=10, iterations=30)
+    run = changed("adversarial", answers="softmax", read_below=0.0, batch=10, iterations=4)
     train("adversarial", data, runs, runs / "softmax", run)
     rows = (runs / "softmax" / "log.csv").read_text().splitlines()
     term = float(rows[-1].split(",")[rows[0].split(",").index("classifier")])
@@ -398,7 +405,7 @@ def test_error_counts_squared_or_by_its_logarithm(data: SmallSet, runs: Path) ->
     """Which of the two a log shows by its sign."""
     for fidelity, below_zero in (("error", False), ("psnr", True)):
         out = runs / f"fidelity-{fidelity}"
-        train("lean", data, runs, out, changed("lean", fidelity=fidelity, iterations=1))
+        train("lean", data, runs, out, changed("lean", fidelity=fidelity, iterations=1, surrogates=("reader",)))
         (row,) = csv.DictReader((out / "log.csv").read_text().splitlines())
         assert (float(row["reconstruction"]) < 0) is below_zero
 
@@ -409,13 +416,13 @@ def test_an_ensemble_of_none_is_told(data: SmallSet, runs: Path, tmp_path: Path)
 
 
 def test_steps_cost_what_they_may_and_the_carried_reader_loses_by_them(data: SmallSet, runs: Path) -> None:
-    run = changed("steps", iterations=12, batch=20, through=("as is", "median"))
+    run = changed("steps", iterations=8, batch=20, through=("as is", "median"), psnr_lost=0.2)
     model = model_of(train("steps", data, runs, runs / "stepped", run), CPU)
     assert [type(way) for way in cast(Steps, model.after).ways] == [nn.Sequential, Median]
     plain = pictures_of(csnet_of(runs / "csnet" / "final.pt", CPU), data.test, CPU)
     stepped = pictures_of(model, data.test, CPU)
     lost = 1 - mean_psnr(stepped, data.test) / mean_psnr(plain, data.test)
-    assert lost == pytest.approx(0.05, rel=0.25)
+    assert lost == pytest.approx(0.2, rel=0.25)
     reader, _ = classifier_of(runs / "reader" / "final.pt", CPU)
     assert recognition(reader, stepped, CPU) < recognition(reader, plain, CPU) - 10
 
