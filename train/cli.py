@@ -2,7 +2,9 @@
 
 import json
 import logging
+import math
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +24,8 @@ log = logging.getLogger("veilcam.train")
 
 BROKE = 1
 UNUSABLE = 2
+_TOLD_EVERY_S = 60.0
+"""Seconds between lines of progress where no terminal shows a bar."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -307,7 +311,11 @@ def _mistakes_told(goes_on: str = "nothing was written") -> Iterator[None]:
 
 @contextmanager
 def _bar(name: str, total: int) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A progress bar that shows the newest row of the log."""
+    """A progress bar that shows the newest row of the log; where there is no terminal, a line of it now and then."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _lines(name, total)
+        return
     columns = (
         TextColumn(name),
         BarColumn(),
@@ -315,15 +323,32 @@ def _bar(name: str, total: int) -> Iterator[Callable[[dict[str, Any]], None]]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[terms]}"),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=console) as progress:
         task = progress.add_task(name, total=total, terms="")
+        yield lambda row: progress.update(task, completed=row["iteration"], terms=_terms(row))
 
-        def advance(row: dict[str, Any]) -> None:
-            hidden = ("iteration", "seconds")
-            terms = " ".join(f"{key} {value}" for key, value in row.items() if key not in hidden)
-            progress.update(task, completed=row["iteration"], terms=terms)
 
-        yield advance
+def _lines(name: str, total: int) -> Callable[[dict[str, Any]], None]:
+    """What tells a row of the log at most once a minute, and the last one, with the time left by the rows it saw."""
+    began: tuple[int, float] | None = None
+    told = -math.inf
+
+    def advance(row: dict[str, Any]) -> None:
+        nonlocal began, told
+        now, done = time.monotonic(), row["iteration"]
+        began = began or (done, now)
+        if now - told >= _TOLD_EVERY_S or done == total:
+            told = now
+            words = [f"{done} of {total}"]
+            if began[0] < done < total:
+                words.append(f"{(now - began[1]) / (done - began[0]) * (total - done) / 60:.0f} min left")
+            log.info("%s: %s", name, ", ".join(filter(None, (*words, _terms(row)))))
+
+    return advance
+
+
+def _terms(row: dict[str, Any]) -> str:
+    return " ".join(f"{key} {value}" for key, value in row.items() if key not in ("iteration", "seconds"))
 
 
 def _print_table(result: dict[str, Any]) -> None:

@@ -29,7 +29,10 @@ from train.models import made_by, reader_of
 from train.networks.classifiers import JUDGES, PAPER
 from train.settings import (
     MODEL,
+    AdversarialRun,
     ClassifierRun,
+    CSNetRun,
+    GenerativeRun,
     Measurement,
     RefinedRun,
     RetrainedRun,
@@ -50,6 +53,8 @@ _TRIED_ITERATIONS, _MOST_TRIED = 8, 256
 TRIED_S = 2.0
 """What some iterations must take longer than one, for their time to be told from how busy the machine is."""
 _TRIED_TRAIN, _TRIED_TEST = 600, 250
+_FIRST: tuple[type[SmallRun], ...] = (CSNetRun, ClassifierRun, AdversarialRun, GenerativeRun)
+"""The paper's kinds of run."""
 _FROM_NEW_WEIGHTS = {"scratch": True, "learning_rate": 0.1, "warm_up": 400}
 
 
@@ -150,20 +155,24 @@ class Schedule:
     def steps(self, only: Sequence[str] = ()) -> list[Step]:
         """All steps in order, or those of the runs that match a wildcard, with what they need.
 
-        A model that is asked for is measured too, which needs every classifier of its data set.
+        The paper's models come before ours, and a model is measured as soon as it can be, so that what takes hours
+        tells of the paper's tables first. A model that is asked for is measured too, which needs every classifier of
+        its data set.
 
         Raises:
             SettingsError: a wildcard matches nothing, or runs need each other in a circle.
         """
-        graph = {name: _names(run) for name, run in self.runs.items()}
-        try:
-            order = list(TopologicalSorter(graph).static_order())
-        except CycleError as error:
-            raise SettingsError(f"{self.folder}: runs need each other: {' → '.join(error.args[1])}") from None
-        how = self.folder / MEASUREMENT
+        order, how = self._order(), self.folder / MEASUREMENT
         cells = self.retrained()
-        steps = [Step(n, self.runs[n], _names(self.runs[n]), self.folder / f"{n}.toml") for n in order]
-        steps += [Step(name, None, self.measured_with(name), how) for name in order if name in self.models]
+        steps: list[Step] = []
+        trained: set[str] = set()
+        unmeasured = {name: set(self.measured_with(name)) for name in order if name in self.models}
+        for name in order:
+            steps.append(Step(name, self.runs[name], _names(self.runs[name]), self.folder / f"{name}.toml"))
+            trained.add(name)
+            for model in [model for model, needs in unmeasured.items() if needs <= trained]:
+                steps.append(Step(model, None, self.measured_with(model), how))
+                del unmeasured[model]
         steps += [Step(name, run, _names(run), how) for name, run in cells.items()]
         for pattern in only:
             if not any(fnmatch(step.name, pattern) for step in steps):
@@ -175,6 +184,21 @@ class Schedule:
                 kept.append(step)
                 wanted.update(step.needs)
         return kept[::-1]
+
+    def _order(self) -> list[str]:
+        """Runs, each after what it needs, and by kind as ``_FIRST`` has them."""
+        order: list[str] = []
+        ready: list[str] = []
+        sorter = TopologicalSorter({name: _names(run) for name, run in self.runs.items()})
+        try:
+            sorter.prepare()
+        except CycleError as error:
+            raise SettingsError(f"{self.folder}: runs need each other: {' → '.join(error.args[1])}") from None
+        while sorter.is_active():
+            ready = sorted([*ready, *sorter.get_ready()], key=lambda name: (_rank(self.runs[name]), name))
+            order.append(ready.pop(0))
+            sorter.done(order[-1])
+        return order
 
     def _check_needs(self, name: str) -> None:
         for needed, kind in self.runs[name].needs:
@@ -288,6 +312,10 @@ class Runner:
             net, state = reader_of(path, self._device)
             self._readers[name] = Reader(net, state["recognition"], closely=self._schedule.looks_closely(name))
         return self._readers[name]
+
+
+def _rank(run: SmallRun) -> int:
+    return _FIRST.index(type(run)) if type(run) in _FIRST else len(_FIRST)
 
 
 def _names(run: SmallRun) -> tuple[str, ...]:

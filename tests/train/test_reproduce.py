@@ -50,6 +50,11 @@ def test_the_schedules_that_ship_are_whole(name: str) -> None:
     for model in MODELS:
         for ratio in RATIOS:
             assert f"{model}-r{ratio}" in schedule.models
+    told = [step.told for step in steps]
+    papers, ours = "measure adv-csnet-gamma0-r30", "ensemble adv-csnet-e-r10"
+    assert told.index("measure csnet-r10") < told.index("adversarial adv-csnet-vgg-r10") < told.index(papers)
+    assert told.index(papers) < told.index(ours) < told.index("measure adv-csnet-e-r10")
+    assert told.index("measure adv-csnet-e-r10") < told.index("steps adv-csnet-s-r10")
     classifiers = {name: run.network for name, run in schedule.runs.items() if isinstance(run, ClassifierRun)}
     reported = {"vgg16", "resnet110", "mobilenet_v2", "densenet", "convnext", "vit"}
     assert reported <= set(classifiers.values())
@@ -203,6 +208,7 @@ def test_a_surrogate_that_came_since_makes_no_measurement_obsolete_and_a_judge_d
 def test_an_interrupted_run_goes_on_only_when_asked(
     done: tuple[Schedule, Path], tmp_path: Path, data_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     schedule, runs = done
     copy = tmp_path / "runs" / "reduced" / "csnet-r10"
     copy.mkdir(parents=True)
@@ -214,6 +220,7 @@ def test_an_interrupted_run_goes_on_only_when_asked(
     code, output = command(*asked, *only, "--resume")
     assert code == 0, output
     assert (copy / "evaluation.json").exists()
+    assert "measure csnet-r10: 4 of 4" in caplog.text, "told where no terminal shows a bar"
     caplog.clear()
     assert command(*asked, *only)[0] == 0
     assert "1 of" not in caplog.text

@@ -32,13 +32,13 @@ def write(schedules: Path, runs: Path, docs: Path, sets: Callable[[str], SmallSe
         device: draws them.
 
     Raises:
-        CheckpointError: nothing has been measured there, or a run doesn't fit its run file.
+        CheckpointError: no run has finished there, or one doesn't fit its run file.
     """
     beside = docs / BESIDE
     plans = {name: Schedule(schedules / name) for name in SCHEDULES}
     told = collect(plans, runs, beside)
-    if not any(schedule["models"] for schedule in told.values()):
-        raise CheckpointError(f"{runs}: no model was trained and measured there (veilcam-train reproduce)")
+    if not any(entries for schedule in told.values() for entries in schedule.values()):
+        raise CheckpointError(f"{runs}: no run has finished there (veilcam-train reproduce)")
     beside.mkdir(parents=True, exist_ok=True)
     before = _told_before(docs / NUMBERS)
     figures: list[Drawn] = []
