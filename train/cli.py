@@ -313,8 +313,9 @@ def _mistakes_told(goes_on: str = "nothing was written") -> Iterator[None]:
 def _bar(name: str, total: int) -> Iterator[Callable[[dict[str, Any]], None]]:
     """A progress bar that shows the newest row of the log; where there is no terminal, a line of it now and then."""
     console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _lines(name, total)
+    if not (console.is_interactive and sys.stderr.isatty()):
+        with _lines(name, total) as advance:
+            yield advance
         return
     columns = (
         TextColumn(name),
@@ -328,23 +329,28 @@ def _bar(name: str, total: int) -> Iterator[Callable[[dict[str, Any]], None]]:
         yield lambda row: progress.update(task, completed=row["iteration"], terms=_terms(row))
 
 
-def _lines(name: str, total: int) -> Callable[[dict[str, Any]], None]:
-    """What tells a row of the log at most once a minute, and the last one, with the time left by the rows it saw."""
-    began: tuple[int, float] | None = None
+@contextmanager
+def _lines(name: str, total: int) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Tells a row of the log at most once a minute, with the time left by the rows so far; at the end the last."""
+    rows: list[tuple[float, dict[str, Any]]] = []
+    """The first, the newest, and when they came."""
     told = -math.inf
 
-    def advance(row: dict[str, Any]) -> None:
-        nonlocal began, told
-        now, done = time.monotonic(), row["iteration"]
-        began = began or (done, now)
-        if now - told >= _TOLD_EVERY_S or done == total:
-            told = now
-            words = [f"{done} of {total}"]
-            if began[0] < done < total:
-                words.append(f"{(now - began[1]) / (done - began[0]) * (total - done) / 60:.0f} min left")
-            log.info("%s: %s", name, ", ".join(filter(None, (*words, _terms(row)))))
+    def tell(*left: str) -> None:
+        nonlocal told
+        told, row = rows[-1]
+        log.info("%s: %s", name, ", ".join(filter(None, (f"{row['iteration']} of {total}", *left, _terms(row)))))
 
-    return advance
+    def advance(row: dict[str, Any]) -> None:
+        rows[1:] = [(time.monotonic(), row)]
+        (began, first), (now, _) = rows[0], rows[-1]
+        done = row["iteration"] - first["iteration"]
+        if now - told >= _TOLD_EVERY_S and row["iteration"] < total:
+            tell(f"{(now - began) / done * (total - row['iteration']) / 60:.0f} min left" if done else "")
+
+    yield advance
+    if rows and rows[-1][0] > told:
+        tell()
 
 
 def _terms(row: dict[str, Any]) -> str:
@@ -401,13 +407,13 @@ def _no_bar(name: str, total: int) -> Iterator[Callable[[dict[str, Any]], None]]
 
 def _print_plan(estimated: "Iterator[tuple[Step, float]]", todo: "list[Step]") -> None:
     """Line by line as each is measured, which takes a while; not what networks that learned nothing log by the way."""
-    total = 0.0
-    logging.disable(logging.WARNING)
+    total, level = 0.0, log.level
+    log.setLevel(logging.ERROR)
     try:
         for step, seconds in estimated:
             total += seconds
             takes = f"{seconds / 60:.1f} min" if step in todo else "done"
             typer.echo(f"{takes:>10}  {step.told} ({step.file.name})")
     finally:
-        logging.disable(logging.NOTSET)
+        log.setLevel(level)
     typer.echo(f"{total / 60:>6.0f} min  in all")

@@ -54,7 +54,7 @@ TRIED_S = 2.0
 """What some iterations must take longer than one, for their time to be told from how busy the machine is."""
 _TRIED_TRAIN, _TRIED_TEST = 600, 250
 _FIRST: tuple[type[SmallRun], ...] = (CSNetRun, ClassifierRun, AdversarialRun, GenerativeRun)
-"""The paper's kinds of run."""
+"""What the paper's tables are made of; classifiers before what they read, as a measurement needs them all."""
 _FROM_NEW_WEIGHTS = {"scratch": True, "learning_rate": 0.1, "warm_up": 400}
 
 
@@ -156,8 +156,8 @@ class Schedule:
         """All steps in order, or those of the runs that match a wildcard, with what they need.
 
         The paper's models come before ours, and a model is measured as soon as it can be, so that what takes hours
-        tells of the paper's tables first. A model that is asked for is measured too, which needs every classifier of
-        its data set.
+        tells of the paper's tables first; readers retrained to measure come last. A model that is asked for is measured
+        too, which needs every classifier of its data set.
 
         Raises:
             SettingsError: a wildcard matches nothing, or runs need each other in a circle.

@@ -13,7 +13,7 @@ from train.devices import Device
 from train.settings import CSNetRun
 
 CPU = Device(torch.device("cpu"), False, "CPU")
-CSNET = CSNetRun(ratio=0.1, iterations=16, batch=10, start="principal", drops=(14,), learning_rate=3e-4)
+CSNET = CSNetRun(ratio=0.1, iterations=10, batch=10, start="principal", drops=(8,), learning_rate=1e-4)
 FILES = {
     "csnet-r10": """
         kind = "csnet"

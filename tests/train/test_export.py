@@ -66,7 +66,7 @@ def test_steps_that_a_decoder_takes_run_in_its_engine(
     _, runs = done
     (tmp_path / "csnet-r10").symlink_to(runs / "csnet-r10")
     trained = {
-        "reader": ClassifierRun(network="convnet8", iterations=2, warm_up=1, batch=20),
+        "reader": ClassifierRun(network="resnet14", iterations=2, warm_up=1, batch=20),
         "mixed": ClassifierRun(network="convmixer", iterations=2, warm_up=1, batch=20),
         "refined": RefinedRun(extends="csnet-r10", iterations=2, batch=20),
         "guide": RetrainedRun(reader="reader", model="refined", iterations=2, batch=20),
@@ -102,7 +102,7 @@ def test_steps_that_a_decoder_takes_run_in_its_engine(
     large = {tensor.name: tensor.data_type for tensor in graph.initializer if math.prod(tensor.dims) >= 1024}
     halved = {name for name, kind in large.items() if kind == onnx.TensorProto.FLOAT16}
     assert halved == {name for name in large if name.startswith(("reconstructor.after.guide", "reconstructor.after.r"))}
-    assert len(halved) > 15, "two readers of eight layers and one more"
+    assert len(halved) > 20, "two readers of fourteen layers and one more"
     exported = read_model(tmp_path / "models" / "steps.onnx")
     refused = [str(each) for each in agreeing({"float32": exported}, 1)[1].values() if "refused" in each.problem]
     assert not refused, "other engines go the same way, as near as its sample says"

@@ -140,6 +140,22 @@ def test_a_report_keeps_what_was_told_of_runs_that_are_elsewhere(
     assert " | – | " in row, "what that reader read before isn't known"
 
 
+def test_a_report_may_begin_with_a_classifier_alone(
+    done: tuple[Schedule, Path], tmp_path: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in SCHEDULES:
+        write_schedule(tmp_path / "plans" / name)
+    monkeypatch.setattr("train.reproduce.RUN_FILES", tmp_path / "plans")
+    shutil.copytree(done[1] / "inception", tmp_path / "runs" / "full" / "inception")
+    asked = ("report", "--data", data_folder, "--docs", tmp_path / "docs", "--runs", tmp_path / "runs")
+    code, output = command(*asked)
+    assert code == 0, output
+    page = (tmp_path / "docs" / "paper.md").read_text()
+    assert "| [inception](../train/runs/paper/full/inception.toml) | cifar10 |" in page
+    assert "schedule short`" in page
+    assert "schedule full`" not in page
+
+
 def test_a_csnet_is_told_of_before_any_classifier_is_trained(
     done: tuple[Schedule, Path], tmp_path: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,12 @@ import torch
 
 from tests.train.schedules import CPU, FILES, command, no_bar, write_schedule
 from tests.waiting import wait_for
-from train import checkpoint, reproduce
+from train import checkpoint, cli, reproduce
+from train.data import mnist
 from train.data.small import Pictures, SmallSet
 from train.devices import Device
 from train.jobs import JobError, do_at_once
+from train.loops import schedule as loops_schedule
 from train.models import made_by
 from train.report.printed import MODELS, RATIOS
 from train.reproduce import RUN_FILES, SCHEDULES, Runner, Schedule, Step, estimates, evaluated
@@ -43,23 +46,33 @@ STEPPED = {
 def test_the_schedules_that_ship_are_whole(name: str) -> None:
     schedule = Schedule(RUN_FILES / name)
     steps = schedule.steps()
-    finished: set[str] = set()
+    trained: set[str] = set()
     for step in steps:
-        assert set(step.needs) <= finished | ({step.name} if step.run is None else set()), step.name
-        finished.add(step.name)
+        assert set(step.needs) <= trained, step.told
+        if step.run is not None:
+            trained.add(step.name)
     for model in MODELS:
         for ratio in RATIOS:
             assert f"{model}-r{ratio}" in schedule.models
-    told = [step.told for step in steps]
-    papers, ours = "measure adv-csnet-gamma0-r30", "ensemble adv-csnet-e-r10"
-    assert told.index("measure csnet-r10") < told.index("adversarial adv-csnet-vgg-r10") < told.index(papers)
-    assert told.index(papers) < told.index(ours) < told.index("measure adv-csnet-e-r10")
-    assert told.index("measure adv-csnet-e-r10") < told.index("steps adv-csnet-s-r10")
     classifiers = {name: run.network for name, run in schedule.runs.items() if isinstance(run, ClassifierRun)}
     reported = {"vgg16", "resnet110", "mobilenet_v2", "densenet", "convnext", "vit"}
     assert reported <= set(classifiers.values())
     closely = {name: network for name, network in classifiers.items() if schedule.looks_closely(name)}
     assert closely == {name: network for name, network in classifiers.items() if network in reported}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_papers_models_come_first_and_each_is_measured_as_soon_as_it_can_be(name: str) -> None:
+    steps = Schedule(RUN_FILES / name).steps()
+    kinds = [step.run.kind if step.run is not None else "measure" for step in steps]
+    papers = max(place for place, kind in enumerate(kinds) if kind in ("csnet", "adversarial", "generative"))
+    ours = [place for place, kind in enumerate(kinds) if kind in ("ensemble", "refined", "steps")]
+    again = [place for place, step in enumerate(steps) if "-retrained-on-" in step.name]
+    assert papers < min(ours)
+    assert max(ours) < min(again)
+    for before, step in pairwise(steps):
+        if step.run is None and before.run is not None:
+            assert before.name in step.needs, step.told
 
 
 def test_the_full_schedule_is_the_papers() -> None:
@@ -224,6 +237,39 @@ def test_an_interrupted_run_goes_on_only_when_asked(
     caplog.clear()
     assert command(*asked, *only)[0] == 0
     assert "1 of" not in caplog.text
+
+
+def test_data_that_is_missing_is_told_before_anything_begins(
+    tmp_path: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(mnist, "ADDRESS", "http://127.0.0.1:1/")
+    other = FILES["csnet-r10"] + '\ndata = "mnist"'
+    folder = write_schedule(tmp_path / "plan", **{"mnist-csnet-r10": other})
+    asked = ("--data", data_folder, "--runs", tmp_path / "runs", "--cache", tmp_path / "cache")
+    assert command("reproduce", "--schedule", folder, *asked, "--only", "*csnet-r10")[0] != 0
+    assert "train-images-idx3" in caplog.records[-1].getMessage()
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(("every", "told"), [(0.0, ["1", "2", "3", "4"]), (1e9, ["1", "4"])])
+def test_without_a_terminal_a_line_is_logged_now_and_then(
+    every: float,
+    told: list[str],
+    tmp_path: Path,
+    data_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(cli, "_TOLD_EVERY_S", every)
+    monkeypatch.setattr(loops_schedule, "REPORT_EVERY", 1)
+    (tmp_path / "small.toml").write_text(FILES["csnet-r10"])
+    code, output = command("run", tmp_path / "small.toml", "--data", data_folder, "--runs", tmp_path / "runs")
+    assert code == 0, output
+    lines = [text for record in caplog.records if (text := record.getMessage()).startswith("small: ")]
+    assert [line.split()[1] for line in lines] == told
+    assert all("psnr " in line for line in lines)
+    assert ["min left" in line for line in lines] == [False, *[True] * (len(told) - 2), False]
 
 
 def test_steps_done_at_once_give_what_they_give_one_by_one(

@@ -18,7 +18,7 @@ from tests.train.schedules import CPU, CSNET
 from train import checkpoint
 from train.data.small import Pictures, SmallSet
 from train.devices import Device
-from train.evaluation.small import mean_psnr
+from train.evaluation.small import NOISE, controls, mean_psnr
 from train.loops import adversarial, price, schedule
 from train.loops.retrained import Rise
 from train.loops.small import LOOPS
@@ -38,6 +38,7 @@ from train.settings import (
     RetrainedRun,
     SettingsError,
     SmallRun,
+    SteppedRun,
     StepsRun,
     read_run,
 )
@@ -129,6 +130,8 @@ def test_a_run_that_was_killed_ends_where_it_would_have_ended(
     monkeypatch.setattr(schedule, "REPORT_EVERY", 2)
     monkeypatch.setattr(schedule, "SAVE_AFTER_S", 0.0)
     run = changed(name, iterations=6)
+    if isinstance(run, SteppedRun):
+        run = replace(run, drops=(5,))
     for finished in ("csnet", "reader", "other", "retrained"):
         (tmp_path / finished).symlink_to(runs / finished)
     train(name, data, tmp_path, tmp_path / "whole", run)
@@ -151,6 +154,9 @@ def test_a_run_that_was_killed_ends_where_it_would_have_ended(
     logs = [(tmp_path / each / "log.csv").read_text().splitlines() for each in ("whole", "killed")]
     without_seconds = [[row.rsplit(",", 1)[0] for row in log] for log in logs]
     assert without_seconds[0] == without_seconds[1]
+    if isinstance(run, SteppedRun):
+        rates = [float(row["learning_rate"]) for row in csv.DictReader(logs[1])]
+        assert rates == pytest.approx([run.learning_rate, run.learning_rate, run.learning_rate / 10])
 
 
 def test_a_run_that_goes_on_elsewhere_tells_of_both(
@@ -159,7 +165,7 @@ def test_a_run_that_goes_on_elsewhere_tells_of_both(
     monkeypatch.setattr(schedule, "REPORT_EVERY", 1)
     monkeypatch.setattr(schedule, "SAVE_AFTER_S", 0.0)
     advance = schedule.Training.advance
-    for last, where in ((1, "one"), (3, "other"), (5, "one"), (17, "other")):
+    for last, where in ((1, "one"), (3, "other"), (5, "one"), (11, "other")):
 
         def dying(
             self: schedule.Training, terms: Mapping[str, torch.Tensor | float], rate: float, last: int = last
@@ -265,19 +271,25 @@ def _first_weights(data: SmallSet, runs: Path, out: Path, gamma: float) -> torch
     return kept[0]
 
 
+def assert_read_less_than_noise(reader: Classifier, veiled: Pictures, plain: Pictures, data: SmallSet) -> None:
+    """By a fifth of the pictures, at equal PSNR."""
+    noisy = controls(plain, data.test, mean_psnr(veiled, data.test), CPU)[NOISE]
+    assert recognition(reader, veiled, CPU) < recognition(reader, noisy, CPU) - 20
+
+
 def test_training_against_a_classifier_makes_it_err(data: SmallSet, runs: Path) -> None:
     reader, state = classifier_of(runs / "reader" / "final.pt", CPU)
-    plain = recognition(reader, pictures_of(model_of(runs / "csnet" / "final.pt", CPU), data.test, CPU), CPU)
+    plain = pictures_of(model_of(runs / "csnet" / "final.pt", CPU), data.test, CPU)
     assert state["recognition"] > 80
-    assert plain > 50
+    assert recognition(reader, plain, CPU) > 50
     for name, settings in (
-        ("adversarial", {"beta": 100.0, "iterations": 25, "batch": 10, "read_below": 0.0}),
+        ("adversarial", {"beta": 4.0, "iterations": 25, "batch": 10, "read_below": 0.0}),
         (
             "ensemble",
             {
                 "beta": 20.0,
-                "psnr_lost": 0.3,
-                "psnr_lost_at_first": 0.3,
+                "psnr_lost": 0.1,
+                "psnr_lost_at_first": 0.1,
                 "iterations": 25,
                 "learning_readers": 0,
                 "surrogates": ("reader",),
@@ -286,7 +298,7 @@ def test_training_against_a_classifier_makes_it_err(data: SmallSet, runs: Path) 
     ):
         out = runs / f"long-{name}"
         model = model_of(train(name, data, runs, out, changed(name, **settings)), CPU)
-        assert recognition(reader, pictures_of(model, data.test, CPU), CPU) < plain - 20
+        assert_read_less_than_noise(reader, pictures_of(model, data.test, CPU), plain, data)
 
 
 def test_a_retrained_reader_reads_at_least_as_well(data: SmallSet, runs: Path) -> None:
@@ -368,7 +380,7 @@ def test_a_checkpoint_older_than_a_setting_has_its_default() -> None:
 
 def test_answers_through_a_second_softmax_bound_the_adversarial_term(data: SmallSet, runs: Path) -> None:
     """Between log(e + 9) − 1 and log(e + 9): the log of the run shows the term, for β = 1."""
-    run = changed("adversarial", answers="softmax", read_below=0.0, batch=10, iterations=4)
+    run = changed("adversarial", answers="softmax", read_below=0.0, batch=10, iterations=30)
     train("adversarial", data, runs, runs / "softmax", run)
     rows = (runs / "softmax" / "log.csv").read_text().splitlines()
     term = float(rows[-1].split(",")[rows[0].split(",").index("classifier")])
@@ -416,15 +428,15 @@ def test_an_ensemble_of_none_is_told(data: SmallSet, runs: Path, tmp_path: Path)
 
 
 def test_steps_cost_what_they_may_and_the_carried_reader_loses_by_them(data: SmallSet, runs: Path) -> None:
-    run = changed("steps", iterations=8, batch=20, through=("as is", "median"), psnr_lost=0.2)
+    run = changed("steps", iterations=8, batch=20, through=("as is", "median"))
     model = model_of(train("steps", data, runs, runs / "stepped", run), CPU)
     assert [type(way) for way in cast(Steps, model.after).ways] == [nn.Sequential, Median]
     plain = pictures_of(csnet_of(runs / "csnet" / "final.pt", CPU), data.test, CPU)
     stepped = pictures_of(model, data.test, CPU)
     lost = 1 - mean_psnr(stepped, data.test) / mean_psnr(plain, data.test)
-    assert lost == pytest.approx(0.2, rel=0.25)
+    assert lost == pytest.approx(0.05, rel=0.25)
     reader, _ = classifier_of(runs / "reader" / "final.pt", CPU)
-    assert recognition(reader, stepped, CPU) < recognition(reader, plain, CPU) - 10
+    assert_read_less_than_noise(reader, stepped, plain, data)
 
 
 def test_what_a_refinement_wins_is_spent_on_steps(data: SmallSet, runs: Path, tmp_path: Path) -> None:

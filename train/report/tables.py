@@ -63,7 +63,7 @@ def render(paper: Told) -> str:
 
 def _schedule(name: str, told: Told) -> list[str]:
     lines = [f"## {_TITLES[name]}", ""]
-    if not told["models"]:
+    if not any(told.values()):
         return [*lines, f"Not run yet: `veilcam-train reproduce --schedule {name}`.", ""]
     for title, part in _PARTS:
         table = part(told, name)
