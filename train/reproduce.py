@@ -90,7 +90,8 @@ class Schedule:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         if not (folder / MEASUREMENT).is_file():
-            raise SettingsError(f"{folder}: no schedule there, expected run files and {MEASUREMENT}")
+            ships = ", ".join(SCHEDULES)
+            raise SettingsError(f"{folder}: no schedule there, expected run files and {MEASUREMENT}, or one of {ships}")
         self.measurement: Measurement = read_measurement(folder / MEASUREMENT)
         self.runs: dict[str, SmallRun] = {}
         for path in sorted(folder.glob("*.toml")):

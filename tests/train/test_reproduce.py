@@ -233,6 +233,7 @@ def test_an_interrupted_run_goes_on_only_when_asked(
     code, output = command(*asked, *only, "--resume")
     assert code == 0, output
     assert (copy / "evaluation.json").exists()
+    assert "csnet-r10 goes on at 4 of 4" in caplog.text
     assert "measure csnet-r10: 4 of 4" in caplog.text, "told where no terminal shows a bar"
     caplog.clear()
     assert command(*asked, *only)[0] == 0

@@ -1,5 +1,6 @@
 """What every loop shares: the learning rate, and the state that lets an interrupted run go on as if it had not been."""
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from train import checkpoint
 from train.devices import Device
 from train.settings import Run, SmallRun
+
+log = logging.getLogger("veilcam.train")
 
 Report = Callable[[dict[str, Any]], None]
 """Called with each row of a log."""
@@ -207,3 +210,4 @@ class Training:
         if "cuda" in state and torch.cuda.is_available():
             torch.cuda.set_rng_state(state["cuda"])
         self.iteration = int(state["iteration"])
+        log.info("%s goes on at %d of %d", self._path.parent.name, self.iteration, self.run.iterations)
