@@ -18,7 +18,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from train.data.small import SmallSet
     from train.readers import Reader
-    from train.reproduce import Runner, Schedule, Step
+    from train.reproduce import Runner, Step
 
 log = logging.getLogger("veilcam.train")
 
@@ -176,16 +176,16 @@ def reproduce(
         sets = _sets(data or [], cache)
         runner = Runner(plan, runs / folder.name, device, sets, _bar)
         todo = [step for step in steps if not runner.done(step)]
+        for step in todo:
+            if runner.begun(step) and not (resume or dry_run):
+                raise SettingsError(f"{runs / folder.name / step.name}: was interrupted; --resume goes on with it")
+        for name in sorted({(step.run or plan.runs[step.name]).data for step in todo}):
+            sets(name)  # fetched once, and what is wrong with it told once, before any step or process begins
         if dry_run:
             told = "%d steps, with what they need, %d of them done; measuring takes minutes, other load spoils it"
             log.info(told, len(steps), len(steps) - len(todo))
-            _open_all(sets, plan, todo)
             _print_plan(estimates(plan, steps, todo, device, sets, _no_bar), todo)
             return
-        for step in todo:
-            if runner.begun(step) and not resume:
-                raise SettingsError(f"{runs / folder.name / step.name}: was interrupted; --resume goes on with it")
-        _open_all(sets, plan, todo)
         if jobs > 1:
             do_at_once(todo, jobs, partial(_quiet_runner, folder, runs / folder.name, data or [], cache))
             return
@@ -384,12 +384,6 @@ def _sets(data: list[Path], cache: Path) -> "Callable[[str], SmallSet]":
     from train.data.small import open_set
 
     return remembered(lambda name: open_set(name, data, cache))
-
-
-def _open_all(sets: "Callable[[str], SmallSet]", plan: "Schedule", steps: "list[Step]") -> None:
-    """Every data set of some steps: fetched once, and what is wrong with it told once, before any of them begins."""
-    for name in sorted({(step.run or plan.runs[step.name]).data for step in steps}):
-        sets(name)
 
 
 def _quiet_runner(schedule: Path, runs: Path, data: list[Path], cache: Path) -> "Runner":

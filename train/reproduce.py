@@ -167,13 +167,12 @@ class Schedule:
         cells = self.retrained()
         steps: list[Step] = []
         trained: set[str] = set()
-        unmeasured = {name: set(self.measured_with(name)) for name in order if name in self.models}
+        unmeasured = {name: self.measured_with(name) for name in order if name in self.models}
         for name in order:
             steps.append(Step(name, self.runs[name], _names(self.runs[name]), self.folder / f"{name}.toml"))
             trained.add(name)
-            for model in [model for model, needs in unmeasured.items() if needs <= trained]:
-                steps.append(Step(model, None, self.measured_with(model), how))
-                del unmeasured[model]
+            for model in [model for model, needs in unmeasured.items() if trained.issuperset(needs)]:
+                steps.append(Step(model, None, unmeasured.pop(model), how))
         steps += [Step(name, run, _names(run), how) for name, run in cells.items()]
         for pattern in only:
             if not any(fnmatch(step.name, pattern) for step in steps):

@@ -23,6 +23,16 @@ from train.report.tables import ablation, doubts, lost, mapped_back, render, tar
 from train.reproduce import SCHEDULES, Schedule
 
 
+@pytest.fixture
+def plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Small schedules in the place of those that ship, one folder each."""
+    folder = tmp_path / "plans"
+    for name in SCHEDULES:
+        write_schedule(folder / name)
+    monkeypatch.setattr("train.reproduce.RUN_FILES", folder)
+    return folder
+
+
 def test_the_report_is_written_from_its_numbers(
     done: tuple[Schedule, Path], tmp_path: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -53,13 +63,9 @@ def test_the_report_is_written_from_its_numbers(
 
 
 def test_a_report_keeps_what_was_told_of_runs_that_are_elsewhere(
-    done: tuple[Schedule, Path], tmp_path: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch
+    done: tuple[Schedule, Path], plans: Path, tmp_path: Path, data_folder: Path
 ) -> None:
     _, runs = done
-    plans = tmp_path / "plans"
-    for name in SCHEDULES:
-        write_schedule(plans / name)
-    monkeypatch.setattr("train.reproduce.RUN_FILES", plans)
     shutil.copytree(runs, tmp_path / "runs" / "reduced")
 
     def figure5() -> tuple[set[str], bytes]:
@@ -141,11 +147,8 @@ def test_a_report_keeps_what_was_told_of_runs_that_are_elsewhere(
 
 
 def test_a_report_may_begin_with_a_classifier_alone(
-    done: tuple[Schedule, Path], tmp_path: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch
+    done: tuple[Schedule, Path], plans: Path, tmp_path: Path, data_folder: Path
 ) -> None:
-    for name in SCHEDULES:
-        write_schedule(tmp_path / "plans" / name)
-    monkeypatch.setattr("train.reproduce.RUN_FILES", tmp_path / "plans")
     shutil.copytree(done[1] / "inception", tmp_path / "runs" / "full" / "inception")
     asked = ("report", "--data", data_folder, "--docs", tmp_path / "docs", "--runs", tmp_path / "runs")
     code, output = command(*asked)
@@ -157,12 +160,9 @@ def test_a_report_may_begin_with_a_classifier_alone(
 
 
 def test_a_csnet_is_told_of_before_any_classifier_is_trained(
-    done: tuple[Schedule, Path], tmp_path: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch
+    done: tuple[Schedule, Path], plans: Path, tmp_path: Path, data_folder: Path
 ) -> None:
     _, runs = done
-    for name in SCHEDULES:
-        write_schedule(tmp_path / "plans" / name)
-    monkeypatch.setattr("train.reproduce.RUN_FILES", tmp_path / "plans")
     there = tmp_path / "runs" / "full" / "csnet-r10"
     shutil.copytree(runs / "csnet-r10", there)
     measured = json.loads((there / "evaluation.json").read_text())
