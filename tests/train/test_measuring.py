@@ -81,6 +81,12 @@ def test_controls_cost_as_much_as_is_asked(data: SmallSet) -> None:
     found = controls(plain, data.test, 25.0, CPU)
     assert not torch.equal(found[NOISE].x, found[BLUR].x)
     assert torch.equal(found[NOISE].y, data.test.y)
+    far = {name: mean_psnr(control, data.test) for name, control in controls(plain, data.test, 9.0, CPU).items()}
+    assert far[NOISE] == pytest.approx(9.0, abs=0.1)
+    mean = data.test.x.float().mean((2, 3), keepdim=True).round().byte().expand_as(data.test.x)
+    assert far[BLUR] == pytest.approx(mean_psnr(Pictures(mean, data.test.y), data.test), abs=0.5)
+    for control in controls(found[NOISE], data.test, 40.0, CPU).values():
+        assert torch.equal(control.x, found[NOISE].x), "they have less already"
 
 
 def test_purifiers_are_those_of_opencv_and_keep_the_picture(data: SmallSet) -> None:

@@ -53,6 +53,7 @@ def test_the_report_is_written_from_its_numbers(
     assert "| CSNet: PSNR at r = 0.2, dB (within 0.3 of the paper's) | ≥ 28.21 | – | not measured |" in page
     assert "\n\nNot measured, or not at every ratio: Adv-CSNet-E; Adv-CSNet-S.\n" in page
     assert "Not run yet: `veilcam-train reproduce --schedule full`" in page
+    assert paper["figures"]
     for figure in paper["figures"]:
         assert (tmp_path / "paper" / figure["file"]).read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "paper" / "reduced" / "csnet-r10.csv").read_text().startswith("iteration,loss")
@@ -92,10 +93,10 @@ def test_a_report_keeps_what_was_told_of_runs_that_are_elsewhere(
     assert models() == everything
     assert figure5() == whole, "not drawn anew without the pictures of those that are elsewhere"
     page = tmp_path / "docs" / "paper.md"
-    assert "has changed since" not in page.read_text()
+    assert "changed since" not in page.read_text()
     (plans / "reduced" / "adv-csnet-vgg-r10.toml").write_text(FILES["adv-csnet-vgg-r10"] + "beta = 0.5")
     assert models() == everything
-    changed = "- adv-csnet-vgg-r10: its run file has changed since it was trained (beta was 1.0, is 0.5)."
+    changed = "- adv-csnet-vgg-r10: settings changed since (beta was 1.0, is 0.5)."
     assert changed in page.read_text()
     assert models() == everything
     assert changed in page.read_text(), "told each time"
@@ -188,7 +189,11 @@ def test_a_csnet_is_told_of_before_any_classifier_is_trained(
     (there / "evaluation.json").write_text(json.dumps(measured))
     assert model()[0]["recognition"] == measured["recognition"]
     shutil.rmtree(there.parent / "inception")
+    log = tmp_path / "docs" / "paper" / "full" / "csnet-r10.csv"
+    of_what_is_told = log.read_bytes()
+    (there / "log.csv").write_text("iteration,loss\n1,2.0\n")
     assert model()[0]["recognition"] == measured["recognition"], "an earlier report told more"
+    assert log.read_bytes() == of_what_is_told
 
 
 def told(**recognition: float) -> dict[str, Any]:
@@ -251,6 +256,18 @@ def test_the_report_doubts_itself() -> None:
     assert any("vgg16 reads 85.00 % of the originals" in line for line in found)
     assert any("vit wasn't trained" in line for line in found)
     assert sum("at equal PSNR leaves 60.00 %" in line for line in found) == 12
+    below = told(ours=8.0)
+    below["retrained"] = {
+        f"vgg16-retrained-on-{model}": {"iterations": iterations, "run": {"reader": "vgg16", "iterations": 800}}
+        for model, iterations in (("cut", 800), ("ended", 700))
+    }
+    unmapped, cut = doubts(below)
+    assert unmapped.startswith("Adv-CSNet-E, r = 0.1; Adv-CSNet-E, r = 0.2; Adv-CSNet-E, r = 0.3; Adv-CSNet-S, r = 0.1")
+    assert "a reader is below chance" in unmapped
+    assert cut.startswith("1 of 2 retrained readers (T4) ended by their limit of iterations")
+    for model in below["models"].values():
+        model["mapped_back"] = dict.fromkeys(model["recognition"], 20.0)
+    assert doubts(below) == [cut]
 
 
 def test_recognition_is_drawn_against_fidelity_for_every_model(tmp_path: Path) -> None:
@@ -276,6 +293,7 @@ def test_the_ablation_tells_what_each_run_changed_and_what_that_gave() -> None:
     settings = {"kind": "ensemble", "data": "cifar10", "extends": "csnet-r10", "iterations": 800, "batch": 125}
     settings |= {"surrogates": ["a", "b"]}
     base = paper["models"]["adv-csnet-e-r10"] | {"run": settings}
+    paper["models"]["adv-csnet-e-r10"] = base
     fewer = {**base, "run": {**settings, "surrogates": ["a"], "likeness": 0.0}}
     paper["models"] |= {"ablation-fewer-r10": fewer, "ablation-base-r10": base}
     head, _, first, second, *_, last = ablation(paper, "short")
@@ -283,6 +301,9 @@ def test_the_ablation_tells_what_each_run_changed_and_what_that_gave() -> None:
     assert first.startswith("| [ablation-base-r10](../train/runs/paper/short/ablation-base-r10.toml) |")
     assert "| surrogates = a, likeness = 0.0 | 1.00 | 10.00 |" in second
     assert last == "800 iterations of 125 pictures each, r = 0.1."
+    paper["models"]["adv-csnet-e-r10"] = {**base, "run": {**settings, "iterations": 4000}}
+    changed = " The first run isn't adv-csnet-e-r10 itself: iterations = 800."
+    assert ablation(paper, "short")[-1] == last + changed
     assert not any("ablation" in line for line in doubts(paper))
     stepping = {**base, "run": {**settings, "kind": "steps", "steps": 6, "guide": "it"}}
     once = {**base, "run": {**stepping["run"], "steps": 1, "refined": "", "guide": ""}}
@@ -292,4 +313,10 @@ def test_the_ablation_tells_what_each_run_changed_and_what_that_gave() -> None:
     assert "short/ablation-s-once-r10.toml) | guide = none, steps = 1 | 1.00 |" in second, (
         "what an older run doesn't tell is no change"
     )
+    once["run"]["guide"] = "other"
+    for guide, iterations in (("it", 1600), ("other", 800)):
+        paper["retrained"][guide] = {"run": {"kind": "retrained", "iterations": iterations}}
+    *_, row, _, _ = ablation(paper, "short", "adv-csnet-s-r10")
+    assert "| guide = other, steps = 1, its iterations = 800 | 1.00 |" in row
+    once["run"]["guide"] = ""
     assert len(ablation(paper, "short")) == len([head, _, first, second, "", last])

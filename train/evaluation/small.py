@@ -28,7 +28,7 @@ CONTROLS = (NOISE, BLUR)
 
 _WINDOW, _SIGMA = 11, 1.5
 _C1, _C2 = 0.01**2, 0.03**2
-_HALVINGS = 12
+_HALVINGS, _DOUBLINGS = 12, 3
 
 
 def jpeg_75(picture: "np.ndarray[Any, np.dtype[np.uint8]]") -> "cv2.typing.MatLike":
@@ -140,7 +140,8 @@ def purify(pictures: Pictures, way: str) -> Pictures:
 def controls(plain: Pictures, originals: Pictures, target: float, device: Device) -> dict[str, Pictures]:
     """The plain pictures with as much Gaussian noise, and blurred as much, as brings their mean PSNR to a target.
 
-    Where the plain ones have less than that already, they stay as they are.
+    Where the plain ones have no more than that already, they stay as they are. Blur takes a picture no further than to
+    its mean: where that has more than is asked, it is the control.
 
     Args:
         plain: pictures of a CSNet.
@@ -156,9 +157,14 @@ def controls(plain: Pictures, originals: Pictures, target: float, device: Device
     def made(name: str, strength: float) -> Pictures:
         return _seen(picture + strength * draw if name == NOISE else blur(picture, strength), labels)
 
+    if mean_psnr(plain, originals.to(torch.device("cpu"))) <= target:
+        return dict.fromkeys(CONTROLS, plain)
     found = {}
     for name, most in ((NOISE, 0.3), (BLUR, 4.0)):
         low, high = 1e-3, most
+        for _ in range(_DOUBLINGS):
+            if mean_psnr(made(name, high), originals) > target:
+                low, high = high, 2 * high
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
             if mean_psnr(made(name, middle), originals) > target:

@@ -1,4 +1,4 @@
-"""Retrain a reader on a model's labelled pictures (tier T4), until it stops getting better.
+"""Retrain a reader on a model's labelled pictures (tier T4), until it stops getting better or its iterations end.
 
 Whether it still gets better is seen on the last tenth of the training pictures, which it doesn't learn from here (a
 reader that starts from its own weights has seen their originals before). The test pictures are looked at once, at the
@@ -21,7 +21,7 @@ from train.settings import RetrainedRun
 
 _HELD_BACK = 0.1
 _LATEST_DROP = 2 / 3
-"""Share of the iterations after which the learning rate is lower in any case: no result is taken from a high one."""
+"""Share of the iterations after which the learning rate is lower in any case, as most results come from a low one."""
 
 
 def train(run: RetrainedRun, data: SmallSet, device: Device, out: Path, report: Report) -> Path:

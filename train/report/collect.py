@@ -1,6 +1,5 @@
-"""Gather what finished runs left into one plain structure, and lay their logs beside it."""
+"""Gather what finished runs left into one plain structure."""
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,12 @@ from train.reproduce import Schedule, evaluated, finished
 from train.settings import ClassifierRun
 
 
-def collect(schedules: Mapping[str, Schedule], runs: Path, logs: Path) -> dict[str, Any]:
+def collect(schedules: Mapping[str, Schedule], runs: Path) -> dict[str, Any]:
     """What every finished run of every schedule gave, by schedule and name, as plain values.
 
     Args:
         schedules: by name.
         runs: where they ran, RUNS/SCHEDULE/NAME.
-        logs: where their logs are copied to, LOGS/SCHEDULE/NAME.csv.
 
     Raises:
         CheckpointError: a finished run has other settings than its run file, or was made from others than are there.
@@ -39,7 +37,6 @@ def collect(schedules: Mapping[str, Schedule], runs: Path, logs: Path) -> dict[s
                 told["models"][run_name] = entry | evaluation | {"needs": entry["needs"] | evaluation["needs"]}
             else:
                 told["classifiers" if isinstance(run, ClassifierRun) else "retrained"][run_name] = entry
-            _keep_log(folder / run_name / "log.csv", logs / name / f"{run_name}.csv")
         gathered[name] = told
     return gathered
 
@@ -51,9 +48,3 @@ def _at_its_end(folder: Path, name: str, state: Mapping[str, Any]) -> dict[str, 
     told: dict[str, Any] = {key: {ITSELF: state[key]} for key in ("psnr", "ssim")}
     by = {key: value.split(THEN)[-1] for key, value in state["provenance"].items()}
     return {**told, "recognition": {}, "measured": by, "needs": fingerprints(folder, [name])}
-
-
-def _keep_log(log: Path, kept: Path) -> None:
-    if log.exists():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(log, kept)

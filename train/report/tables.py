@@ -26,7 +26,10 @@ _RELIABLE = 90.0
 """Percent of the originals that a classifier should read before its misreading of others means anything."""
 _DASH = "–"
 _OURS = ("adv-csnet-e", "adv-csnet-s")
+_CHANCE = 10.0
 _ABLATION, _ABLATED_E, _ABLATED_S = "ablation-", "ablation-base-r10", "adv-csnet-s-r10"
+_ABLATED = {_ABLATED_E: "adv-csnet-e-r10", _ABLATED_S: "adv-csnet-s-r10"}
+"""What ablations start from, and the model that this stands for."""
 
 
 def render(paper: Told) -> str:
@@ -202,7 +205,7 @@ def mapped_back(told: Told, _: str) -> list[str]:
 
 
 def ablation(told: Told, name: str, of: str = _ABLATED_E) -> list[str]:
-    """Which part of a model gives what: its parts changed one at a time, in runs of its kind."""
+    """Which part of a model gives what: some settings changed, in runs of its kind that are named so."""
     base = told["models"].get(of)
     if base is None:
         return []
@@ -212,11 +215,13 @@ def ablation(told: Told, name: str, of: str = _ABLATED_E) -> list[str]:
     if not runs:
         return []
     readers = _present(told, (*PAPER, *JUDGES))
-    rows, unchanged = [], settings_told(base["run"], KINDS[kind])
+    rows = []
     for run in (of, *runs):
         model = told["models"][run]
-        settings = settings_told(model["run"], KINDS[kind])
-        changes = [f"{key} = {_setting(v)}" for key, v in settings.items() if v != unchanged.get(key)]
+        changes = _changed(model["run"], base["run"])
+        guides = [told["retrained"].get(each["run"].get("guide")) for each in (model, base)]
+        if all(guides):
+            changes += [f"its {change}" for change in _changed(*(guide["run"] for guide in guides))]
         cost = lost(told, run.removesuffix("-r10"), (10,))
         read = [recognition(model, reader) for reader in readers]
         purified = [mean_recognition(model, readers, ITSELF, way) for way in PURIFIERS]
@@ -224,7 +229,16 @@ def ablation(told: Told, name: str, of: str = _ABLATED_E) -> list[str]:
         rows.append([_linked(run, name), ", ".join(changes) or "nothing", *cells])
     head = ("run", "changed", "PSNR lost, %", *readers, *(f"all after {way}" for way in PURIFIERS))
     told_of = f"{base['run']['iterations']} iterations of {base['run']['batch']} pictures each, r = 0.1."
+    if (model := told["models"].get(_ABLATED[of])) and (changes := _changed(base["run"], model["run"])):
+        told_of += f" The first run isn't {_ABLATED[of]} itself: {', '.join(changes)}."
     return [*_table(head, rows), "", told_of]
+
+
+def _changed(run: Told, unchanged: Told) -> list[str]:
+    """What settings of two runs of a kind differ in, as the first has it."""
+    kind = KINDS[run["kind"]]
+    then = settings_told(unchanged, kind)
+    return [f"{key} = {_setting(v)}" for key, v in settings_told(run, kind).items() if v != then.get(key)]
 
 
 def _setting(value: object) -> str:
@@ -327,12 +341,23 @@ def doubts(told: Told) -> list[str]:
         for run, model in told["models"].items()
         if not model["recognition"]
     ]
-    found += [
-        f"{run}: its run file has changed since it was trained ({_changes(entry)})."
-        for group in ("models", "classifiers", "retrained")
-        for run, entry in told[group].items()
-        if entry.get("changed")
-    ]
+    if below := [title for name, title in _named(told) if _below_chance(told["models"][name], readers)]:
+        found.append(
+            f"{'; '.join(below)}: a reader is below chance, and what it reads with its answers mapped back wasn't "
+            "measured."
+        )
+    cells = {run: cell for run, cell in told["retrained"].items() if not _is_guide(run, cell["run"])}
+    if cut := sum(cell["iterations"] >= cell["run"]["iterations"] for cell in cells.values()):
+        found.append(
+            f"{cut} of {len(cells)} retrained readers (T4) ended by their limit of iterations, not because they "
+            "stopped getting better: retrained for longer they may read more."
+        )
+    by_changes: dict[str, list[str]] = {}
+    for group in ("models", "classifiers", "retrained"):
+        for run, entry in told[group].items():
+            if entry.get("changed"):
+                by_changes.setdefault(_changes(entry), []).append(run)
+    found += [f"{', '.join(runs)}: settings changed since ({changes})." for changes, runs in by_changes.items()]
     by_others: dict[str, list[str]] = {}
     for group in ("models", "retrained"):
         for run, entry in told[group].items():
@@ -426,6 +451,12 @@ def _targets(told: Told, _: str) -> list[str]:
     return lines
 
 
+def _below_chance(model: Told, readers: Iterable[str]) -> bool:
+    """Far below it, by some reader whose answers weren't mapped back."""
+    read = {reader: recognition(model, reader) for reader in readers if reader not in model.get("mapped_back", {})}
+    return any(value is not None and value < 0.9 * _CHANCE for value in read.values())
+
+
 def _sources(told: Told, name: str) -> list[str]:
     rows = []
     for group in ("models", "classifiers", "retrained"):
@@ -472,8 +503,8 @@ _PARTS: Sequence[tuple[str, Callable[[Told, str], list[str]]]] = (
     ("PSNR lost against the CSNet of the same ratio, %", _cost),
     ("Judges that no model was trained against (T1), %", _judges),
     ("Each answer taken for the class that most often gets it, learned from half of the pictures, %", mapped_back),
-    ("Adv-CSNet-E with one of its parts changed, recognition in %", ablation),
-    ("Adv-CSNet-S with one of its parts changed, recognition in %", partial(ablation, of=_ABLATED_S)),
+    ("Adv-CSNet-E with some of its settings changed, recognition in %", ablation),
+    ("Adv-CSNet-S with some of its settings changed, recognition in %", partial(ablation, of=_ABLATED_S)),
     ("Controls at equal PSNR: mean recognition of VGG-16, ResNet-110 and the judges, %", _controls),
     ("Purified on the way to the reader (T2), %", _purified),
     ("Readers retrained on a model's labelled pictures (T4), %", _retrained),

@@ -1,6 +1,7 @@
 """Write the report: docs/paper.json with every number, docs/paper.md from it, figures and logs in docs/paper."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,11 @@ from typing import Any
 from train.checkpoint import CheckpointError
 from train.data.small import SmallSet
 from train.devices import Device
-from train.loops.schedule import changed_settings
+from train.loops.schedule import changed_settings, replaced
 from train.report.collect import collect
 from train.report.figures import Drawn, draw_pictures, draw_trade
 from train.report.tables import render
-from train.reproduce import SCHEDULES, Schedule, replaced
+from train.reproduce import SCHEDULES, Schedule
 
 NUMBERS, PAGE, BESIDE = "paper.json", "paper.md", "paper"
 
@@ -36,20 +37,41 @@ def write(schedules: Path, runs: Path, docs: Path, sets: Callable[[str], SmallSe
     """
     beside = docs / BESIDE
     plans = {name: Schedule(schedules / name) for name in SCHEDULES}
-    told = collect(plans, runs, beside)
+    told = collect(plans, runs)
     if not any(entries for schedule in told.values() for entries in schedule.values()):
         raise CheckpointError(f"{runs}: no run has finished there (veilcam-train reproduce)")
     beside.mkdir(parents=True, exist_ok=True)
     before = _told_before(docs / NUMBERS)
     figures: list[Drawn] = []
     for name, plan in plans.items():
+        found = {run: entry for entries in told[name].values() for run, entry in entries.items()}
         _keep(told[name], before["schedules"].get(name, {}), plan, runs / name)
+        for entries in told[name].values():
+            _lay_logs({run for run, entry in entries.items() if entry is found.get(run)}, runs / name, beside / name)
         figures += draw_pictures(name, told[name], runs / name, sets, device, beside, before["figures"])
         figures += draw_trade(name, told[name], beside)
     paper = {"schedules": told, "figures": figures}
-    (docs / NUMBERS).write_text(json.dumps(paper, indent=1, ensure_ascii=False) + "\n")
-    (docs / PAGE).write_text(render(paper))
+    _replace(docs / NUMBERS, json.dumps(paper, indent=1, ensure_ascii=False) + "\n")
+    _replace(docs / PAGE, render(paper))
     return docs / PAGE
+
+
+def _replace(path: Path, text: str) -> None:
+    """A kill or a full disk leaves what was there: of runs that are gone nothing else tells."""
+    partial = path.with_suffix(f"{path.suffix}.partial")
+    try:
+        partial.write_text(text)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    partial.replace(path)
+
+
+def _lay_logs(names: set[str], runs: Path, logs: Path) -> None:
+    for name in names:
+        if (log := runs / name / "log.csv").exists():
+            logs.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(log, logs / f"{name}.csv")
 
 
 def _keep(told: dict[str, Any], before: dict[str, Any], schedule: Schedule, runs: Path) -> None:
