@@ -13,9 +13,9 @@ def written(folder: Path, text: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["plain-r10", "plain-r25", "veil-r10"])
-def test_the_run_files_that_ship_are_sound(name: str) -> None:
-    run = read_run(RUNS / f"{name}.toml")
+@pytest.mark.parametrize("path", sorted(RUNS.glob("*.toml")), ids=lambda path: path.stem)
+def test_the_run_files_that_ship_are_sound(path: Path) -> None:
+    run = read_run(path)
     assert isinstance(run, PlainRun | VeilRun)
     assert not run.extends or (RUNS / f"{run.extends}.toml").exists()
 
@@ -25,8 +25,8 @@ def test_keys_and_defaults(tmp_path: Path) -> None:
     assert run == PlainRun(ratio=0.25, learning_rate=1.0, extends="other")
     veil = read_run(written(tmp_path, 'kind = "veil"\nextends = "other"\nreaders = ["mobilenet_v2"]'))
     assert veil == VeilRun(extends="other", readers=("mobilenet_v2",))
-    steps = read_run(written(tmp_path, 'kind = "steps"\nthrough = ["median", "jpeg"]'))
-    assert steps == StepsRun(through=("median", "jpeg"))
+    steps = read_run(written(tmp_path, 'kind = "steps"\nsurrogates = ["it"]\nthrough = ["median", "jpeg"]'))
+    assert steps == StepsRun(surrogates=("it",), through=("median", "jpeg"))
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,10 @@ def test_keys_and_defaults(tmp_path: Path) -> None:
             r"through = \['jpeg', 'zoom'\], expected a list of 'as is'",
         ),
         ("kind = ", "not a run file"),
+        ('kind = "plain"\nblock = 10', "block = 10, expected a multiple of 4"),
+        ('kind = "plain"\nblock = 20', "crop = 96, expected a multiple of block, 20"),
+        ('kind = "veil"\nreaders = []', "readers: none, expected at least one"),
+        ('kind = "ensemble"\nextends = "csnet"', "surrogates: none, expected at least one"),
     ],
 )
 def test_a_run_file_that_is_wrong_says_where(tmp_path: Path, text: str, problem: str) -> None:

@@ -20,6 +20,7 @@ IMAGENETTE = {
     "n03888257": 701,
 }
 """The ten classes of Imagenette by their WordNet ids, and their numbers among the thousand."""
+CLASSES = 1000
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,17 @@ def labelled_pictures(folder: Path) -> list[Labelled]:
     """
     table = folder / "labels.csv"
     if table.exists():
-        with table.open(newline="") as file:
-            rows = list(csv.DictReader(file))
         try:
-            return [Labelled(folder / row["file"], int(row["class_index"])) for row in rows]
-        except (KeyError, ValueError) as error:
+            with table.open(newline="", encoding="utf-8") as file:
+                labelled = [Labelled(folder / row["file"], int(row["class_index"])) for row in csv.DictReader(file)]
+        except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
             raise DataError(f"{table}: columns file and class_index expected ({error})") from None
+        if not labelled:
+            raise DataError(f"{table}: no pictures in it")
+        if wrong := [each for each in labelled if not 0 <= each.label < CLASSES]:
+            problem = f"class_index {wrong[0].label} of {wrong[0].path.name}, expected 0 to {CLASSES - 1}"
+            raise DataError(f"{table}: {problem}")
+        return labelled
     found = [
         Labelled(path, IMAGENETTE[path.parent.name]) for path in picture_files(folder) if path.parent.name in IMAGENETTE
     ]

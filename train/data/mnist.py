@@ -46,7 +46,7 @@ def _read_npz(path: Path) -> Split:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return files.check_split(path, archive["x"], archive["y"], SIDE)
-    except (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path}: not a packed set ({error})") from None

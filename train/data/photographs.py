@@ -23,6 +23,8 @@ def read_gray(path: Path) -> NDArray[np.uint8]:
     """One picture as 8-bit gray (H, W), ITU-R 601 luma of colour."""
     try:
         with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):  # what Pillow would make white of, but for its darkest parts
+                raise DataError(f"{path}: pixels of more than 8 bits (mode {image.mode}), expected 8 a channel")
             return np.asarray(image.convert("L"))
     except (UnidentifiedImageError, OSError) as error:
         raise DataError(f"{path}: not a picture that can be read ({error})") from None

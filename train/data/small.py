@@ -91,8 +91,7 @@ def open_set(name: str, folders: Sequence[Path], cache: Path) -> SmallSet:
         cache: where public originals are kept, a folder per set.
 
     Raises:
-        DataError: a file isn't what it should be, no folder of those named has any set, or the original can't be
-            fetched.
+        DataError: one of the folders isn't there, a file isn't what it should be, or the original can't be fetched.
     """
     source = _SOURCES[name]
     for folder in folders:
