@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ class Log:
 
 
 def provenance() -> dict[str, str]:
-    """Commit (with + where the tree had changes), versions and processor that a result came from.
+    """Commit (with + where the tree had changes), versions and processor that a result comes from.
 
     Where the code runs outside of its repository, as in a container, ``TRAIN_COMMIT`` names the commit: not a name
     that begins as the service's settings do, which it would refuse.
@@ -107,16 +108,18 @@ def provenance() -> dict[str, str]:
     return {"commit": commit, "torch": str(torch.__version__), "processor": processor()}
 
 
+@cache
 def _commit() -> str:
-    try:
-        return subprocess.run(  # noqa: S603
-            [shutil.which("git") or "git", "describe", "--always", "--dirty=+", "--abbrev=12"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-        ).stdout.strip()
-    except OSError:
+    """Asked once: what is checked out later, this process doesn't run. Nothing where git doesn't know this file."""
+    git, here = shutil.which("git"), Path(__file__)
+    if git is None:
         return ""
+    asked = ["ls-files", "--error-unmatch", here.name], ["describe", "--always", "--dirty=+", "--abbrev=12"]
+    known, told = (
+        subprocess.run([git, *each], cwd=here.parent, capture_output=True, text=True)  # noqa: S603
+        for each in asked
+    )
+    return "" if known.returncode else told.stdout.strip()
 
 
 def processor() -> str:

@@ -68,11 +68,15 @@ def run(
     """Train by a run file, into RUNS/NAME. A run that was interrupted goes on from its last checkpoint."""
     from train.loops import plain, veil
     from train.loops.small import start
+    from train.reproduce import finished
     from train.settings import PlainRun, SettingsError, SmallRun, VeilRun, read_run
 
     with _mistakes_told("the same command goes on from the last checkpoint"):
         settings = read_run(run_file)
         out = runs / run_file.stem
+        if finished(runs, run_file.stem, settings):
+            log.info("%s: has finished already; move %s away to start anew", out / "final.pt", out)
+            return
         if isinstance(settings, PlainRun | VeilRun) and not data:
             raise SettingsError(f"--data: a {settings.kind} run learns from a folder of photographs, name one")
         with _bar(run_file.stem, settings.iterations) as advance:
@@ -117,6 +121,7 @@ def evaluate(
     from train.evaluation.photographs import measure_veil
     from train.evaluation.small import EVALUATION
     from train.loops.plain import network_of
+    from train.loops.schedule import fingerprints
     from train.loops.veil import reconstructor_of
 
     with _mistakes_told():
@@ -136,6 +141,7 @@ def evaluate(
             "trained": state["provenance"],
             "strength": state.get("strength", 1.0),
             "measured": checkpoint.provenance(),
+            "needs": fingerprints(runs, [name, state["run"]["extends"]]),
         }
         partial.write_text(json.dumps(result, indent=1) + "\n")
         partial.replace(evaluation)
@@ -176,15 +182,15 @@ def reproduce(
         sets = _sets(data or [], cache)
         runner = Runner(plan, runs / folder.name, device, sets, _bar)
         todo = [step for step in steps if not runner.done(step)]
+        log.info("%d steps, with what they need, %d of them done", len(steps), len(steps) - len(todo))
         for step in todo:
             if runner.begun(step) and not (resume or dry_run):
                 raise SettingsError(f"{runs / folder.name / step.name}: was interrupted; --resume goes on with it")
         for name in sorted({(step.run or plan.runs[step.name]).data for step in todo}):
             sets(name)  # fetched once, and what is wrong with it told once, before any step or process begins
         if dry_run:
-            told = "%d steps, with what they need, %d of them done; measuring takes minutes, other load spoils it"
-            log.info(told, len(steps), len(steps) - len(todo))
-            _print_plan(estimates(plan, steps, todo, device, sets, _no_bar), todo)
+            log.info("measuring how long each takes: minutes, and other load spoils it")
+            _print_plan(estimates(plan, steps, todo, device, sets, _no_bar), todo, len(steps))
             return
         if jobs > 1:
             do_at_once(todo, jobs, partial(_quiet_runner, folder, runs / folder.name, data or [], cache))
@@ -399,15 +405,15 @@ def _no_bar(name: str, total: int) -> Iterator[Callable[[dict[str, Any]], None]]
     yield lambda row: None
 
 
-def _print_plan(estimated: "Iterator[tuple[Step, float]]", todo: "list[Step]") -> None:
+def _print_plan(estimated: "Iterator[tuple[Step, float]]", todo: "list[Step]", count: int) -> None:
     """Line by line as each is measured, which takes a while; not what networks that learned nothing log by the way."""
     total, level = 0.0, log.level
     log.setLevel(logging.ERROR)
     try:
-        for step, seconds in estimated:
+        for number, (step, seconds) in enumerate(estimated, 1):
             total += seconds
             takes = f"{seconds / 60:.1f} min" if step in todo else "done"
-            typer.echo(f"{takes:>10}  {step.told} ({step.file.name})")
+            typer.echo(f"{takes:>10}  {step.told} ({step.file.name}), {number} of {count}")
     finally:
         log.setLevel(level)
     typer.echo(f"{total / 60:>6.0f} min  in all")

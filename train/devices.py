@@ -1,7 +1,7 @@
 """Where training runs and in which precision: found out, said aloud, never assumed."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, cast
@@ -31,6 +31,18 @@ class Device:
     def precision(self) -> AbstractContextManager[None]:
         """What a forward pass runs under."""
         return torch.autocast(self.torch.type, torch.bfloat16, enabled=self.half)
+
+    @contextmanager
+    def exactly(self) -> Iterator[None]:
+        """Float32 in full, for what is measured: a GPU else rounds to TensorFloat-32 on the way to its products."""
+        products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(products)
+            torch.backends.cudnn.allow_tf32 = convolutions
 
     def placed(self, module: Module) -> Module:
         """The module in the device's memory, in the layout that its convolutions like best."""

@@ -24,6 +24,7 @@ from train import checkpoint
 from train.devices import Device
 from train.evaluation.small import EVALUATION
 from train.loops.plain import network_of
+from train.loops.schedule import replaced
 from train.loops.veil import reconstructor_of
 from train.models import model_of
 from train.networks import phi
@@ -258,21 +259,19 @@ def export_runs(
         state = checkpoint.load(runs / name / "final.pt")
         run = state["run"]
         rendition = "veiled" if KINDS[run["kind"]].veils else "plain"
-        evaluation = runs / name / EVALUATION
         metadata = {
             "rendition": rendition,
             "operator_id": operator.id,
             "run": run,
             "trained": state["provenance"],
             "veiled_against": _against(run),
-            "measured": _evaluation(evaluation) if rendition == "veiled" or evaluation.exists() else {},
+            "measured": _evaluation(runs, name, run.get("extends")),
         }
+        if rendition == "veiled" and not metadata["measured"]:
+            needed = "a veil ships with its measurement (veilcam-train evaluate, or reproduce)"
+            raise ExportError(f"{runs / name / EVALUATION}: not there; {needed}")
         if "strength" in state:  # a veil of photographs that was made weaker or stronger
             metadata["strength"] = state["strength"]
-            told = metadata["measured"].get("strength")
-            if told != state["strength"]:
-                problem = f"measured at strength {told}, expected {state['strength']}"
-                raise ExportError(f"{evaluation}: {problem} (veilcam-train evaluate)")
         export_reconstructor(reconstructor, folder / f"{name}.onnx", metadata, sample)
         yield folder / f"{name}.onnx"
     operator_path.parent.mkdir(parents=True, exist_ok=True)
@@ -310,6 +309,8 @@ def _photographs(
             path = runs / name / "final.pt"
             state = checkpoint.load(path)
             kind = state["run"]["kind"]
+            if others := replaced(runs, state.get("needs", {})):
+                raise ExportError(f"{path}: made from other runs of {', '.join(others)} than are there now")
             if kind == PlainRun.kind:
                 base, _ = network_of(path)
                 reconstructor = base.reconstructor
@@ -348,13 +349,21 @@ def _small(
     return operator, each()
 
 
-def _evaluation(path: Path) -> dict[str, Any]:
+def _evaluation(runs: Path, name: str, extends: str | None) -> dict[str, Any]:
+    """What was measured of just these weights; nothing if nothing was."""
+    path = runs / name / EVALUATION
     if not path.exists():
-        raise ExportError(
-            f"{path}: not there; a veil ships with its measurement (veilcam-train evaluate, or reproduce)"
-        )
-    evaluation: dict[str, Any] = json.loads(path.read_text())
-    return evaluation
+        return {}
+    try:
+        told: dict[str, Any] = json.loads(path.read_text())
+    except ValueError:
+        raise ExportError(f"{path}: not a measurement, or damaged") from None
+    made_from = told.get("needs", {})
+    measured = {run: made_from[run] for run in (name, extends) if run is not None and run in made_from}
+    if name not in measured or replaced(runs, measured):
+        anew = "measure it anew (veilcam-train evaluate, or reproduce)"
+        raise ExportError(f"{path}: measured from other weights than are there now; {anew}")
+    return told
 
 
 def _against(run: Mapping[str, Any]) -> list[str]:

@@ -3,16 +3,23 @@
 import logging
 import multiprocessing
 import os
+import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
 import torch
 
+from train.checkpoint import CheckpointError
+from train.data.files import DataError
 from train.reproduce import Runner, Step
+from train.settings import SettingsError
 
 log = logging.getLogger("veilcam.train")
+
+_MISTAKES = CheckpointError, DataError, SettingsError, OSError
+"""A user's, or the machine's, told in one line; what else fails a step is a bug, with its traceback."""
 
 
 class JobError(RuntimeError):
@@ -53,7 +60,7 @@ def do_at_once(steps: Sequence[Step], jobs: int, open_runner: Callable[[], Runne
             if not under_way:
                 break
             killed: list[Step] = []
-            for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+            for future in _ended(under_way):
                 step = under_way.pop(future)
                 error = future.exception()
                 if isinstance(error, BrokenProcessPool):
@@ -61,7 +68,8 @@ def do_at_once(steps: Sequence[Step], jobs: int, open_runner: Callable[[], Runne
                     continue
                 if error is not None:
                     failed[step.told] = f"{type(error).__name__}: {error}"
-                    log.error("failed: %s: %s", step.told, failed[step.told])
+                    bug = None if isinstance(error, _MISTAKES) else error
+                    log.error("failed: %s: %s", step.told, failed[step.told], exc_info=bug)
                     continue
                 log.info("done: %s, %d to go", step.told, len(waiting) + len(under_way))
                 if step.run is not None:
@@ -73,6 +81,16 @@ def do_at_once(steps: Sequence[Step], jobs: int, open_runner: Callable[[], Runne
     if failed:
         without = f"; {len(waiting)} more need them" if waiting else ""
         raise JobError(f"{', '.join(failed)} failed{without}")
+
+
+def _ended(under_way: Iterable[Future[None]]) -> set[Future[None]]:
+    """Wait for one at least; who interrupts meanwhile isn't kept waiting for the rest."""
+    try:
+        return wait(under_way, return_when=FIRST_COMPLETED).done
+    except KeyboardInterrupt:
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
 
 
 def _urgency(step: Step, steps: Sequence[Step]) -> tuple[int, int, int]:
@@ -98,6 +116,7 @@ _runner: Runner | None = None
 
 def _open(open_runner: Callable[[], Runner], jobs: int) -> None:
     global _runner
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # at a terminal it comes to all processes; who began this one ends it
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
     _runner = open_runner()

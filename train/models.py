@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.optimization import fuse
 
-from train import checkpoint, purifiers
+from train import checkpoint, devices, purifiers
 from train.data.small import Pictures, cropped, padded
 from train.devices import Device
 from train.networks.classifiers import CLASSIFIERS
@@ -79,10 +79,11 @@ def pictures_of(model: CSNet, originals: Pictures, device: Device) -> Pictures:
     In float32 on every device, as exported models run.
     """
     made, batch = [], _BATCH[device.torch.type]
-    for start in range(0, len(originals), batch):
-        picture = originals[start : start + batch].to(device.torch).all()[0]
-        reconstruction = model(padded(picture).contiguous(memory_format=torch.channels_last))
-        made.append((cropped(reconstruction, picture) * 255).round().clamp(0, 255).to(torch.uint8).cpu())
+    with device.exactly():
+        for start in range(0, len(originals), batch):
+            picture = originals[start : start + batch].to(device.torch).all()[0]
+            reconstruction = model(padded(picture).contiguous(memory_format=torch.channels_last))
+            made.append((cropped(reconstruction, picture) * 255).round().clamp(0, 255).to(torch.uint8).cpu())
     return Pictures(torch.cat(made), originals.y.cpu())
 
 
@@ -122,8 +123,9 @@ def made_by(path: Path, originals: Pictures, device: Device) -> Pictures:
 
 def _code() -> list[bytes]:
     """Of what makes pictures."""
-    networks = Path(__file__).parent / "networks"
-    return [file.read_bytes() for file in (*sorted(networks.rglob("*.py")), Path(purifiers.__file__))]
+    here = Path(__file__)
+    files = *sorted((here.parent / "networks").rglob("*.py")), Path(purifiers.__file__), Path(devices.__file__), here
+    return [file.read_bytes() for file in files]
 
 
 @torch.no_grad()
@@ -135,9 +137,10 @@ def answers(net: Classifier, pictures: Pictures, device: Device) -> Tensor:
     if net.training:
         raise ValueError("a classifier that is measured must be in evaluation mode")
     given, batch = [], _BATCH[device.torch.type]
-    for start in range(0, len(pictures), batch):
-        picture, _ = pictures[start : start + batch].to(device.torch).all()
-        given.append(net(padded(picture).contiguous(memory_format=torch.channels_last)).argmax(1).cpu())
+    with device.exactly():
+        for start in range(0, len(pictures), batch):
+            picture, _ = pictures[start : start + batch].to(device.torch).all()
+            given.append(net(padded(picture).contiguous(memory_format=torch.channels_last)).argmax(1).cpu())
     return torch.cat(given)
 
 

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatch
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -22,11 +23,12 @@ from typing import Any
 from train import checkpoint
 from train.data.small import SmallSet
 from train.devices import Device
-from train.evaluation.small import EVALUATION, Reader, measure_model, passes
-from train.loops.schedule import fingerprints, same_settings
+from train.evaluation.small import CONTROLS, EVALUATION, ITSELF, PURIFIERS, Reader, measure_model, passes
+from train.loops.schedule import fingerprints, replaced, same_settings
 from train.loops.small import LOOPS
+from train.loops.steps import not_carried
 from train.models import made_by, reader_of
-from train.networks.classifiers import JUDGES, PAPER
+from train.networks.classifiers import CLASSIFIERS, JUDGES, PAPER
 from train.settings import (
     MODEL,
     AdversarialRun,
@@ -36,6 +38,7 @@ from train.settings import (
     Measurement,
     RefinedRun,
     RetrainedRun,
+    Run,
     SettingsError,
     SmallRun,
     StepsRun,
@@ -101,7 +104,8 @@ class Schedule:
                     raise SettingsError(f"{path}: a {run.kind} run has no place in a schedule")
                 self.runs[path.stem] = run
         for name in self.runs:
-            self._check_needs(name)
+            for problem in self._problems(name):
+                raise SettingsError(f"{folder / f'{name}.toml'}: {problem}")
         self._check_measurement()
 
     @property
@@ -176,7 +180,7 @@ class Schedule:
         steps += [Step(name, run, _names(run), how) for name, run in cells.items()]
         for pattern in only:
             if not any(fnmatch(step.name, pattern) for step in steps):
-                raise SettingsError(f"--only {pattern}: matches none of {', '.join([*order, *cells])}")
+                raise SettingsError(f"--only {pattern}: no run is called so{_nearly(pattern, [*order, *cells])}")
         asked = {step.name for step in steps if not only or any(fnmatch(step.name, pattern) for pattern in only)}
         wanted, kept = set(asked), []
         for step in reversed(steps):
@@ -200,30 +204,37 @@ class Schedule:
             sorter.done(order[-1])
         return order
 
-    def _check_needs(self, name: str) -> None:
-        for needed, kind in self.runs[name].needs:
-            file, other = self.folder / f"{name}.toml", self.runs.get(needed)
-            if other is None:
-                raise SettingsError(
-                    f"{file}: needs {needed or 'a run that it does not name'}, which has no run file beside it"
-                )
-            if other.kind != kind and not (kind == MODEL and other.gives_pictures):
-                raise SettingsError(f"{file}: {needed} is a {other.kind} run, expected a {kind}")
-            if other.data != self.runs[name].data:
-                raise SettingsError(f"{file}: {needed} is of {other.data}, expected {self.runs[name].data}")
+    def _problems(self, name: str) -> Iterator[str]:
+        """What of a run doesn't fit with others; a later one is only asked for where there was none before it."""
         run = self.runs[name]
+        for needed, kind in run.needs:
+            other = self.runs.get(needed)
+            if other is None:
+                yield f"needs {needed or 'a run that it does not name'}, which has no run file beside it"
+            elif other.kind != kind and not (kind == MODEL and other.gives_pictures):
+                yield f"{needed} is a {other.kind} run, expected a {kind}"
+            elif other.data != run.data:
+                yield f"{needed} is of {other.data}, expected {run.data}"
+        for reader in run.against:
+            other = self.runs.get(reader)
+            if isinstance(other, ClassifierRun) and other.network in JUDGES:
+                yield f"{reader} is a judge, {other.network}, which no veil may be made against"
         if isinstance(run, StepsRun):
-            self._check_start(name, run)
+            yield from self._problems_of_steps(run)
 
-    def _check_start(self, name: str, run: StepsRun) -> None:
-        """That a refinement is of the CSNet that is extended, and that the guide learned from what steps start from."""
+    def _problems_of_steps(self, run: StepsRun) -> Iterator[str]:
+        """A refinement of another CSNet, a guide that learns from other pictures, what a decoder can't carry."""
         refined, guide = self.runs.get(run.refined), self.runs[run.guide]
         if isinstance(refined, RefinedRun) and refined.extends != run.extends:
-            problem = f"refined: {run.refined} refines {refined.extends}, expected {run.extends}"
-            raise SettingsError(f"{self.folder / f'{name}.toml'}: {problem}")
-        if isinstance(guide, RetrainedRun) and guide.model != run.start:
-            problem = f"guide: {run.guide} learns from pictures of {guide.model}, expected {run.start}"
-            raise SettingsError(f"{self.folder / f'{name}.toml'}: {problem}")
+            yield f"refined: {run.refined} refines {refined.extends}, expected {run.extends}"
+        assert isinstance(guide, RetrainedRun)
+        if guide.model != run.start:
+            yield f"guide: {run.guide} learns from pictures of {guide.model}, expected {run.start}"
+        for key, reader in (("guide", guide.reader), *(("surrogates", name) for name in run.surrogates)):
+            classifier = self.runs[reader]
+            assert isinstance(classifier, ClassifierRun)
+            if problem := not_carried(CLASSIFIERS[classifier.network]().eval()):
+                yield f"{key}: {reader} {problem}"
 
     def _check_measurement(self) -> None:
         file = self.folder / MEASUREMENT
@@ -318,11 +329,16 @@ def _rank(run: SmallRun) -> int:
     return _FIRST.index(type(run)) if type(run) in _FIRST else len(_FIRST)
 
 
+def _nearly(pattern: str, names: Sequence[str]) -> str:
+    near = get_close_matches(pattern, names)
+    return f", but {', '.join(near)}" if near else f"; there are {', '.join(names)}"
+
+
 def _names(run: SmallRun) -> tuple[str, ...]:
     return tuple(name for name, _ in run.needs)
 
 
-def finished(runs: Path, name: str, run: SmallRun) -> dict[str, Any] | None:
+def finished(runs: Path, name: str, run: Run) -> dict[str, Any] | None:
     """The final checkpoint of a run, None if it hasn't finished.
 
     Raises:
@@ -340,17 +356,11 @@ def finished(runs: Path, name: str, run: SmallRun) -> dict[str, Any] | None:
     return state
 
 
-def replaced(runs: Path, needs: Mapping[str, str]) -> list[str]:
-    """Of the runs that something was made from, by name and fingerprint, those that are there as others now."""
-    there = fingerprints(runs, [name for name in needs if (runs / name / "final.pt").exists()])
-    return sorted(name for name, fingerprint in there.items() if fingerprint != needs[name])
-
-
 def evaluated(schedule: Schedule, runs: Path, model: str) -> dict[str, Any] | None:
     """What was measured of a model, None if it wasn't with the runs that are there now.
 
     A surrogate that came since isn't missed: what one reads is in no table of CIFAR-10's. What has left the schedule
-    isn't either.
+    isn't either. Where more is asked of readers than was measured, all is measured anew.
     """
     path = runs / model / EVALUATION
     if not path.exists():
@@ -364,7 +374,20 @@ def evaluated(schedule: Schedule, runs: Path, model: str) -> dict[str, Any] | No
     needs = [name for name in schedule.measured_with(model) if name in made_from or name not in surrogates]
     if not all((runs / name / "final.pt").exists() for name in needs):
         return None
+    if not _has_all(told, schedule, model):
+        return None
     return told if fingerprints(runs, needs) == {name: made_from.get(name) for name in needs} else None
+
+
+def _has_all(told: Mapping[str, Any], schedule: Schedule, model: str) -> bool:
+    """A measurement has all that the schedule, and this program, measure of the model now."""
+    closely = {reader: table for reader, table in told["recognition"].items() if schedule.looks_closely(reader)}
+    if not told.get("mapped_back", {}).keys() >= closely.keys():
+        return False
+    if not schedule.purified(model):
+        return True
+    rendered = schedule.beside(model) is None or told["psnr"].keys() >= set(CONTROLS)
+    return rendered and all(table[ITSELF].keys() >= PURIFIERS.keys() for table in closely.values())
 
 
 def estimates(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from train.networks.classifiers import CLASSIFIERS
+from train.networks.quarter import SCALE
 from train.networks.steps import WAYS
 
 MODEL = "model"
@@ -48,6 +49,15 @@ class Run:
     learning_rate: float = bounded(1e-3, 1e-7, 1.0)
     seed: int = bounded(1, 0, 2**31)
 
+    @property
+    def needs(self) -> tuple[tuple[str, str], ...]:
+        """Runs that must have finished, and what each must be: a kind of run, or any ``MODEL``."""
+        return ()
+
+    def problem(self) -> str:
+        """What is wrong with settings that are right one by one; nothing if nothing is."""
+        return ""
+
 
 @dataclass(frozen=True)
 class PlainRun(Run):
@@ -68,6 +78,15 @@ class PlainRun(Run):
     extends: str = ""
     """A finished plain run whose rows of Φ come first and stay as they are, all of them where this run has no more; its
     deep layers start this run's where they are as many and as wide."""
+
+    @property
+    def needs(self) -> tuple[tuple[str, str], ...]:
+        return ((self.extends, PlainRun.kind),) if self.extends else ()
+
+    def problem(self) -> str:
+        if self.block % SCALE:
+            return f"block = {self.block}, expected a multiple of {SCALE}"
+        return f"crop = {self.crop}, expected a multiple of block, {self.block}" if self.crop % self.block else ""
 
 
 @dataclass(frozen=True)
@@ -96,6 +115,13 @@ class VeilRun(Run):
     repetition: float = bounded(0.0, 0.0, 1e6)
     """Weight of change that repeats with blocks or deep features, train.objectives.veil.repetition."""
 
+    @property
+    def needs(self) -> tuple[tuple[str, str], ...]:
+        return ((self.extends, PlainRun.kind),)
+
+    def problem(self) -> str:
+        return "" if self.readers else "readers: none, expected at least one"
+
 
 @dataclass(frozen=True)
 class SmallRun(Run):
@@ -103,11 +129,6 @@ class SmallRun(Run):
 
     data: str = chosen("cifar10", "mnist")
     batch: int = bounded(250, 2, 4096)
-
-    @property
-    def needs(self) -> tuple[tuple[str, str], ...]:
-        """Runs that must have finished, and what each must be: a kind of run, or any ``MODEL``."""
-        return ()
 
     @property
     def against(self) -> tuple[str, ...]:
@@ -206,6 +227,8 @@ class GenerativeRun(SteppedRun):
     extends: str = ""
     alpha: float = bounded(1.0, 0.0, 1e6)
     lambda_d: float = bounded(1.0, 0.0, 1e6)
+    """D_rf and D_rec take turns, each by an Adam of its own, which takes no notice of a constant factor: of this and of
+    γ_D it only matters whether they are 0."""
     gamma_d: float = bounded(0.0, 0.0, 1e6)
     """As printed 0: D_rec's own layer stays as it was drawn, on a trunk that learns for D_rf. With 1 it learns."""
     lambda_g: float = bounded(1.0, 0.0, 1e6)
@@ -238,6 +261,9 @@ class SurrogatesRun(SmallRun):
     def against(self) -> tuple[str, ...]:
         return self.surrogates
 
+    def problem(self) -> str:
+        return "" if self.surrogates else "surrogates: none, expected at least one finished classifier run"
+
 
 @dataclass(frozen=True)
 class EnsembleRun(SurrogatesRun):
@@ -262,8 +288,8 @@ class EnsembleRun(SurrogatesRun):
     by_need: bool = True
     """Readers that look at a batch together count by what they still read above chance, else evenly."""
     moved: bool = True
-    """Pictures are moved by up to two pixels, and half of them mirrored, on their way to readers, which learned from
-    such. What fools one of them wherever it falls fools others too (input diversity, Xie et al. 2019)."""
+    """Pictures are moved by up to two pixels, and half of them mirrored, on their way to readers, which learn from such
+    in any case. What fools one of them wherever it falls fools others too (input diversity, Xie et al. 2019)."""
     purified: bool = True
     """Half of the pictures pass a random purifier on their way to the surrogates."""
     learning_readers: int = bounded(0, 0, 8)
@@ -417,7 +443,10 @@ def _read(path: Path, what: str, kinds: Mapping[str, type[Run] | type[Measuremen
         if key not in known:
             raise SettingsError(f"{path}: unknown key {key!r}, a {kind} {what} has {', '.join(known)}")
         table[key] = _checked(path, known[key], value)
-    return kinds[kind](**table)
+    read = kinds[kind](**table)
+    if isinstance(read, Run) and (problem := read.problem()):
+        raise SettingsError(f"{path}: {problem}")
+    return read
 
 
 def _checked(path: Path, spec: "Field[Any]", value: Any) -> Any:

@@ -25,6 +25,7 @@ from train.evaluation.small import (
     mean_psnr,
 )
 from train.export import ExportError, export_runs
+from train.loops.schedule import fingerprints
 from train.loops.small import LOOPS
 from train.models import model_of, pictures_of
 from train.reproduce import Schedule
@@ -84,7 +85,7 @@ def test_steps_that_a_decoder_takes_run_in_its_engine(
     }
     for name, run in trained.items():
         LOOPS[type(run)](run, data, CPU, tmp_path / name, lambda row: None)
-    (tmp_path / "steps" / "evaluation.json").write_text("{}")
+    (tmp_path / "steps" / "evaluation.json").write_text(json.dumps({"needs": fingerprints(tmp_path, ["steps"])}))
     names = ["csnet-r10", "steps"]
     list(export_runs(names, "csnet-r10", tmp_path, tmp_path / "op.npz", tmp_path / "models", data.train.x))
     operator = Operator.load(tmp_path / "op.npz")

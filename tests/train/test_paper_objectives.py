@@ -27,12 +27,18 @@ def test_reconstruction_is_half_the_squared_distance_per_picture() -> None:
 
 
 def adversarial(reconstruction: torch.Tensor) -> torch.Tensor:
-    return total(paper.against_classifier(reconstruction, X, reconstruction.flatten(1) @ READ, LABEL, 0.7, 1.3))
+    return total(
+        paper.against_classifier(reconstruction, X, reconstruction.flatten(1) @ READ, LABEL, alpha=0.7, beta=1.3)
+    )
 
 
 def generative(reconstruction: torch.Tensor) -> torch.Tensor:
     seen = reconstruction.flatten(1)
-    return total(paper.against_discriminator(reconstruction, X, seen @ REAL, seen @ READ, LABEL, 0.7, 1.1, 0.1))
+    return total(
+        paper.against_discriminator(
+            reconstruction, X, seen @ REAL, seen @ READ, LABEL, alpha=0.7, lambda_g=1.1, gamma_g=0.1
+        )
+    )
 
 
 @pytest.mark.parametrize("objective", [adversarial, generative])
@@ -43,13 +49,13 @@ def test_gradients_are_those_of_finite_differences(objective: Callable[[torch.Te
 
 def test_equation_4_falls_when_the_classifier_errs_and_rises_with_distance() -> None:
     sure = 20.0 * functional.one_hot(LABEL, 10).double()
-    right = paper.against_classifier(X, X, sure, LABEL, 1.0, 1.0)
-    wrong = paper.against_classifier(X, X, -sure, LABEL, 1.0, 1.0)
+    right = paper.against_classifier(X, X, sure, LABEL, alpha=1.0, beta=1.0)
+    wrong = paper.against_classifier(X, X, -sure, LABEL, alpha=1.0, beta=1.0)
     assert float(right["reconstruction"]) == 0
     assert float(wrong["classifier"]) < float(right["classifier"]) - 15
-    assert float(paper.against_classifier(X + 1, X, sure, LABEL, 1.0, 1.0)["reconstruction"]) > 0
-    doubled = paper.against_classifier(X + 1, X, SCORES, LABEL, 2.0, 3.0)
-    single = paper.against_classifier(X + 1, X, SCORES, LABEL, 1.0, 1.0)
+    assert float(paper.against_classifier(X + 1, X, sure, LABEL, alpha=1.0, beta=1.0)["reconstruction"]) > 0
+    doubled = paper.against_classifier(X + 1, X, SCORES, LABEL, alpha=2.0, beta=3.0)
+    single = paper.against_classifier(X + 1, X, SCORES, LABEL, alpha=1.0, beta=1.0)
     assert float(doubled["reconstruction"]) == pytest.approx(2 * float(single["reconstruction"]))
     assert float(doubled["classifier"]) == pytest.approx(3 * float(single["classifier"]))
 
@@ -57,7 +63,9 @@ def test_equation_4_falls_when_the_classifier_errs_and_rises_with_distance() -> 
 def test_the_terms_of_equation_10_have_its_signs() -> None:
     def terms(real: float, read: float) -> paper.Terms:
         scores = read * functional.one_hot(LABEL, 10).double()
-        return paper.against_discriminator(X, X, torch.full((3,), real), scores, LABEL, 1.0, 1.0, 0.1)
+        return paper.against_discriminator(
+            X, X, torch.full((3,), real), scores, LABEL, alpha=1.0, lambda_g=1.0, gamma_g=0.1
+        )
 
     assert float(terms(5.0, 0.0)["G_rf"]) < float(terms(-5.0, 0.0)["G_rf"])
     assert float(terms(0.0, -5.0)["G_rec"]) < float(terms(0.0, 5.0)["G_rec"])

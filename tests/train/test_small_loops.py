@@ -3,9 +3,8 @@
 import csv
 import math
 import shutil
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.train.schedules import CPU, CSNET
+from tests.train.schedules import CPU, CSNET, assert_ended_alike, killed_at
 from train import checkpoint
 from train.data.small import Pictures, SmallSet
 from train.devices import Device
@@ -91,6 +90,10 @@ def train(name: str, data: SmallSet, runs: Path, out: Path | None = None, run: S
     return LOOPS[type(run)](run, data, CPU, out or runs / name, lambda row: None)
 
 
+def logged(run: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((run / "log.csv").read_text().splitlines()))
+
+
 @pytest.fixture(scope="module")
 def runs(data: SmallSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished CSNet, two finished classifiers, and one of these that learned to read the CSNet's pictures."""
@@ -107,21 +110,6 @@ def landed_on_few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(price, "_LANDED_ON", 40)
 
 
-class KilledError(Exception):
-    pass
-
-
-def same(one: Any, other: Any) -> bool:
-    """Equal to the bit, all the way down."""
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
-    return bool(one == other)
-
-
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_that_was_killed_ends_where_it_would_have_ended(
     name: str, data: SmallSet, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -135,27 +123,13 @@ def test_a_run_that_was_killed_ends_where_it_would_have_ended(
     for finished in ("csnet", "reader", "other", "retrained"):
         (tmp_path / finished).symlink_to(runs / finished)
     train(name, data, tmp_path, tmp_path / "whole", run)
-    advance = schedule.Training.advance
-
-    def dying(self: schedule.Training, terms: Mapping[str, torch.Tensor | float], rate: float) -> None:
-        if self.iteration == 5:
-            raise KilledError
-        advance(self, terms, rate)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(schedule.Training, "advance", dying)
-        with pytest.raises(KilledError):
-            train(name, data, tmp_path, tmp_path / "killed", run)
+    with killed_at(5):
+        train(name, data, tmp_path, tmp_path / "killed", run)
     assert checkpoint.load(tmp_path / "killed" / "last.pt")["iteration"] == 4
     train(name, data, tmp_path, tmp_path / "killed", run)
-    for file in ("last.pt", "final.pt"):
-        whole, resumed = (checkpoint.load(tmp_path / each / file) for each in ("whole", "killed"))
-        assert same(whole, resumed), [key for key in whole if not same(whole[key], resumed.get(key))]
-    logs = [(tmp_path / each / "log.csv").read_text().splitlines() for each in ("whole", "killed")]
-    without_seconds = [[row.rsplit(",", 1)[0] for row in log] for log in logs]
-    assert without_seconds[0] == without_seconds[1]
+    assert_ended_alike(tmp_path / "whole", tmp_path / "killed")
     if isinstance(run, SteppedRun):
-        rates = [float(row["learning_rate"]) for row in csv.DictReader(logs[1])]
+        rates = [float(row["learning_rate"]) for row in logged(tmp_path / "killed")]
         assert rates == pytest.approx([run.learning_rate, run.learning_rate, run.learning_rate / 10])
 
 
@@ -164,33 +138,40 @@ def test_a_run_that_goes_on_elsewhere_tells_of_both(
 ) -> None:
     monkeypatch.setattr(schedule, "REPORT_EVERY", 1)
     monkeypatch.setattr(schedule, "SAVE_AFTER_S", 0.0)
-    advance = schedule.Training.advance
-    for last, where in ((1, "one"), (3, "other"), (5, "one"), (11, "other")):
-
-        def dying(
-            self: schedule.Training, terms: Mapping[str, torch.Tensor | float], rate: float, last: int = last
-        ) -> None:
-            if self.iteration == last:
-                raise KilledError
-            advance(self, terms, rate)
-
-        monkeypatch.setattr(schedule.Training, "advance", dying)
+    for last, where in ((1, "one"), (3, "other"), (5, "one"), (None, "other")):
         monkeypatch.setenv("TRAIN_COMMIT", where)
-        with suppress(KilledError):
+        with nullcontext() if last is None else killed_at(last):
             LOOPS[type(CSNET)](CSNET, data, replace(CPU, told=where), tmp_path / "csnet", lambda row: None)
     provenance = checkpoint.load(tmp_path / "csnet" / "final.pt")["provenance"]
     assert (provenance["commit"], provenance["device"]) == ("one, then other", "one, then other")
     assert ", then " not in provenance["processor"]
 
 
+def test_a_run_does_not_go_on_with_other_runs_than_it_began_with(
+    data: SmallSet, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedule, "REPORT_EVERY", 1)
+    monkeypatch.setattr(schedule, "SAVE_AFTER_S", 0.0)
+    for finished in ("csnet", "reader"):
+        shutil.copytree(runs / finished, tmp_path / finished)
+    with killed_at(2):
+        train("adversarial", data, tmp_path)
+    begun = (tmp_path / "adversarial" / "last.pt").read_bytes()
+    reader = checkpoint.load(tmp_path / "reader" / "final.pt")
+    checkpoint.save(tmp_path / "reader" / "final.pt", reader | {"recognition": 1.0})
+    with pytest.raises(
+        checkpoint.CheckpointError, match=r"last\.pt: begun with other runs of reader than are there now"
+    ):
+        train("adversarial", data, tmp_path)
+    assert (tmp_path / "adversarial" / "last.pt").read_bytes() == begun
+
+
 @pytest.mark.parametrize("name", ["adversarial", "generative", "ensemble"])
 def test_only_the_reconstruction_is_veiled(name: str, data: SmallSet, runs: Path) -> None:
-    before = {path: path.read_bytes() for path in (runs / "csnet" / "final.pt", runs / "reader" / "final.pt")}
     model = model_of(train(name, data, runs), CPU)
     base = csnet_of(runs / "csnet" / "final.pt", CPU)
     assert torch.equal(model.sampling.weight, base.sampling.weight)
     assert not torch.equal(model.reconstruction.initial.weight, base.reconstruction.initial.weight)
-    assert all(path.read_bytes() == content for path, content in before.items())
 
 
 def test_the_frozen_classifier_is_not_moved_while_g_learns(
@@ -246,6 +227,23 @@ def test_the_discriminator_sees_detached_pictures(data: SmallSet, runs: Path, mo
     monkeypatch.setattr(Discriminator, "forward", watching)
     train("generative", data, runs, runs / "watched", changed("generative", iterations=2))
     assert seen == [(False, True), (False, True), (True, False)] * 2
+
+
+def test_what_weighs_on_the_discriminators_classes_is_what_makes_it_err(
+    data: SmallSet, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D learns to read originals; γ_G makes of them what it can't read, λ_G what it takes for real."""
+    monkeypatch.setattr(schedule, "REPORT_EVERY", 5)
+    ends = {}
+    for weighs in ("gamma_g", "lambda_g"):
+        weights = {"lambda_g": 0.0, "gamma_g": 0.0, weighs: 5.0}
+        run = changed("generative", gamma_d=1.0, iterations=25, batch=10, **weights)
+        train("generative", data, runs, runs / f"by-{weighs}", run)
+        ends[weighs] = {key: float(value) for key, value in logged(runs / f"by-{weighs}")[-1].items()}
+        assert ends[weighs]["originals_recognition"] > 0.4
+    assert ends["gamma_g"]["D_recognition"] < 0.3
+    assert ends["lambda_g"]["D_recognition"] > 0.4
+    assert ends["gamma_g"]["psnr"] < ends["lambda_g"]["psnr"] - 5
 
 
 def test_gamma_0_leaves_the_layer_of_the_class_head_as_it_was_drawn(data: SmallSet, runs: Path) -> None:
@@ -307,7 +305,35 @@ def test_a_retrained_reader_reads_at_least_as_well(data: SmallSet, runs: Path) -
     run = changed("retrained", iterations=60, check_every=10)
     state = checkpoint.load(train("retrained", data, runs, runs / "long-retrained", run))
     assert state["recognition"] >= plain
-    assert state["iterations"] <= 60
+
+
+def test_a_log_tells_means_of_what_varies_and_what_was_held_back_as_it_was_last_read(
+    data: SmallSet, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader is asked every other iteration, and what it answers stands in the rows until it is asked again."""
+    run, noted, rows = changed("retrained", check_every=2, learning_rate=0.1), [], {}
+    note = Rise.note
+
+    def remembering(self: Rise, accuracy: float, net: nn.Module) -> None:
+        noted.append(accuracy)
+        note(self, accuracy, net)
+
+    monkeypatch.setattr(Rise, "note", remembering)
+    for every in (1, 3):
+        monkeypatch.setattr(schedule, "REPORT_EVERY", every)
+        train("retrained", data, runs, runs / f"told-{every}", run)
+        rows[every] = logged(runs / f"told-{every}")
+    assert [float(row["held_back"]) for row in rows[3]] == pytest.approx([noted[0], noted[2]], abs=0.01)
+    singly = [float(row["cross_entropy"]) for row in rows[1]]
+    assert float(rows[3][0]["cross_entropy"]) == pytest.approx(sum(singly[:3]) / 3, rel=1e-3)
+
+
+def test_a_reader_that_reads_no_better_ends_before_its_iterations_do(data: SmallSet, runs: Path) -> None:
+    run = changed("retrained", iterations=40, check_every=1, patience=2, learning_rate=1e-7)
+    state = checkpoint.load(train("retrained", data, runs, runs / "no-better", run))
+    assert state["iterations"] == 5
+    *_, last = logged(runs / "no-better")
+    assert last["iteration"] == "5"
 
 
 def test_pictures_that_a_kill_left_are_kept_and_the_rest_are_made(data: SmallSet, runs: Path, tmp_path: Path) -> None:
@@ -382,8 +408,7 @@ def test_answers_through_a_second_softmax_bound_the_adversarial_term(data: Small
     """Between log(e + 9) − 1 and log(e + 9): the log of the run shows the term, for β = 1."""
     run = changed("adversarial", answers="softmax", read_below=0.0, batch=10, iterations=30)
     train("adversarial", data, runs, runs / "softmax", run)
-    rows = (runs / "softmax" / "log.csv").read_text().splitlines()
-    term = float(rows[-1].split(",")[rows[0].split(",").index("classifier")])
+    term = float(logged(runs / "softmax")[-1]["classifier"])
     assert -math.log(math.e + 9) <= term <= 1 - math.log(math.e + 9)
 
 
@@ -418,13 +443,8 @@ def test_error_counts_squared_or_by_its_logarithm(data: SmallSet, runs: Path) ->
     for fidelity, below_zero in (("error", False), ("psnr", True)):
         out = runs / f"fidelity-{fidelity}"
         train("lean", data, runs, out, changed("lean", fidelity=fidelity, iterations=1, surrogates=("reader",)))
-        (row,) = csv.DictReader((out / "log.csv").read_text().splitlines())
+        (row,) = logged(out)
         assert (float(row["reconstruction"]) < 0) is below_zero
-
-
-def test_an_ensemble_of_none_is_told(data: SmallSet, runs: Path, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="surrogates: none"):
-        train("ensemble", data, runs, runs / "none", EnsembleRun(extends="csnet", batch=10))
 
 
 def test_steps_cost_what_they_may_and_the_carried_reader_loses_by_them(data: SmallSet, runs: Path) -> None:
@@ -466,7 +486,6 @@ def test_what_a_refinement_wins_is_spent_on_steps(data: SmallSet, runs: Path, tm
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        ({"surrogates": ()}, "surrogates: none"),
         ({"surrogates": ("other",)}, "surrogates: other can't be carried by a decoder"),
         ({"extends": "another"}, "guide: retrained learned from pictures of csnet, expected another"),
         ({"guide": "reader"}, "of a classifier run, expected a finished one of retrained"),

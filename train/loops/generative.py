@@ -59,9 +59,8 @@ def train(run: GenerativeRun, data: SmallSet, device: Device, out: Path, report:
             judge.requires_grad_(False)
             with device.precision():
                 real, scores = judge(seen)
-            terms = against_discriminator(
-                reconstruction, picture, real.float(), scores.float(), label, run.alpha, run.lambda_g, run.gamma_g
-            )
+            weights = {"alpha": run.alpha, "lambda_g": run.lambda_g, "gamma_g": run.gamma_g}
+            terms = against_discriminator(reconstruction, picture, real.float(), scores.float(), label, **weights)
             descend(optimiser, sum(terms.values(), torch.zeros((), device=device.torch)), rate)
             judge.requires_grad_(True)
             told |= terms | {"D_recognition": (scores.argmax(1) == label).float().mean()}

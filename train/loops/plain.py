@@ -34,7 +34,7 @@ def train(run: PlainRun, folders: Sequence[Path], out: Path, finished: Path, rep
     averaged = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(run.average))  # type: ignore[no-untyped-call]
     optimiser = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=run.learning_rate)
     parts = {"net": net, "averaged": averaged, "optimiser": optimiser}
-    with Training(run, parts, generator, out, report) as training:
+    with Training(run, parts, generator, out, report, finished=finished) as training:
         while training.running:
             picture = data.batch(run.batch, run.crop).contiguous(memory_format=torch.channels_last)
             reconstruction = net(picture)

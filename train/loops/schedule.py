@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from train import checkpoint
 from train.devices import Device
-from train.settings import Run, SmallRun
+from train.settings import Run
 
 log = logging.getLogger("veilcam.train")
 
@@ -86,6 +86,12 @@ def fingerprints(runs: Path, names: Iterable[str]) -> dict[str, str]:
     return {name: checkpoint.fingerprint(runs / name / "final.pt") for name in names}
 
 
+def replaced(runs: Path, needs: Mapping[str, str]) -> list[str]:
+    """Of the runs that something was made from, by name and fingerprint, those that are there as others now."""
+    there = fingerprints(runs, [name for name in needs if (runs / name / "final.pt").exists()])
+    return sorted(name for name, fingerprint in there.items() if fingerprint != needs[name])
+
+
 def settings_told(told: Mapping[str, Any], kind: type[Run]) -> dict[str, Any]:
     """All settings of a kind of run, as a checkpoint told of them.
 
@@ -118,6 +124,11 @@ class Training:
         out: where ``last.pt``, ``final.pt`` and ``log.csv`` go. A run that is there goes on.
         report: called with each row of the log.
         device: that trains, for what is told of the result.
+        finished: where the runs lie that this one needs; beside ``out`` if it isn't named.
+
+    Raises:
+        CheckpointError: what is there can't go on: of other settings, or begun with other runs than are there now; or
+            a run that is needed hasn't finished.
     """
 
     def __init__(
@@ -128,6 +139,7 @@ class Training:
         out: Path,
         report: Report,
         device: Device | None = None,
+        finished: Path | None = None,
     ) -> None:
         self.run = run
         self.iteration = 0
@@ -136,19 +148,24 @@ class Training:
         self._provenance = checkpoint.provenance()
         if device is not None:
             self._provenance["device"] = device.told
-        self._path = out / "last.pt"
+        self._path, self._finished = out / "last.pt", finished or out.parent
+        self._needs = fingerprints(self._finished, [name for name, _ in run.needs])
         out.mkdir(parents=True, exist_ok=True)
         if self._path.exists():
             self._resume()
         self._log = checkpoint.Log(out / "log.csv", keep_until=self.iteration)
-        self._sums: dict[str, Tensor | float] = {}
+        self._terms: dict[str, Tensor | float] = {}
+        self._rate = 0.0
         self._began, self._summed_from = time.monotonic(), self.iteration
         self._saved = self._began
 
     def __enter__(self) -> "Training":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, broken: type[BaseException] | None, *_: object) -> None:
+        if broken is None and self.iteration > self._summed_from:  # it ended before its iterations did
+            self._tell()
+            self._save()
         self._log.close()
 
     @property
@@ -157,45 +174,54 @@ class Training:
         return self.iteration < self.run.iterations
 
     def advance(self, terms: Mapping[str, Tensor | float], rate: float) -> None:
-        """Count an iteration, its terms into the log's means; report and save when it is time to."""
+        """Count an iteration; report and save when it is time to.
+
+        Args:
+            terms: tensors go into the log as means since its last row, plain numbers as they are now.
+        """
         self.iteration += 1
         for name, term in terms.items():
-            value = term.detach() if isinstance(term, Tensor) else term
-            self._sums[name] = self._sums.get(name, 0.0) + value
-        ended = not self.running
-        if self.iteration % REPORT_EVERY == 0 or ended:
-            count = self.iteration - self._summed_from
-            row: dict[str, Any] = {"iteration": self.iteration}
-            row |= {name: f"{float(total) / count:.5g}" for name, total in self._sums.items()}
-            row |= {"learning_rate": f"{rate:.2e}", "seconds": f"{time.monotonic() - self._began:.1f}"}
-            self._log.write(row)
-            self._report(row)
-            self._sums, self._summed_from = {}, self.iteration
-            if ended or time.monotonic() - self._saved >= SAVE_AFTER_S:
+            self._terms[name] = self._terms.get(name, 0.0) + term.detach() if isinstance(term, Tensor) else term
+        self._rate = rate
+        if self.iteration % REPORT_EVERY == 0 or not self.running:
+            self._tell()
+            if not self.running or time.monotonic() - self._saved >= SAVE_AFTER_S:
                 self._save()
                 self._saved = time.monotonic()
+
+    def _tell(self) -> None:
+        count = self.iteration - self._summed_from
+        row: dict[str, Any] = {"iteration": self.iteration}
+        means = {name: float(t) / count if isinstance(t, Tensor) else t for name, t in self._terms.items()}
+        row |= {name: f"{value:.5g}" for name, value in means.items()}
+        row |= {"learning_rate": f"{self._rate:.2e}", "seconds": f"{time.monotonic() - self._began:.1f}"}
+        self._log.write(row)
+        self._report(row)
+        self._terms, self._summed_from = {}, self.iteration
 
     def finish(self, net: nn.Module, **told: Any) -> Path:
         """Write a network's weights, with what they came from, to ``final.pt`` beside the checkpoint."""
         final = self._path.with_name("final.pt")
-        state = {"net": net.state_dict(), "run": described(self.run), "provenance": self._provenance}
-        if isinstance(self.run, SmallRun):
-            state["needs"] = fingerprints(final.parent.parent, [name for name, _ in self.run.needs])
-        checkpoint.save(final, state | told)
+        checkpoint.save(final, {"net": net.state_dict(), **self._told(), **told})
         return final
+
+    def _told(self) -> dict[str, Any]:
+        return {"run": described(self.run), "provenance": self._provenance, "needs": self._needs}
 
     def _save(self) -> None:
         state: dict[str, Any] = {name: part.state_dict() for name, part in self._parts.items()}
         state |= {"generator": self._generator.get_state(), "torch": torch.get_rng_state()}
         if torch.cuda.is_available():
             state["cuda"] = torch.cuda.get_rng_state()
-        state |= {"iteration": self.iteration, "run": described(self.run), "provenance": self._provenance}
-        checkpoint.save(self._path, state)
+        checkpoint.save(self._path, {"iteration": self.iteration, **state, **self._told()})
 
     def _resume(self) -> None:
         state = checkpoint.load(self._path)
         if not same_settings(state["run"], self.run):
             raise checkpoint.CheckpointError(f"{self._path}: of a run with other settings; move it away to start anew")
+        if others := replaced(self._finished, state.get("needs", {})):
+            problem = f"begun with other runs of {', '.join(others)} than are there now; move it away to start anew"
+            raise checkpoint.CheckpointError(f"{self._path}: {problem}")
         try:
             for name, part in self._parts.items():
                 part.load_state_dict(state[name])

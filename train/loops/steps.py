@@ -29,8 +29,6 @@ def train(run: StepsRun, data: SmallSet, device: Device, out: Path, report: Repo
     The error's energy grows with the square of the size, so each batch of training pictures tells of a better one; the
     logarithms of what they tell are averaged (Robbins and Monro 1951, ``learning_rate`` / iteration).
     """
-    if not run.surrogates:
-        raise SettingsError("surrogates: none, expected at least one finished classifier run")
     torch.manual_seed(run.seed)
     generator = torch.Generator().manual_seed(run.seed)
     path = out.parent / run.start / "final.pt"
@@ -45,13 +43,14 @@ def train(run: StepsRun, data: SmallSet, device: Device, out: Path, report: Repo
     if guided["run"]["model"] != run.start:
         problem = f"{run.guide} learned from pictures of {guided['run']['model']}, expected {run.start}"
         raise SettingsError(f"guide: {problem}")
-    _check_carried("guide", run.guide, guide, device)
-    for name, (reader, _) in zip(run.surrogates, carried, strict=True):
-        _check_carried("surrogates", name, reader, device)
-    steps = device.placed(Steps(guide, [reader for reader, _ in carried], run.steps, run.through))
+    readers = [reader for reader, _ in carried]
+    for name, reader in zip((run.guide, *run.surrogates), (guide, *readers), strict=True):
+        if problem := not_carried(reader):
+            raise SettingsError(f"{'guide' if reader is guide else 'surrogates'}: {name} {problem}")
+    steps = device.placed(Steps(guide, readers, run.steps, run.through))
     steps.size.fill_(_FIRST_SIZE)
     batches = Batches(data.train.to(device.torch), run.batch, run.seed)
-    with Training(run, {"steps": Size(steps)}, generator, out, report, device) as training:
+    with device.exactly(), Training(run, {"steps": Size(steps)}, generator, out, report, device) as training:
         while training.running:
             picture, _ = batches.at(training.iteration)
             whole = padded(picture).contiguous(memory_format=torch.channels_last)
@@ -80,11 +79,13 @@ def _energy(lost: Tensor) -> Tensor:
     return torch.expm1(lost * (math.log(10) / 10)).clamp_min(_LEAST_ADDED)
 
 
-def _check_carried(key: str, name: str, reader: Classifier, device: Device) -> None:
+def not_carried(classifier: Classifier) -> str:
+    """Why a decoder can't carry a classifier, whose layers the way back isn't known of; nothing if it can."""
     try:
-        reversible(reader, torch.zeros(1, 1, SIDE, SIDE, device=device.torch))
+        reversible(classifier, torch.zeros(1, 1, SIDE, SIDE, device=classifier.mean.device))
     except TypeError as error:
-        raise SettingsError(f"{key}: {name} can't be carried by a decoder ({error})") from None
+        return f"can't be carried by a decoder ({error})"
+    return ""
 
 
 class Size:

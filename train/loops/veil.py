@@ -57,7 +57,7 @@ def train(
     averaged = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(run.average))  # type: ignore[no-untyped-call]
     optimiser = torch.optim.Adam(net.parameters(), lr=run.learning_rate)
     parts = {"net": net, "averaged": averaged, "optimiser": optimiser}
-    with Training(run, parts, generator, out, report) as training:
+    with Training(run, parts, generator, out, report, finished=finished) as training:
         while training.running:
             side = _VIEWS[int(torch.randint(len(_VIEWS), (), generator=generator))]
             picture = data.views(max(2, round(run.batch * _VIEWS[0] / side)), side)

@@ -13,7 +13,7 @@ def reconstruction_loss(reconstruction: Tensor, picture: Tensor) -> Tensor:
 
 
 def against_classifier(
-    reconstruction: Tensor, picture: Tensor, scores: Tensor, label: Tensor, alpha: float, beta: float
+    reconstruction: Tensor, picture: Tensor, scores: Tensor, label: Tensor, *, alpha: float, beta: float
 ) -> Terms:
     """What G minimises against one frozen classifier, equations (4) and (6): α·L_G − β·L_C.
 
@@ -48,6 +48,7 @@ def against_discriminator(
     real: Tensor,
     scores: Tensor,
     label: Tensor,
+    *,
     alpha: float,
     lambda_g: float,
     gamma_g: float,

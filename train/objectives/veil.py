@@ -69,7 +69,7 @@ def repetition(veiled: Tensor, plain: Tensor, period: int) -> Tensor:
 def visibility(veiled: Tensor, plain: Tensor, original: Tensor) -> Tensor:
     """Energy of the veil over the contrast that hides it, mean over pixels: 1 is a change as strong as its mask.
 
-    Contrast is the local deviation of the original (Gaussian window of 3 pixels); on flat areas what counts is
+    Contrast is the local deviation of the original (Gaussian window, σ 3 pixels); on flat areas what counts is
     ``_SEEN_CONTRAST``. All pictures (N, 1, H, W) in [0, 1].
     """
     mean = blur(original, 3.0)
