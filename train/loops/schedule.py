@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from train import checkpoint
 from train.devices import Device
-from train.settings import Run
+from train.settings import Run, SteppedRun
 
 log = logging.getLogger("veilcam.train")
 
@@ -45,15 +45,6 @@ class Smooth(Protocol):
     def learning_rate(self) -> float: ...
 
 
-class Stepped(Protocol):
-    """A run whose learning rate falls to a tenth at some iterations."""
-
-    @property
-    def learning_rate(self) -> float: ...
-    @property
-    def drops(self) -> tuple[int, ...]: ...
-
-
 def learning_rate(iteration: int, run: Smooth) -> float:
     """Linear warm-up, then half a cosine down to a hundredth."""
     if iteration < run.warm_up:
@@ -62,7 +53,7 @@ def learning_rate(iteration: int, run: Smooth) -> float:
     return run.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
-def stepped_rate(iteration: int, run: Stepped) -> float:
+def stepped_rate(iteration: int, run: SteppedRun) -> float:
     """A tenth after each drop, as the paper has it."""
     return run.learning_rate * 0.1 ** sum(iteration >= drop for drop in run.drops)
 
