@@ -125,12 +125,15 @@ def evaluate(
     from train.loops.veil import reconstructor_of
 
     with _mistakes_told():
+        by = checkpoint.provenance()
         veiled, state = reconstructor_of(runs / name / "final.pt", runs)
+        needs = fingerprints(runs, [name, state["run"]["extends"]])
         base, _ = network_of(runs / state["run"]["extends"] / "final.pt")
         items = [item for folder in pictures for item in labelled_pictures(folder)]
         evaluation = runs / name / EVALUATION
         partial = evaluation.with_suffix(".partial")
         partial.touch()  # what can't be written is told before it is measured
+        partial.unlink()
         opened = _opened(readers, readers_folder)
         with _bar(name, len(items)) as advance:
             seen = iter(range(1, len(items) + 1))
@@ -140,8 +143,8 @@ def evaluate(
             "trained_against": state["run"]["readers"],
             "trained": state["provenance"],
             "strength": state.get("strength", 1.0),
-            "measured": checkpoint.provenance(),
-            "needs": fingerprints(runs, [name, state["run"]["extends"]]),
+            "measured": by,
+            "needs": needs,
         }
         partial.write_text(json.dumps(result, indent=1) + "\n")
         partial.replace(evaluation)

@@ -32,18 +32,6 @@ class Device:
         """What a forward pass runs under."""
         return torch.autocast(self.torch.type, torch.bfloat16, enabled=self.half)
 
-    @contextmanager
-    def exactly(self) -> Iterator[None]:
-        """Float32 in full, for what is measured: a GPU else rounds to TensorFloat-32 on the way to its products."""
-        products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-        torch.set_float32_matmul_precision("highest")
-        torch.backends.cudnn.allow_tf32 = False
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(products)
-            torch.backends.cudnn.allow_tf32 = convolutions
-
     def placed(self, module: Module) -> Module:
         """The module in the device's memory, in the layout that its convolutions like best."""
         return cast(Module, module.to(self.torch, memory_format=torch.channels_last))  # type: ignore[call-overload]
@@ -78,6 +66,19 @@ class Graphed:
         for name, buffer in self._module.named_buffers():
             buffer.copy_(before[name])
         return cast(Callable[[Tensor], Tensor], recorded)
+
+
+@contextmanager
+def exactly() -> Iterator[None]:
+    """Float32 in full, for what is measured: a GPU else rounds to TensorFloat-32 on the way to its products."""
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def find_device() -> Device:

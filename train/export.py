@@ -309,8 +309,6 @@ def _photographs(
             path = runs / name / "final.pt"
             state = checkpoint.load(path)
             kind = state["run"]["kind"]
-            if others := replaced(runs, state.get("needs", {})):
-                raise ExportError(f"{path}: made from other runs of {', '.join(others)} than are there now")
             if kind == PlainRun.kind:
                 base, _ = network_of(path)
                 reconstructor = base.reconstructor
@@ -360,9 +358,11 @@ def _evaluation(runs: Path, name: str, extends: str | None) -> dict[str, Any]:
         raise ExportError(f"{path}: not a measurement, or damaged") from None
     made_from = told.get("needs", {})
     measured = {run: made_from[run] for run in (name, extends) if run is not None and run in made_from}
-    if name not in measured or replaced(runs, measured):
-        anew = "measure it anew (veilcam-train evaluate, or reproduce)"
-        raise ExportError(f"{path}: measured from other weights than are there now; {anew}")
+    anew = "measure it anew (veilcam-train evaluate, or reproduce)"
+    if name not in measured:
+        raise ExportError(f"{path}: doesn't say of which weights; {anew}")
+    if replaced(runs, measured):
+        raise ExportError(f"{path}: measured with other weights than are there now; {anew}")
     return told
 
 

@@ -15,7 +15,7 @@ from torch.fx.experimental.optimization import fuse
 
 from train import checkpoint, devices, purifiers
 from train.data.small import Pictures, cropped, padded
-from train.devices import Device
+from train.devices import Device, exactly
 from train.networks.classifiers import CLASSIFIERS
 from train.networks.classifiers.classifier import Classifier
 from train.networks.csnet import CSNet
@@ -79,7 +79,7 @@ def pictures_of(model: CSNet, originals: Pictures, device: Device) -> Pictures:
     In float32 on every device, as exported models run.
     """
     made, batch = [], _BATCH[device.torch.type]
-    with device.exactly():
+    with exactly():
         for start in range(0, len(originals), batch):
             picture = originals[start : start + batch].to(device.torch).all()[0]
             reconstruction = model(padded(picture).contiguous(memory_format=torch.channels_last))
@@ -137,7 +137,7 @@ def answers(net: Classifier, pictures: Pictures, device: Device) -> Tensor:
     if net.training:
         raise ValueError("a classifier that is measured must be in evaluation mode")
     given, batch = [], _BATCH[device.torch.type]
-    with device.exactly():
+    with exactly():
         for start in range(0, len(pictures), batch):
             picture, _ = pictures[start : start + batch].to(device.torch).all()
             given.append(net(padded(picture).contiguous(memory_format=torch.channels_last)).argmax(1).cpu())

@@ -103,9 +103,10 @@ class Schedule:
                 if not isinstance(run, SmallRun):
                     raise SettingsError(f"{path}: a {run.kind} run has no place in a schedule")
                 self.runs[path.stem] = run
-        for name in self.runs:
-            for problem in self._problems(name):
-                raise SettingsError(f"{folder / f'{name}.toml'}: {problem}")
+        for asked in (self._unmet, self._unfit):  # what fits is asked where all is there
+            for name in self.runs:
+                if problem := next(asked(name), ""):
+                    raise SettingsError(f"{folder / f'{name}.toml'}: {problem}")
         self._check_measurement()
 
     @property
@@ -204,8 +205,8 @@ class Schedule:
             sorter.done(order[-1])
         return order
 
-    def _problems(self, name: str) -> Iterator[str]:
-        """What of a run doesn't fit with others; a later one is only asked for where there was none before it."""
+    def _unmet(self, name: str) -> Iterator[str]:
+        """What a run needs and isn't there, or is something else."""
         run = self.runs[name]
         for needed, kind in run.needs:
             other = self.runs.get(needed)
@@ -215,14 +216,18 @@ class Schedule:
                 yield f"{needed} is a {other.kind} run, expected a {kind}"
             elif other.data != run.data:
                 yield f"{needed} is of {other.data}, expected {run.data}"
+
+    def _unfit(self, name: str) -> Iterator[str]:
+        """What a run needs and mustn't be made against, or can't be combined."""
+        run = self.runs[name]
         for reader in run.against:
             other = self.runs.get(reader)
             if isinstance(other, ClassifierRun) and other.network in JUDGES:
                 yield f"{reader} is a judge, {other.network}, which no veil may be made against"
         if isinstance(run, StepsRun):
-            yield from self._problems_of_steps(run)
+            yield from self._unfit_for_steps(run)
 
-    def _problems_of_steps(self, run: StepsRun) -> Iterator[str]:
+    def _unfit_for_steps(self, run: StepsRun) -> Iterator[str]:
         """A refinement of another CSNet, a guide that learns from other pictures, what a decoder can't carry."""
         refined, guide = self.runs.get(run.refined), self.runs[run.guide]
         if isinstance(refined, RefinedRun) and refined.extends != run.extends:
@@ -270,13 +275,15 @@ class Runner:
         self._readers: dict[str, Reader] = {}
 
     def done(self, step: Step) -> bool:
-        """The step has been done, by these settings and with the runs that are there.
+        """The step has been done, by these settings and with the runs that are there; a measurement, with all that is
+        asked now.
 
         Raises:
             CheckpointError: it has been done by other settings, or with other runs.
         """
         if step.run is None:
-            return evaluated(self._schedule, self._runs, step.name) is not None
+            told = evaluated(self._schedule, self._runs, step.name)
+            return told is not None and _has_all(told, self._schedule, step.name)
         return finished(self._runs, step.name, step.run) is not None
 
     def begun(self, step: Step) -> bool:
@@ -294,6 +301,7 @@ class Runner:
             LOOPS[type(step.run)](step.run, data, self._device, self._runs / step.name, advance)
 
     def _measure(self, name: str) -> None:
+        needs = fingerprints(self._runs, self._schedule.measured_with(name))
         run, test = self._schedule.runs[name], self._sets(self._schedule.runs[name].data).test
         purified = self._schedule.purified(name)
         readers = {reader: self._reader(reader) for reader in self._schedule.classifiers(run.data)}
@@ -312,7 +320,7 @@ class Runner:
                 self._device,
                 lambda: advance({"iteration": next(count)}),
             )
-        result["needs"] = fingerprints(self._runs, self._schedule.measured_with(name))
+        result["needs"] = needs
         partial = (self._runs / name / EVALUATION).with_suffix(".partial")
         partial.write_text(json.dumps(result, indent=1) + "\n")
         partial.replace(self._runs / name / EVALUATION)
@@ -360,7 +368,7 @@ def evaluated(schedule: Schedule, runs: Path, model: str) -> dict[str, Any] | No
     """What was measured of a model, None if it wasn't with the runs that are there now.
 
     A surrogate that came since isn't missed: what one reads is in no table of CIFAR-10's. What has left the schedule
-    isn't either. Where more is asked of readers than was measured, all is measured anew.
+    isn't either.
     """
     path = runs / model / EVALUATION
     if not path.exists():
@@ -374,14 +382,13 @@ def evaluated(schedule: Schedule, runs: Path, model: str) -> dict[str, Any] | No
     needs = [name for name in schedule.measured_with(model) if name in made_from or name not in surrogates]
     if not all((runs / name / "final.pt").exists() for name in needs):
         return None
-    if not _has_all(told, schedule, model):
-        return None
     return told if fingerprints(runs, needs) == {name: made_from.get(name) for name in needs} else None
 
 
 def _has_all(told: Mapping[str, Any], schedule: Schedule, model: str) -> bool:
     """A measurement has all that the schedule, and this program, measure of the model now."""
-    closely = {reader: table for reader, table in told["recognition"].items() if schedule.looks_closely(reader)}
+    readers = {reader: table for reader, table in told["recognition"].items() if reader in schedule.runs}
+    closely = {reader: table for reader, table in readers.items() if schedule.looks_closely(reader)}
     if not told.get("mapped_back", {}).keys() >= closely.keys():
         return False
     if not schedule.purified(model):

@@ -4,7 +4,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from train.networks.classifiers import CLASSIFIERS
 from train.networks.quarter import SCALE
@@ -12,6 +12,7 @@ from train.networks.steps import WAYS
 
 MODEL = "model"
 """What a run may need: any finished S and G."""
+Settings = TypeVar("Settings", "Run", "Measurement")
 
 
 class SettingsError(ValueError):
@@ -416,19 +417,15 @@ def read_run(path: Path) -> Run:
     Raises:
         SettingsError: unreadable, an unknown or missing key, a value of the wrong type or out of bounds.
     """
-    run = _read(path, "run", KINDS)
-    assert isinstance(run, Run)
-    return run
+    return _read(path, "run", KINDS)
 
 
 def read_measurement(path: Path) -> Measurement:
     """Read and check a schedule's file about measuring, in the same way."""
-    measurement = _read(path, "measurement", {Measurement.kind: Measurement})
-    assert isinstance(measurement, Measurement)
-    return measurement
+    return _read(path, "measurement", {Measurement.kind: Measurement})
 
 
-def _read(path: Path, what: str, kinds: Mapping[str, type[Run] | type[Measurement]]) -> Run | Measurement:
+def _read(path: Path, what: str, kinds: Mapping[str, type[Settings]]) -> Settings:
     try:
         table = tomllib.loads(path.read_text())
     except FileNotFoundError:

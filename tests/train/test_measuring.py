@@ -7,6 +7,7 @@ import torch
 from benchmarks.fidelity import ssim
 from tests.train.schedules import CPU
 from train.data.small import Pictures, SmallSet
+from train.devices import exactly
 from train.evaluation.small import (
     AS_IS,
     BLUR,
@@ -87,6 +88,17 @@ def test_controls_cost_as_much_as_is_asked(data: SmallSet) -> None:
     assert far[BLUR] == pytest.approx(mean_psnr(Pictures(mean, data.test.y), data.test), abs=0.5)
     for control in controls(found[NOISE], data.test, 40.0, CPU).values():
         assert torch.equal(control.x, found[NOISE].x), "they have less already"
+
+
+def test_what_is_measured_is_float32_in_full_and_what_is_trained_as_before() -> None:
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high")
+    try:
+        with exactly():
+            assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("highest", False)
+        assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("high", before[1])
+    finally:
+        torch.set_float32_matmul_precision(before[0])
 
 
 def test_purifiers_are_those_of_opencv_and_keep_the_picture(data: SmallSet) -> None:

@@ -93,10 +93,10 @@ def test_a_report_keeps_what_was_told_of_runs_that_are_elsewhere(
     assert models() == everything
     assert figure5() == whole, "not drawn anew without the pictures of those that are elsewhere"
     page = tmp_path / "docs" / "paper.md"
-    assert "changed since" not in page.read_text()
+    assert "settings changed" not in page.read_text()
     (plans / "reduced" / "adv-csnet-vgg-r10.toml").write_text(FILES["adv-csnet-vgg-r10"] + "beta = 0.5")
     assert models() == everything
-    changed = "- adv-csnet-vgg-r10: settings changed since (beta was 1.0, is 0.5)."
+    changed = "- adv-csnet-vgg-r10: trained before settings changed (beta was 1.0, is 0.5)."
     assert changed in page.read_text()
     assert models() == everything
     assert changed in page.read_text(), "told each time"

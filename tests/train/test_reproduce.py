@@ -1,5 +1,6 @@
 """A schedule of runs: its plan, what is done, left, resumed or stale."""
 
+import json
 import logging
 import os
 import re
@@ -22,6 +23,7 @@ from train import checkpoint, cli, reproduce
 from train.data import mnist
 from train.data.small import Pictures, SmallSet
 from train.devices import Device
+from train.evaluation.small import AS_IS, ITSELF
 from train.jobs import JobError, do_at_once
 from train.loops import schedule as loops_schedule
 from train.models import made_by
@@ -119,6 +121,11 @@ def test_only_takes_what_is_asked_and_what_that_needs(tmp_path: Path) -> None:
             "retrained: e-* matches none of",
         ),
         ({"inception": 'kind = "classifier"\nnetwork = "vit"'}, "inception is a judge, vit, which no veil may be made"),
+        (
+            {**STEPPED, "guide": STEPPED["guide"].replace("inception", "inceptoin")},
+            "guide.toml: needs inceptoin,",
+        ),
+        ({**STEPPED, "guide": STEPPED["guide"].replace('"inception"', '"csnet-r10"')}, "csnet-r10 is a csnet run, exp"),
         (
             {
                 **STEPPED,
@@ -264,6 +271,16 @@ def test_data_that_is_missing_is_told_before_anything_begins(
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_run_against_a_judge_is_refused(tmp_path: Path, data_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    judge = {"run": {"kind": "classifier", "network": "vit"}, "net": {}, "provenance": {}}
+    (tmp_path / "runs" / "inception").mkdir(parents=True)
+    checkpoint.save(tmp_path / "runs" / "inception" / "final.pt", judge)
+    (tmp_path / "veil.toml").write_text(FILES["adv-csnet-vgg-r10"])
+    asked = ("run", tmp_path / "veil.toml", "--data", data_folder, "--runs", tmp_path / "runs")
+    assert command(*asked)[0] == 2
+    assert "inception is a judge, vit, which no veil may be made against" in caplog.text
+
+
 @pytest.mark.parametrize(("every", "told"), [(0.0, ["1", "2", "3", "4"]), (1e9, ["1", "4"])])
 def test_without_a_terminal_a_line_is_logged_now_and_then(
     every: float,
@@ -407,6 +424,30 @@ def test_a_run_done_by_other_settings_is_not_overwritten(done: tuple[Schedule, P
     assert step.run is not None
     with pytest.raises(checkpoint.CheckpointError, match="of a run with other settings"):
         runner.done(replace(step, run=replace(step.run, seed=7)))
+
+
+def test_a_measurement_is_done_anew_when_more_is_asked_and_not_when_less_is(
+    done: tuple[Schedule, Path], data: SmallSet, tmp_path: Path
+) -> None:
+    _, runs = done
+    copy = tmp_path / "reduced"
+    shutil.copytree(runs, copy)
+    evaluation = copy / "csnet-r10" / "evaluation.json"
+    measured = json.loads(evaluation.read_text())
+
+    def is_done(how: str = FILES["measurement"], **told: object) -> bool:
+        evaluation.write_text(json.dumps(measured | told))
+        schedule = Schedule(write_schedule(tmp_path / "plan", measurement=how))
+        (step,) = (step for step in schedule.steps() if step.told == "measure csnet-r10")
+        return Runner(schedule, copy, CPU, lambda name: data, no_bar).done(step)
+
+    assert is_done()
+    assert not is_done(mapped_back={}), "by a program that measures more"
+    unpurified = {reader: {ITSELF: {AS_IS: table[ITSELF][AS_IS]}} for reader, table in measured["recognition"].items()}
+    assert not is_done(recognition=unpurified)
+    assert is_done(FILES["measurement"] + 'purified = ["adv-csnet-e-*"]', recognition=unpurified)
+    gone = measured["recognition"] | {"gone": measured["recognition"]["inception"]}
+    assert is_done(recognition=gone), "a reader that has left the schedule"
 
 
 def test_what_was_made_from_other_runs_is_stale(done: tuple[Schedule, Path], data: SmallSet, tmp_path: Path) -> None:

@@ -41,11 +41,16 @@ def labelled_pictures(folder: Path) -> list[Labelled]:
     if table.exists():
         try:
             with table.open(newline="", encoding="utf-8") as file:
-                labelled = [Labelled(folder / row["file"], int(row["class_index"])) for row in csv.DictReader(file)]
-        except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
+                rows = [(row["file"], int(row["class_index"])) for row in csv.DictReader(file)]
+        except OSError as error:
+            raise DataError(f"{table}: can't be read ({error.strerror})") from None
+        except (KeyError, TypeError, ValueError, csv.Error) as error:
             raise DataError(f"{table}: columns file and class_index expected ({error})") from None
-        if not labelled:
+        if not rows:
             raise DataError(f"{table}: no pictures in it")
+        if not all(name for name, _ in rows):
+            raise DataError(f"{table}: a row without a file")
+        labelled = [Labelled(folder / name, label) for name, label in rows]
         if wrong := [each for each in labelled if not 0 <= each.label < CLASSES]:
             problem = f"class_index {wrong[0].label} of {wrong[0].path.name}, expected 0 to {CLASSES - 1}"
             raise DataError(f"{table}: {problem}")

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from train import checkpoint
 from train.data.small import Pictures
-from train.devices import Device
+from train.devices import Device, exactly
 from train.models import answers, read_rightly
 from train.networks.classifiers.classifier import CLASSES, Classifier
 from train.objectives.reconstruction import psnr
@@ -28,7 +28,7 @@ CONTROLS = (NOISE, BLUR)
 
 _WINDOW, _SIGMA = 11, 1.5
 _C1, _C2 = 0.01**2, 0.03**2
-_HALVINGS, _DOUBLINGS = 12, 3
+_HALVINGS, _UTMOST = 12, 8
 
 
 def jpeg_75(picture: "np.ndarray[Any, np.dtype[np.uint8]]") -> "cv2.typing.MatLike":
@@ -82,6 +82,7 @@ def measure_model(
         purified: look at controls and purified pictures too, by the readers that look closely.
         progress: called after every pass of a reader; there are ``passes`` of them.
     """
+    by = checkpoint.provenance() | {"device": device.told}
     renditions = {ITSELF: made}
     if plain is not None and purified:
         renditions |= controls(plain, test, mean_psnr(renditions[ITSELF], test), device)
@@ -104,7 +105,7 @@ def measure_model(
                 progress()
         result["recognition"][reader] = table
     result["originals"] = {reader: round(told.on_originals, 2) for reader, told in readers.items()}
-    return result | {"measured": checkpoint.provenance() | {"device": device.told}}
+    return result | {"measured": by}
 
 
 def mapped_back(answered: Tensor, classes: Tensor) -> float:
@@ -160,18 +161,18 @@ def controls(plain: Pictures, originals: Pictures, target: float, device: Device
     if mean_psnr(plain, originals.to(torch.device("cpu"))) <= target:
         return dict.fromkeys(CONTROLS, plain)
     found = {}
-    for name, most in ((NOISE, 0.3), (BLUR, 4.0)):
-        low, high = 1e-3, most
-        for _ in range(_DOUBLINGS):
-            if mean_psnr(made(name, high), originals) > target:
+    with exactly():
+        for name, most in ((NOISE, 0.3), (BLUR, 4.0)):
+            low, high = 1e-3, most
+            while high < _UTMOST * most and mean_psnr(made(name, high), originals) > target:
                 low, high = high, 2 * high
-        for _ in range(_HALVINGS):
-            middle = (low + high) / 2
-            if mean_psnr(made(name, middle), originals) > target:
-                low = middle
-            else:
-                high = middle
-        found[name] = made(name, low).to(torch.device("cpu"))
+            for _ in range(_HALVINGS):
+                middle = (low + high) / 2
+                if mean_psnr(made(name, middle), originals) > target:
+                    low = middle
+                else:
+                    high = middle
+            found[name] = made(name, low).to(torch.device("cpu"))
     return found
 
 

@@ -213,6 +213,9 @@ class Training:
         if others := replaced(self._finished, state.get("needs", {})):
             problem = f"begun with other runs of {', '.join(others)} than are there now; move it away to start anew"
             raise checkpoint.CheckpointError(f"{self._path}: {problem}")
+        if self._needs and "needs" not in state:
+            log.warning("%s: begun before runs told what they are made from, so that isn't known", self._path)
+        self._needs = state.get("needs", {})
         try:
             for name, part in self._parts.items():
                 part.load_state_dict(state[name])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from train.data.small import SIDE, Batches, SmallSet, cropped, padded
-from train.devices import Device
+from train.devices import Device, exactly
 from train.loops.schedule import Report, Training
 from train.models import classifier_of, csnet_of, refined_of, retrained_of
 from train.networks.classifiers.classifier import Classifier
@@ -50,7 +50,7 @@ def train(run: StepsRun, data: SmallSet, device: Device, out: Path, report: Repo
     steps = device.placed(Steps(guide, readers, run.steps, run.through))
     steps.size.fill_(_FIRST_SIZE)
     batches = Batches(data.train.to(device.torch), run.batch, run.seed)
-    with device.exactly(), Training(run, {"steps": Size(steps)}, generator, out, report, device) as training:
+    with exactly(), Training(run, {"steps": Size(steps)}, generator, out, report, device) as training:
         while training.running:
             picture, _ = batches.at(training.iteration)
             whole = padded(picture).contiguous(memory_format=torch.channels_last)

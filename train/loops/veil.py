@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from train import checkpoint
 from train.data.photographs import Photographs
 from train.loops.plain import network_of
-from train.loops.schedule import Report, Training, descend, learning_rate
+from train.loops.schedule import Report, Training, descend, learning_rate, replaced
 from train.networks.quarter import SCALE, Reconstructor
 from train.objectives.reconstruction import psnr, squared_error
 from train.objectives.veil import likeness, repetition, unreadable, visibility
@@ -75,6 +75,9 @@ def reconstructor_of(path: Path, finished: Path) -> tuple[Reconstructor, dict[st
     state = checkpoint.load(path)
     if state["run"].get("kind") != VeilRun.kind or "provenance" not in state:
         raise checkpoint.CheckpointError(f"{path}: expected the final checkpoint of a veil run, of photographs")
+    if others := replaced(finished, state.get("needs", {})):
+        problem = f"made from another {', '.join(others)} than is there now; move {path.parent} away to start anew"
+        raise checkpoint.CheckpointError(f"{path}: {problem}")
     base, _ = network_of(finished / state["run"]["extends"] / "final.pt")
     net = _with_grain(base.reconstructor)
     try:

@@ -357,7 +357,9 @@ def doubts(told: Told) -> list[str]:
         for run, entry in told[group].items():
             if entry.get("changed"):
                 by_changes.setdefault(_changes(entry), []).append(run)
-    found += [f"{', '.join(runs)}: settings changed since ({changes})." for changes, runs in by_changes.items()]
+    found += [
+        f"{', '.join(runs)}: trained before settings changed ({changes})." for changes, runs in by_changes.items()
+    ]
     by_others: dict[str, list[str]] = {}
     for group in ("models", "retrained"):
         for run, entry in told[group].items():
