@@ -198,7 +198,7 @@ class Segment:
             while True:
                 for _, frame, received_ns in _records(file, offset):
                     yield frame, received_ns
-                stopped, end = file.tell(), self.path.stat().st_size
+                stopped, end = file.tell(), os.fstat(file.fileno()).st_size  # it may be deleted meanwhile
                 known = _read_index(index_of(self.path))
                 later = [entry.offset for entry in known if entry.key and stopped < entry.offset < end]
                 if not later:

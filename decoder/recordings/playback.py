@@ -123,7 +123,7 @@ def find(
     segments, found, others = list[Segment](), list[int](), list[int]()
     try:
         for segment in segments_of(path):
-            entries = [entry for entry in segment.entries() if Place(segment.path.stem, entry.sequence) >= begin]
+            entries = [entry for entry in entries_of(segment) if Place(segment.path.stem, entry.sequence) >= begin]
             times = [entry.capture_time_ns for entry in entries]
             asked = [time_ns for time_ns in times if start_ns <= time_ns < end_ns]
             if asked:
@@ -310,7 +310,10 @@ class Playback:
         if first <= place:
             block = self._catalogue.block(operator_id)
             before = reached or (None, None)
-            for reached in _decoded(segment, block, entries[first].offset, *before):
+            for each in _decoded(segment, block, entries[first].offset, *before):
+                if reached is not None and each[0].sequence > entries[place].sequence:
+                    break  # what was asked for is damaged: the one before it stays
+                reached = each
                 if reached[0].sequence >= entries[place].sequence:
                     break
         if reached is None:

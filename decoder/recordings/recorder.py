@@ -107,6 +107,7 @@ class Recorder:
         size = len(frame.payload) + (levels.nbytes if levels is not None else 0)
         with self._lock:
             if track.needs_key and frame.kind != pb.FRAME_KIND_KEY:
+                track.gap = True
                 track.told.dropped += 1
                 return False
             fits = self._waiting + size <= self._most
@@ -127,7 +128,7 @@ class Recorder:
     def begin_late(self, hello: pb.Hello) -> Track:
         """A backlog of a camera that has begun; what it is to be offered with."""
         track = self._late.get(hello.camera)
-        if track is None or track.hello != hello:
+        if track is None or track.hello != hello or track.problem is not None:
             told = self._tracks[hello.camera].told
             track = self._late[hello.camera] = Track(hello, told, late=True)
         return track

@@ -75,6 +75,7 @@ class Store:
         if not folder.is_dir():
             make_folder(folder)
         self._looked: set[Path] = set()
+        self._stuck: set[Path] = set()
 
     def segments(self, camera: str | None = None) -> list[Kept]:
         """Segments of one camera or of all, in order of capture."""
@@ -140,8 +141,9 @@ class Store:
         limit = self.retention.megabytes << 20
         by_age = self.retention.hours and now_ns >= _CLOCK_SET_NS
         too_old = now_ns - int(self.retention.hours * 3600e9) if by_age else 0
+        # Asked once: some file systems show what was freed seconds later, when everything would be gone.
+        free = shutil.disk_usage(self.folder).free
         for kept in segments:
-            free = shutil.disk_usage(self.folder).free
             level = logging.INFO
             if kept.received_ns < too_old:
                 reason = f"older than {self.retention.hours:g} h"
@@ -151,10 +153,19 @@ class Store:
                 level, reason = logging.WARNING, f"less than {room >> 20} MiB of the disk were free"
             else:
                 break
-            kept.path.unlink(missing_ok=True)
-            index_of(kept.path).unlink(missing_ok=True)
+            try:
+                kept.path.unlink(missing_ok=True)
+                index_of(kept.path).unlink(missing_ok=True)
+            except OSError as error:
+                if kept.path not in self._stuck:
+                    log.error(
+                        "recording %s can't be deleted, others go instead: %s", kept.path, error.strerror or error
+                    )
+                self._stuck.add(kept.path)
+                continue
             self.placed.discard(kept.path)
             total -= kept.size
+            free += kept.size
             deleted.append(kept)
             told[level, kept.camera, reason] += 1
         for (level, camera, reason), count in told.items():

@@ -55,6 +55,7 @@ class Track:
         repeats: some of those were found to be recorded.
         began: when its segment did, or the wait for a look; if it is late, when a frame came last. In seconds.
         flushed: when it was, or when the first that is unkept came. In seconds.
+        problem: of a backlog, why something that was written of it may not be on the disk; its flush tells.
     """
 
     hello: pb.Hello
@@ -76,6 +77,7 @@ class Track:
     repeats: bool = False
     began: float = 0.0
     flushed: float = 0.0
+    problem: str | None = None
 
 
 @dataclass(frozen=True, eq=False)

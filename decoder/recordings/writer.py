@@ -60,7 +60,7 @@ class Writer:
                 self.open.add(track)
                 self._write(offer, offer.frame)
             elif track.late:
-                problem = self._or_part(track, self._flush)
+                problem = self._or_part(track, self._flush) or track.problem
             else:
                 problem = self._end(track)
                 self.open.discard(track)
@@ -116,7 +116,7 @@ class Writer:
             return work(track)
         except Exception:  # noqa: BLE001 - see above
             self.fault("recording of camera %s: its segment can't be flushed", track.hello.camera)
-            self._part_with(track)
+            self._part_with(track, FAULT)
             return FAULT
 
     def _write(self, offer: Offer, frame: pb.Frame) -> None:
@@ -201,6 +201,7 @@ class Writer:
         others = [other for other in self.open if other.hello.camera == camera] if track.repeats else []
         unkept, track.unkept, track.repeats = track.unkept, [], False
         track.flushed = time.monotonic()
+        problem: str | None = None
         for each in {track, *others}:
             if each.writer is None:
                 continue
@@ -213,15 +214,16 @@ class Writer:
                 problem = error.strerror or str(error)
                 log.error("recording %s: %s", each.writer.path, problem)
                 # A second try that succeeds would prove nothing: the system tells of an error once, and drops the data.
-                self._part_with(each)
+                self._part_with(each, problem)
                 each.ask_key()
-                return problem
-        if unkept:
+        if unkept and problem is None:
             track.kept(unkept)
-        return None
+        return problem
 
-    def _part_with(self, track: Track) -> None:
-        """What a track has written may not be on the disk: none of it counts as recorded."""
+    def _part_with(self, track: Track, problem: str) -> None:
+        """What a track has written may not be on the disk: none of it counts as recorded, and a backlog isn't there."""
+        if track.late:
+            track.problem = problem
         writer, span, track.writer, track.span, track.unkept = track.writer, track.span, None, None, []
         if span is not None:
             self._held.lose(track.hello.camera, track.hello.epoch, span)

@@ -1,5 +1,6 @@
 """A backlog: recorded once whatever comes twice, in order of capture, after a restart too; never shown; checked."""
 
+import queue
 import threading
 import time
 from collections.abc import Iterator
@@ -14,13 +15,14 @@ from numpy.typing import NDArray
 
 from decoder.admission import next_levels
 from decoder.catalogue import Catalogue
+from decoder.recordings.ends import SegmentLimits
 from decoder.recordings.playback import Playback
 from decoder.recordings.recorder import Recorder
 from decoder.recordings.store import Retention, Store
 from decoder.settings import Settings
 from encoder.packing import Packer
 from encoder.sampling import Operator
-from protos.segment import Segment, index_of
+from protos.segment import Segment, SegmentWriter, index_of
 from protos.v1 import veilcam_pb2 as pb
 from protos.v1.veilcam_pb2_grpc import CamerasStub
 from tests.conftest import Service, StartService, frame_of, hello_of
@@ -231,17 +233,15 @@ def drawn(operator: Operator) -> list[NDArray[np.uint8]]:
     return [np.asarray(steady + noise.integers(0, 9, (32, 32)), np.uint8) for _ in range(16)]
 
 
-def late(recorder: Recorder, hello: pb.Hello, frames: list[pb.Frame]) -> None:
-    """Offer a backlog as the service does: each frame once the one before is done, then flush."""
-    track, levels = recorder.begin_late(hello), None
-    for frame in [*frames, None]:
-        done = threading.Event()
-        if frame is None:
-            recorder.flush_late(track, lambda _, done=done: done.set())  # type: ignore[misc]
-        else:
-            levels = next_levels(frame, hello, 16, levels)
-            recorder.offer_late(track, frame, levels, 1, lambda _, done=done: done.set())  # type: ignore[misc]
-        assert done.wait(20)
+def late(recorder: Recorder, hello: pb.Hello, frames: list[pb.Frame]) -> str | None:
+    """Offer a backlog as the service does: each frame once the one before is done, then flush; what that tells."""
+    track, levels, told = recorder.begin_late(hello), None, queue.SimpleQueue[str | None]()
+    for frame in frames:
+        levels = next_levels(frame, hello, 16, levels)
+        recorder.offer_late(track, frame, levels, 1, told.put)
+        assert told.get(timeout=20) is None
+    recorder.flush_late(track, told.put)
+    return told.get(timeout=20)
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -388,3 +388,57 @@ def test_what_the_disk_refused_while_a_backlog_was_flushed_is_not_called_kept(
     assert ended.wait(20)
     recorder.close()
     assert not kept
+
+
+def test_a_backlog_of_which_the_disk_refused_a_segment_is_not_called_kept(
+    operator: Operator, drawn: list[NDArray[np.uint8]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first segment ends, and is refused, while the backlog goes on; sent again, all of it is there."""
+    refuses = [OSError(5, "Input/output error")]
+
+    def fsync(descriptor: int) -> None:
+        if refuses:
+            raise refuses.pop()
+
+    monkeypatch.setattr("protos.segment.os.fsync", fsync)
+    packer, hello = Packer(operator, 0.1), said(operator, drawn[0])
+    frames = [packer.pack(frame_of(p, n * 10**9), n, key=n % 4 == 1)[0] for n, p in enumerate(drawn[:8], 1)]
+    recorder = Recorder(Store(tmp_path, Retention(free_megabytes=0)), SegmentLimits(seconds=2.0))
+    recorder.begin(hello, lambda: None)
+    assert late(recorder, hello, frames) == "Input/output error"
+    assert not refuses
+    assert late(recorder, hello, frames) is None
+    recorder.close()
+    for path in tmp_path.glob("*/*.vcseg"):  # what was refused may be there all the same, twice then
+        times = [frame.sequence for frame, _ in Segment(path).frames()]
+        assert times in ([1, 2, 3, 4], [5, 6, 7, 8])
+    assert {frame.sequence for frame in recorded(tmp_path)} == set(range(1, 9))
+    assert len(recorded(tmp_path)) == 12
+
+
+def test_what_the_disk_refused_of_a_live_stream_comes_late_and_lies_where_it_belongs(
+    operator: Operator, drawn: list[NDArray[np.uint8]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second frame fails while a key frame waits behind it, and another is refused at the door after that."""
+    packer, hello = Packer(operator, 0.1), said(operator, drawn[0])
+    frames = [packer.pack(frame_of(p, n * 1000), n, key=n in (1, 3, 5))[0] for n, p in enumerate(drawn[:8], 1)]
+    offered, append, refuses = threading.Event(), SegmentWriter.append, [OSError(5, "Input/output error")]
+
+    def failing(self: SegmentWriter, frame: pb.Frame, received_ns: int) -> None:
+        if frame.sequence == 2 and refuses:
+            assert offered.wait(20)
+            raise refuses.pop()
+        append(self, frame, received_ns)
+
+    monkeypatch.setattr(SegmentWriter, "append", failing)
+    recorder = Recorder(Store(tmp_path, Retention(free_megabytes=0)))
+    recorder.begin(hello, lambda: None)
+    assert all(recorder.offer("camera", frame, 1) for frame in frames[:3])
+    offered.set()
+    wait_for(lambda: recorder.told()["camera"].frames == 2, "the key frame after the one that failed")
+    assert [recorder.offer("camera", frame, 1) for frame in frames[3:]] == [False, True, True, True, True]
+    again = Packer(operator, 0.1)
+    keys = [again.pack(frame_of(drawn[n - 1], n * 1000), n, key=True)[0] for n in (2, 4)]
+    assert late(recorder, hello, keys) is None
+    recorder.close()
+    assert [frame.sequence for frame in recorded(tmp_path)] == list(range(1, 9))

@@ -17,7 +17,7 @@ from decoder.recordings.playback import Moment, Playback, Recording, RecordingEr
 from decoder.recordings.store import Retention, Store
 from encoder.packing import Packer
 from encoder.sampling import Operator
-from protos.segment import SegmentWriter
+from protos.segment import Segment, SegmentWriter, index_of
 from tests.conftest import frame_of, hello_of
 from tests.protos.segments import HELLO, frames
 
@@ -95,6 +95,52 @@ def test_a_segment_that_is_deleted_after_the_first_look_is_left_out(
     shots = Recording(segments, catalogue, "plain").shots()
     assert [shot.capture_time_ns for shot in shots] == times[4:]
     assert f"{segments[0].path} was deleted meanwhile" in caplog.text
+
+
+def test_a_segment_that_is_deleted_while_it_is_looked_for_is_left_out(
+    recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def deleted_then(path: Path) -> list[Segment]:
+        segments = segments_of(path)
+        segments[0].path.unlink()
+        return segments
+
+    _, times = find(recorded)
+    monkeypatch.setattr("decoder.recordings.playback.segments_of", deleted_then)
+    assert find(shutil.copytree(recorded, tmp_path / "camera"))[1] == times[4:]
+    assert "was deleted meanwhile" in caplog.text
+
+
+def test_a_segment_that_is_deleted_while_it_plays_plays_to_its_end(recorded: Path, tmp_path: Path) -> None:
+    segment = segments_of(shutil.copytree(recorded, tmp_path / "camera"))[0]
+    frames = segment.frames()
+    first = next(frames)
+    segment.path.unlink()
+    index_of(segment.path).unlink()
+    assert len([first, *frames]) == 4
+
+
+def test_where_a_frame_is_damaged_the_one_before_stays(
+    recorded: Path, tmp_path: Path, catalogue: Catalogue, operator: Operator, photographs: list[NDArray[np.uint8]]
+) -> None:
+    store, packer = Store(tmp_path, Retention()), Packer(operator, 0.1)
+    writer = SegmentWriter(store.place("camera", 10**9), hello_of(operator, photographs[0]))
+    for second, picture in enumerate(photographs[:6], 1):
+        writer.append(packer.pack(frame_of(picture, second * 10**9), second, key=second in (1, 5))[0], second)
+    writer.close()
+    (segment,) = segments_of(tmp_path / "camera")
+    third = segment.entries()[2]
+    content = bytearray(segment.path.read_bytes())
+    content[third.offset + 40] ^= 1
+    segment.path.write_bytes(content)
+    for order in ((1, 2, 3, 4, 5, 6), (4, 3, 6, 5, 2, 1)):
+        playback = Playback(store, catalogue)
+        shown = {}
+        for second in order:
+            moment = playback.at("camera", second * 10**9)
+            assert moment is not None
+            shown[second] = moment.capture_time_ns // 10**9
+        assert shown == {1: 1, 2: 2, 3: 2, 4: 2, 5: 5, 6: 6}
 
 
 def test_a_segment_that_a_kill_left_empty_is_left_out(

@@ -1,6 +1,7 @@
 """What is deleted of recordings goes by when it came to the server, however far off a camera's clock is."""
 
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -111,3 +112,27 @@ def test_what_came_before_the_server_knew_the_time_counts_from_when_it_does(
         assert [kept.path for kept in store.tidy(set())] == [new]
         patch.setattr(time, "time_ns", lambda: now_ns + 26 * HOUR_NS)
         assert [kept.path for kept in store.tidy(set())] == [early]
+
+
+def test_no_more_is_deleted_than_makes_room_where_a_disk_shows_it_only_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As btrfs and ZFS do, which free what was deleted with their next commit."""
+    store, now = Store(tmp_path, Retention(free_megabytes=100)), time.time_ns()
+    paths = [received(store, "camera", now - n * HOUR_NS, n) for n in (4, 3, 2, 1)]
+    real = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: real._replace(free=100 * MIB - 3 * MIB // 2))
+    assert [kept.path for kept in store.tidy(set())] == paths[:2]
+
+
+def test_what_can_not_be_deleted_is_told_once_and_others_go(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = Store(tmp_path, Retention(megabytes=1, free_megabytes=0))
+    for hours_ago in (30, 20, 10):
+        received(store, "camera", time.time_ns() - hours_ago * HOUR_NS, hours_ago)
+    folder = tmp_path / "camera" / f"{1:020d}.vcseg"
+    folder.mkdir()
+    os.utime(folder, ns=(1_700_000_000 * 10**9,) * 2)
+    assert len(store.tidy(set())) >= 2
+    assert store.tidy(set()) == []
+    assert folder.is_dir()
+    assert caplog.text.count(f"recording {folder} can't be deleted, others go instead") == 1
