@@ -153,6 +153,7 @@ class Camera:
         self.renditions = renditions
         for name, relay in self.relays.items():
             if name not in renditions:
+                relay.forget()  # whoever is slow isn't shown even the one that waits
                 relay.close()
                 self.relays[name] = Relay(self._viewers_changed)
                 self._taken.pop(name, None)

@@ -58,8 +58,12 @@ class Catalogue:
         return {each.operator_id for each in self.reconstructors}
 
     def block(self, operator_id: str) -> int:
-        """Block side of an operator that the catalogue has."""
-        return next(each.engine.block for each in self.reconstructors if each.operator_id == operator_id)
+        """Block side of an operator that the catalogue has.
+
+        Raises:
+            KeyError: it hasn't, or no more: others may be in its reconstructors' place since it was asked.
+        """
+        return {each.operator_id: each.engine.block for each in self.reconstructors}[operator_id]
 
     def check_sides(self, hello: pb.Hello) -> None:
         """Refuse pictures that are too large for an engine for their operator, which the catalogue has.

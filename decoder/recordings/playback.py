@@ -294,8 +294,10 @@ class Playback:
 
     def _moment(self, segment: Segment, time_ns: int) -> Moment | None:
         operator_id = segment.hello.operator_id
-        if operator_id not in self._catalogue.operators():
-            raise NoReconstructorError(f"{segment.path}: no reconstructor for operator {operator_id} here")
+        try:
+            block = self._catalogue.block(operator_id)
+        except KeyError:
+            raise NoReconstructorError(f"{segment.path}: no reconstructor for operator {operator_id} here") from None
         entries = self._entries_of(segment)
         if not entries:
             return None
@@ -308,7 +310,6 @@ class Playback:
         first = key if known is None else known[0] + 1
         reached = known[1:] if known is not None else None
         if first <= place:
-            block = self._catalogue.block(operator_id)
             before = reached or (None, None)
             for each in _decoded(segment, block, entries[first].offset, *before):
                 if reached is not None and each[0].sequence > entries[place].sequence:

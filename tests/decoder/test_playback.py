@@ -17,7 +17,7 @@ from decoder.recordings.playback import Moment, Playback, Recording, RecordingEr
 from decoder.recordings.store import Retention, Store
 from encoder.packing import Packer
 from encoder.sampling import Operator
-from protos.segment import Segment, SegmentWriter, index_of
+from protos.segment import Entry, Segment, SegmentWriter, index_of
 from tests.conftest import frame_of, hello_of
 from tests.protos.segments import HELLO, frames
 
@@ -95,6 +95,25 @@ def test_a_segment_that_is_deleted_after_the_first_look_is_left_out(
     shots = Recording(segments, catalogue, "plain").shots()
     assert [shot.capture_time_ns for shot in shots] == times[4:]
     assert f"{segments[0].path} was deleted meanwhile" in caplog.text
+
+
+def test_reconstructors_may_change_while_a_recording_is_read(
+    recorded: Path, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a reload does, on a disk that is slow."""
+    own, entries = Catalogue(catalogue.reconstructors), Segment.entries
+
+    def slowly(self: Segment) -> list[Entry]:
+        own.reconstructors = ()
+        return entries(self)
+
+    monkeypatch.setattr(Segment, "entries", slowly)
+    playback = Playback(Store(recorded.parent, Retention()), own)
+    moment = playback.at("camera", 3 * 10**9)
+    assert moment is not None
+    assert moment.capture_time_ns == 3 * 10**9
+    with pytest.raises(RecordingError, match="no reconstructor for operator"):
+        playback.at("camera", 3 * 10**9)
 
 
 def test_a_segment_that_is_deleted_while_it_is_looked_for_is_left_out(

@@ -118,6 +118,28 @@ def test_a_camera_whose_reconstructors_are_no_longer_allowed_is_shown_to_nobody(
         refused.value.close()
 
 
+def test_a_viewer_who_is_slow_gets_no_picture_that_is_no_longer_allowed(
+    service: Service, channel: grpc.Channel, camera: Camera, messages: list[pb.Frame]
+) -> None:
+    known = known_of(service)
+    watching = ViewersStub(channel).Watch(pb.WatchRequest(camera="camera"), timeout=TIMEOUT)
+    watching.initial_metadata()
+    camera.say(frame=messages[0])
+    next(watching)
+    relay = known.relays["veiled"]
+    waits = relay.latest
+    assert waits is not None
+
+    async def slow() -> object:
+        with relay.watch() as place:
+            relay.publish(waits)
+            known.offer(("plain",))
+            return await anext(place, None)
+
+    assert asyncio.run_coroutine_threadsafe(slow(), service.loop).result(TIMEOUT) is None
+    camera.bye()
+
+
 def test_nothing_is_kept_of_the_pictures_of_a_camera_that_is_forgotten(
     start_service: StartService, operator: Operator, photographs: list[NDArray[np.uint8]], messages: list[pb.Frame]
 ) -> None:
