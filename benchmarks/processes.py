@@ -163,9 +163,15 @@ def end(process: "subprocess.Popen[Any]") -> int:
 
 
 def usage(process: int) -> dict[str, int]:
-    """What a process holds now: MiB of memory and the most there was, threads, open files."""
+    """What a process holds now: MiB of memory and the most there was, threads, open files.
+
+    Raises:
+        OSError: there is none, or it has ended and nobody has asked after it yet.
+    """
     place = Path(f"/proc/{process}")
     told = dict(line.split(":", 1) for line in (place / "status").read_text().splitlines())
+    if "VmRSS" not in told:
+        raise ProcessLookupError(process)
     files = sum(1 for _ in (place / "fd").iterdir())
     return {
         "memory_mb": round(int(told["VmRSS"].split()[0]) / 1024),

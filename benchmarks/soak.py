@@ -83,10 +83,13 @@ def measure(minutes: float, told: Callable[[str], None]) -> dict[str, Any]:
         time.sleep(min(_WARM_UP_S, seconds / 3))
         processes = {"server": service.process.pid} | {name: camera.pid for name, camera in cameras.items()}
         samples = list(_samples(seconds, processes, viewer, told))
-        kept = service.counts()
+        kept: dict[str, float] = {}
+        with contextlib.suppress(OSError):  # it died: that is a problem of its own below
+            kept = service.counts()
         log = service.said()
     start, end = (_medians(part) for part in _ends(samples))
-    problems = [*_grown(start, end), *viewer.disorder()]
+    ended = [f"{name}: it ended on the way" for name in processes if name not in samples[-1]["held"]]
+    problems = [*ended, *_grown(start, end), *viewer.disorder()]
     return {
         "size": [WIDTH, HEIGHT],
         "frame_rate": RATE,

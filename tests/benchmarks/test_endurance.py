@@ -9,8 +9,9 @@ import pytest
 
 from benchmarks import kills, network, report, soak
 from benchmarks.kills import Frames, Run
-from benchmarks.processes import ProcessError
+from benchmarks.processes import ProcessError, usage
 from tests.benchmarks.test_benchmarks import CLI
+from tests.waiting import wait_for
 
 S = 1_000_000_000
 
@@ -56,12 +57,24 @@ def test_what_breaks_one_network_is_told_and_not_that_the_others_waited() -> Non
         network.measure(faults, print)
 
 
+def test_a_process_that_has_ended_holds_nothing_whether_it_was_asked_after_or_not() -> None:
+    with subprocess.Popen(["sleep", "60"]) as ended:
+        assert usage(ended.pid)["threads"] == 1
+        ended.kill()
+        wait_for(lambda: "Z" in Path(f"/proc/{ended.pid}/stat").read_text(), "its end", 20)
+        with pytest.raises(ProcessLookupError):
+            usage(ended.pid)
+    with pytest.raises(OSError, match="No such file"):
+        usage(ended.pid)
+
+
 def test_kills_account_for_every_frame(tmp_path: Path) -> None:
     result = tmp_path / "kills.json"
     done = subprocess.run([*CLI, "kills", "--times", "3", "--json", str(result)], capture_output=True, text=True)
     told = json.loads(result.read_text())
     assert done.returncode == (1 if told["problems"] else 0), done.stderr
-    assert f"lost {told['lost']}, duplicated 0, out of order 0" in done.stdout
+    assert told["lost"] == 0, told["problems"]
+    assert "lost 0, duplicated 0, out of order 0" in done.stdout
     assert sum(told["kills"].values()) == 3
     assert told["runs"] == told["kills"]["camera"] + 1
     assert told["recorded"] > 10
