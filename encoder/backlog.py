@@ -84,6 +84,7 @@ class Backlog:
             except Exception:
                 self._spool.put_back(part, REFUSED_WAIT_S)
                 raise
+            self._spool.tend()
 
     def _rest(self) -> None:
         self._hang_up()
@@ -129,6 +130,7 @@ class Backlog:
             call = CamerasStub(self._channel).Backlog.future(self._requests(segment.hello, frames, over))
             while not (call.done() or silent or self._stop.wait(_POLL_S / 10)):
                 silent = time.monotonic() - self._moved > patience
+                self._spool.tend()
             if not call.done():
                 call.cancel()
             response = call.result()
@@ -173,7 +175,8 @@ class Backlog:
             self._longest_s = max(self._longest_s, time.monotonic() - self._moved)
             while time.monotonic() < self._due or not self._flows():
                 self._moved = time.monotonic()
-                if over.wait(min(_POLL_S, max(0.001, self._due - time.monotonic()))):
+                rest = self._due - time.monotonic()
+                if over.wait(min(_POLL_S, rest) if rest > 0 else _POLL_S / 10):
                     return
             self._moved = time.monotonic()
             self._due = max(self._due + 1 / self._rate, self._moved)

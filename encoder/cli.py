@@ -1,5 +1,6 @@
 """``veilcam-encode``: film, sample, and stream measurements to a decoder service."""
 
+import contextlib
 import itertools
 import logging
 import os
@@ -23,7 +24,7 @@ from encoder.packing import Packer
 from encoder.pipeline import Account, capturing, run
 from encoder.sampling import Operator, OperatorError
 from encoder.sinks import FileSink, Sink, SinkError
-from encoder.sources import Frame, Source, SourceError, open_source, source_class
+from encoder.sources import Frame, Source, SourceError, open_source, scheme_of, source_class
 from encoder.sources.watched import SILENCE_S, WatchedSource
 from encoder.spool.spool import LEAST_BYTES, Spool, SpoolError
 from encoder.spooled import SpooledLink
@@ -79,6 +80,7 @@ def encode(
     operator: Annotated[Path, typer.Option(help="sampling operator file (Φ)")] = DEFAULT_OPERATOR,
     ratio: Annotated[float, typer.Option(help="sampling ratio r: measurements per pixel")] = 0.1,
     out: Annotated[Path | None, typer.Option(help="write the messages to this file instead of to a server")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="what --out has already is replaced")] = False,
     as_fast_as_possible: Annotated[
         bool, typer.Option("--as-fast-as-possible", help="every frame of a file, folder or pattern, without waiting")
     ] = False,
@@ -126,7 +128,8 @@ def encode(
         named = tls.check() if tls else None
     except TlsError as error:
         _fail(UNUSABLE, str(error))
-    name = name or named or "camera"
+    if name is None:
+        name = named or "camera"
     if not CAMERA_NAME.fullmatch(name):
         _fail(UNUSABLE, f"--name {name!r}: expected {CAMERA_NAME_TOLD}")
     if out is None:
@@ -134,6 +137,7 @@ def encode(
     _check_spool(spool, {"--spool-size": spool_size, "--spool-hours": spool_hours, "--spool-rate": spool_rate})
     stop = threading.Event()
     try:
+        _check_out(out, source, overwrite)
         packer = Packer(Operator.load(operator), ratio)
         opened = _open(source, not as_fast_as_possible, silence_seconds, stop)
         frames = opened.frames()
@@ -205,11 +209,29 @@ def encode(
 
 
 def _check_address(server: str) -> None:
-    found = re.fullmatch(r".+:(\d{1,5})", server)
+    found = re.fullmatch(r"(.+):(\d{1,5})", server)
     if not found:
         _fail(UNUSABLE, f"--server {server!r}: expected HOST:PORT")
-    if not 0 < int(found[1]) < 1 << 16:
-        _fail(UNUSABLE, f"--server {server!r}: port {found[1]}, expected 1 to 65535")
+    if ":" in found[1] and not re.fullmatch(r"\[.*\]", found[1]):
+        _fail(UNUSABLE, f"--server {server!r}: an IPv6 address stands in brackets, as in [::1]:50051")
+    if not 0 < int(found[2]) < 1 << 16:
+        _fail(UNUSABLE, f"--server {server!r}: port {found[2]}, expected 1 to 65535")
+
+
+def _check_out(out: Path | None, source: str, overwrite: bool) -> None:
+    """What is there already is replaced only if that is asked for, and what is filmed never."""
+    if out is None:
+        if overwrite:
+            _fail(UNUSABLE, "--overwrite: no file is written; give --out FILE")
+        return
+    filmed = Path(source) if scheme_of(source) in ("file", "folder", "pipe", "device") else None
+    with contextlib.suppress(OSError):  # what can't be looked at can't be opened either, and that is told then
+        if filmed and filmed.is_dir() and out.resolve().is_relative_to(filmed.resolve()):
+            _fail(UNUSABLE, f"--out {out}: lies in the source, {source}; another folder")
+        if filmed and filmed.exists() and out.exists() and out.samefile(filmed):
+            _fail(UNUSABLE, f"--out {out}: is the source itself; another name")
+        if not overwrite and out.is_file() and out.stat().st_size:
+            _fail(UNUSABLE, f"--out {out}: is there already: another name, or --overwrite")
 
 
 def _check_spool(spool: str | None, more: dict[str, float | None]) -> None:

@@ -65,6 +65,12 @@ class SpooledLink(ServerLink):
         self._held_back = not sends
         return sends and super().send(message)
 
+    def resize(self, width: int, height: int) -> bool:
+        resized = super().resize(width, height)
+        if resized:
+            self._changes.add(pb.CHANGE_SEND_KEY)  # it begins a part of its own, also while the server is away
+        return resized
+
     def close(self) -> None:
         """Wait until the last frame is kept, within a limit. What is late stays in the spool.
 

@@ -44,6 +44,9 @@ class PlaneKind(IntEnum):
     CR = 3
 
 
+_KINDS = frozenset(PlaneKind)
+
+
 class PayloadError(ValueError):
     """Bytes, or values, that are no payload. ``field`` names the part that is wrong."""
 
@@ -77,8 +80,13 @@ class Payload:
         """Lay out in bytes.
 
         Raises:
-            PayloadError: a part that the layout can't express.
+            PayloadError: a part that the layout can't express, or that ``unpack`` refuses.
         """
+        _check_head(self.block, len(self.planes))
+        for plane in self.planes:
+            _check_plane(plane.kind, plane.quantiser, plane.values.shape)
+            if plane.values.dtype != np.int16:
+                raise PayloadError("plane.values", f"{plane.values.dtype}, expected int16")
         bodies = [cascade.encode(plane.values) for plane in self.planes]
         try:
             operator_id = bytes.fromhex(self.operator_id)
@@ -160,10 +168,7 @@ def _checked_header(data: bytes) -> tuple[bytes, int, int]:
     (crc,) = _CRC.unpack_from(data, len(data) - _CRC.size)
     if crc != zlib.crc32(memoryview(data)[: -_CRC.size]):
         raise PayloadError("crc", "damaged on the way")
-    if block < 2:
-        raise PayloadError("block", f"{block}, expected 2 or more")
-    if not 1 <= planes <= MAX_PLANES:
-        raise PayloadError("planes", f"{planes}, expected 1 to {MAX_PLANES}")
+    _check_head(block, planes)
     if len(data) < _HEADER.size + planes * _PLANE.size + _CRC.size:
         raise PayloadError("planes", f"table of {planes} doesn't fit into {len(data)} bytes")
     return operator_id, block, planes
@@ -174,13 +179,27 @@ def _checked_planes(data: bytes, planes: int, max_measurements: int) -> Iterator
     for index in range(planes):
         entry = _PLANE.unpack_from(data, _HEADER.size + index * _PLANE.size)
         kind, coder, quantiser, rows, height, width, length = entry
-        if kind not in set(PlaneKind):
-            raise PayloadError("plane.kind", f"{kind}, expected one of {', '.join(str(k.value) for k in PlaneKind)}")
         if coder != _CASCADE:
             raise PayloadError("plane.coder", f"{coder}, this program reads {_CASCADE}")
-        if 0 in (quantiser, rows, height, width):
-            raise PayloadError("plane", f"quantiser {quantiser}, rows {rows}, grid {height}×{width}: expected above 0")
+        _check_plane(kind, quantiser, (rows, height, width))
         total += rows * height * width
         if total > max_measurements:
             raise PayloadTooLargeError("plane", f"{total} measurements, at most {max_measurements} are allowed")
         yield AnnouncedPlane(PlaneKind(kind), quantiser, (rows, height, width), length)
+
+
+def _check_head(block: int, planes: int) -> None:
+    if block < 2:
+        raise PayloadError("block", f"{block}, expected 2 or more")
+    if not 1 <= planes <= MAX_PLANES:
+        raise PayloadError("planes", f"{planes}, expected 1 to {MAX_PLANES}")
+
+
+def _check_plane(kind: int, quantiser: int, shape: tuple[int, ...]) -> None:
+    if kind not in _KINDS:
+        raise PayloadError("plane.kind", f"{kind}, expected one of {', '.join(str(k.value) for k in PlaneKind)}")
+    if len(shape) != 3:
+        raise PayloadError("plane", f"values of {len(shape)} dimensions, expected rows, grid height, grid width")
+    if 0 in (quantiser, *shape):
+        rows, height, width = shape
+        raise PayloadError("plane", f"quantiser {quantiser}, rows {rows}, grid {height}×{width}: expected above 0")

@@ -7,7 +7,6 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from protos.segment import SUFFIX, index_of
@@ -85,13 +84,13 @@ class Folder:
         self._undeleted.discard(part)
         return True
 
-    def flush(self, parts: Sequence[Path]) -> None:
-        """Bring segments, and that they are here, onto the disk itself.
+    def flush(self, part: Path) -> None:
+        """Bring a segment, and that it is here, onto the disk itself.
 
         Raises:
-            OSError: the disk didn't take them.
+            OSError: the disk didn't take it.
         """
-        for path in [*parts, *([self.path] if parts else [])]:
+        for path in (part, self.path):
             with contextlib.suppress(FileNotFoundError):  # through meanwhile
                 _fsync(path)
 

@@ -32,9 +32,9 @@ class Ranges:
         self._count += 1
 
     def remove(self, first: int, last: int) -> None:
-        """Take out whatever is in it from ``first`` to ``last``, both included."""
+        """Take out whatever is in it from ``first`` to ``last``, both included; nothing if ``last`` is the smaller."""
         begin, end = bisect_left(self._lasts, first), bisect_right(self._firsts, last)
-        if begin >= end:
+        if first > last or begin >= end:
             return
         lowest, highest = self._firsts[begin], self._lasts[end - 1]
         self._count -= sum(self._lasts[at] - self._firsts[at] + 1 for at in range(begin, end))

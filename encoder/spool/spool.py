@@ -232,13 +232,8 @@ class Spool:
                     *(self._folder.path, now - self._unkept_since),
                 )
             due = [part for part in self._parts if part.unflushed and part.pending and now - part.flushed > _FLUSH_S]
-            for part in due:
-                part.unflushed, part.flushed = False, now
-        try:
-            self._folder.flush([part.path for part in due])
-        except OSError as error:
-            with self._lock:
-                self._tell_broken(error)
+        for part in due:
+            self._flush(part)
 
     def close(self) -> None:
         """Leave what is late to the next run."""
@@ -297,6 +292,17 @@ class Spool:
             self._parts.append(self._writing)
         return self._writing, self._writer
 
+    def _flush(self, part: Part) -> None:
+        """Bring a part onto the disk itself; what the disk didn't take is tried again."""
+        with self._lock:
+            part.unflushed, part.flushed = False, time.monotonic()  # before: a frame may be written meanwhile
+        try:
+            self._folder.flush(part.path)
+        except OSError as error:
+            with self._lock:
+                part.unflushed = True
+                self._tell_broken(error)
+
     def _tell_broken(self, error: OSError) -> None:
         if not self._broken:
             self._broken = True
@@ -304,9 +310,12 @@ class Spool:
 
     def _end(self) -> None:
         part, self._writing = self._writing, None
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            try:
+                writer.close()
+            except OSError as error:  # as over NFS, or with a quota: its frames stay, as far as they can be read
+                self._tell_broken(error)
         if part is not None:
             self._delete_if_through(part)
 

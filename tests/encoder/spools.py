@@ -8,7 +8,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +76,21 @@ def unwritable(path: Path, hello: pb.Hello) -> SegmentWriter:
     raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
 
+def flushes(monkeypatch: pytest.MonkeyPatch, failing: Container[Path] = ()) -> list[Path]:
+    """Files, in a list that grows, that were brought onto the disk itself; of one in ``failing`` it is an EIO."""
+    flushed, sync = [], os.fsync
+
+    def fsync(opened: int) -> None:
+        path = Path(f"/proc/self/fd/{opened}").readlink()
+        if path in failing:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        sync(opened)
+        flushed.append(path)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    return flushed
+
+
 @contextlib.contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[Path]:
     """A file system of its own, of so many bytes."""
@@ -96,7 +111,7 @@ class Spooling:
         self.spool = Spool(folder, "camera", LEAST_BYTES, 1.0, self.account.dropped)
         hello = hello_of(operator, np.zeros((side, side), np.uint8))
         hello.epoch = self.spool.epoch
-        self.link = SpooledLink(address, hello, self.account.dropped, self.spool, 1000.0)
+        self.link = SpooledLink(address, hello, self.account.dropped, self.spool, 1000.0, resizable=True)
         arguments = (source, Packer(operator, 0.1), self.link, self.account, self.stop)
         self.thread = threading.Thread(target=run, args=arguments)
         self.thread.start()

@@ -21,11 +21,12 @@ from encoder import sinks
 from encoder.backlog import Backlog
 from encoder.backoff import Backoff
 from encoder.sampling import Operator
+from encoder.spool import spool as spool_module
 from encoder.spool.spool import LEAST_BYTES, Spool
 from protos.segment import key_of
 from protos.v1 import veilcam_pb2 as pb
 from protos.v1.veilcam_pb2_grpc import CamerasServicer, add_CamerasServicer_to_server
-from tests.encoder.spools import HELLO, Spooling, failing, frames, late
+from tests.encoder.spools import HELLO, OTHER, Spooling, failing, flushes, frames, late
 from tests.encoder.test_link import endless, lines
 from tests.waiting import wait_for
 
@@ -112,6 +113,39 @@ def test_it_goes_at_its_rate(server: tuple[Server, str], tmp_path: Path, monkeyp
             wait_for(lambda least=asked + 100: clock.asked > least, "it waits")  # type: ignore[misc]
             assert len(taking.late) == number
             clock.ahead += 1000
+
+
+def test_it_looks_for_room_no_more_than_is_of_use(server: tuple[Server, str], tmp_path: Path) -> None:
+    """Its next frame is long due, and the live stream has no room."""
+    taking, address = server
+    spool, looks = late(tmp_path, 20), 0
+
+    def flows() -> bool:
+        nonlocal looks
+        looks += 1
+        return looks <= 3
+
+    with closing(spool), closing(Backlog(address, None, spool, 1e6, flows)):
+        wait_for(lambda: len(taking.late) == 2, "what there was room for")
+        before, began = looks, time.monotonic()
+        wait_for(lambda: looks >= before + 30, "it looks again and again")
+        assert (looks - before) / (time.monotonic() - began) < 300, "looks a second"
+
+
+@pytest.mark.parametrize("counts", [[1] * 50, [50]])
+def test_the_spool_is_tended_while_much_is_sent(
+    counts: list[int], server: tuple[Server, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many parts, or one that takes long: what comes meanwhile is brought onto the disk itself."""
+    monkeypatch.setattr(spool_module, "_TEND_EVERY_S", 0.1)
+    monkeypatch.setattr(spool_module, "_FLUSH_S", 0.1)
+    taking, address = server
+    spool, flushed = late(tmp_path, *counts), flushes(monkeypatch)
+    with closing(spool), closing(Backlog(address, None, spool, 5.0, lambda: True)):
+        wait_for(lambda: taking.late, "the first frame")
+        spool.append(OTHER, frames(1, first=100)[0], sent=False)
+        wait_for(lambda: any(path.name.endswith("-000000000100.vcseg") for path in flushed), "a new part on disk", 5)
+        assert spool.waiting > 10, "it is far from through"
 
 
 def test_a_server_that_never_answers_is_told_once(

@@ -4,6 +4,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -91,6 +92,7 @@ def test_colour_is_said_not_to_be_sent(tmp_path: Path) -> None:
         (("absent.mp4",), 2, "absent.mp4: no such video file"),
         (("/dev/video77",), 2, "no such camera"),
         (("pattern", "--name", "two words"), 2, "--name 'two words'"),
+        (("pattern", "--name", ""), 2, "--name ''"),
         (("pattern", "--ratio", "0.9"), 2, "ratio 0.9"),
         (("pattern", "--operator", "absent.npz"), 2, "absent.npz: no such operator file"),
         (
@@ -101,6 +103,17 @@ def test_colour_is_said_not_to_be_sent(tmp_path: Path) -> None:
         (("pattern", "--server", "127.0.0.1"), 2, "--server '127.0.0.1': expected HOST:PORT"),
         (("pattern", "--server", "localhost:99999"), 2, "--server 'localhost:99999': port 99999, expected 1 to 65535"),
         (("pattern", "--server", "localhost:0"), 2, "port 0, expected 1 to 65535"),
+        (
+            ("pattern", "--server", "::1:50051"),
+            2,
+            "--server '::1:50051': an IPv6 address stands in brackets, as in [::1]",
+        ),
+        (
+            ("pattern", "--server", "[::1]:9", "--give-up-seconds", "1"),
+            1,
+            "[::1]:9: no decoder service answers",
+        ),
+        (("pattern", "--overwrite"), 2, "--overwrite: no file is written; give --out FILE"),
         (("pattern", "--spool", ""), 2, "--spool '': expected a folder"),
         (("pattern", "--spool-size", "9999999"), 2, "--spool-size: there is no spool; give --spool DIR"),
         (("pattern", "--spool-hours", "1"), 2, "--spool-hours: there is no spool"),
@@ -117,6 +130,45 @@ def test_what_goes_wrong_is_one_line_and_an_exit_code(arguments: tuple[str, ...]
     assert problem in errors[0]
     assert "captured 0" not in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_file_that_is_there_is_replaced_only_if_that_is_asked_for(tmp_path: Path) -> None:
+    out = tmp_path / "messages"
+    arguments = ["pattern:64x48@50#3", "--as-fast-as-possible", "--out", str(out)]
+    out.write_bytes(b"kept")
+    refused_out(encode(*arguments), f"--out {out}: is there already: another name, or --overwrite")
+    assert out.read_bytes() == b"kept"
+    assert encode(*arguments, "--overwrite").returncode == 0
+    assert len(list(read_messages(out))) == 4
+    out.write_bytes(b"")
+    assert encode(*arguments).returncode == 0, "there is nothing to lose"
+    assert encode(*arguments[:-1], "/dev/null").returncode == 0
+
+
+@pytest.mark.parametrize("write", [write_pictures, write_video])
+@pytest.mark.parametrize("more", [[], ["--overwrite"]])
+def test_what_is_filmed_is_never_overwritten(write: Callable[[Path], str], more: list[str], tmp_path: Path) -> None:
+    """Also under another name: a link to it."""
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    source = Path(write(folder))
+    link = tmp_path / "link"
+    link.symlink_to(source)
+    filmed = {path: path.read_bytes() for path in folder.iterdir()}
+    if source.is_dir():
+        outs, problem = [source / "000.png", link / "new"], "lies in the source"
+    else:
+        outs, problem = [source, link], "is the source itself"
+    for out in outs:
+        done = encode(str(source), "--as-fast-as-possible", "--out", str(out), *more)
+        refused_out(done, f"--out {out}: {problem}")
+        assert {path: path.read_bytes() for path in folder.iterdir()} == filmed
+
+
+def refused_out(done: subprocess.CompletedProcess[str], problem: str) -> None:
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert problem in line
 
 
 def test_an_operator_that_the_server_does_not_have(service: Service, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What the server keeps leaves the spool; what it passes over or a connection loses is late; each frame is counted."""
 
+import errno
 import logging
 import os
 import sys
@@ -12,8 +13,9 @@ import pytest
 
 from encoder.spool import spool as spool_module
 from encoder.spool.spool import LEAST_BYTES, Spool
+from protos.segment import SegmentWriter
 from protos.v1 import veilcam_pb2 as pb
-from tests.encoder.spools import HELLO, OTHER, frames, late, unwritable
+from tests.encoder.spools import HELLO, OTHER, flushes, frames, late, unwritable
 from tests.encoder.test_link import lines
 
 
@@ -132,15 +134,8 @@ def test_a_part_that_is_put_back_waits_and_the_next_goes(tmp_path: Path, monkeyp
 
 
 def test_what_waits_is_brought_onto_the_disk_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spool, flushed = late(tmp_path, 3), []
+    spool, flushed = late(tmp_path, 3), flushes(monkeypatch)
     (first, _) = sorted((tmp_path / "camera").glob("*.vcseg"))
-    sync = os.fsync
-
-    def fsync(opened: int) -> None:
-        flushed.append(Path(f"/proc/self/fd/{opened}").readlink())
-        sync(opened)
-
-    monkeypatch.setattr(os, "fsync", fsync)
     spool.tend()
     assert not flushed, "that would wear out a card"
     later = time.monotonic() + 11
@@ -152,6 +147,54 @@ def test_what_waits_is_brought_onto_the_disk_itself(tmp_path: Path, monkeypatch:
     spool.tend()
     assert not flushed
     spool.close()
+
+
+def test_a_part_that_the_disk_does_not_take_holds_up_no_other_and_is_tried_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = late(tmp_path, 3, 2)
+    first, second, live = sorted((tmp_path / "camera").glob("*.vcseg"))
+    failing = {first}
+    flushed = flushes(monkeypatch, failing)
+    later = time.monotonic() + 11
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    spool.tend()
+    assert set(flushed) == {second, live, tmp_path / "camera"}
+    assert len(lines(caplog.text, "Input/output error; the live stream goes on")) == 1
+    failing.clear()
+    flushed.clear()
+    later += 11
+    spool.tend()
+    assert set(flushed) == {first, tmp_path / "camera"}
+    spool.close()
+
+
+class OverQuota(SegmentWriter):
+    """Writes, and is told at the end that it was too much."""
+
+    def close(self) -> None:
+        super().close()
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+
+def test_a_part_that_fails_as_it_is_closed_keeps_its_frames_and_ends_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool_module, "SegmentWriter", OverQuota)
+    dropped: Counter[str] = Counter()
+    spool = Spool(tmp_path, "camera", LEAST_BYTES, 1.0, dropped)
+    spool.append(HELLO, frames(1)[0], sent=False)
+    spool.append(OTHER, frames(1, first=2)[0], sent=False)
+    assert len(lines(caplog.text, "Disk quota exceeded; the live stream goes on")) == 1
+    part = spool.take()
+    assert part is not None
+    assert list(part.pending) == [1]
+    spool.put_back(part)
+    spool.close()
+    spool = Spool(tmp_path, "camera", LEAST_BYTES, 1.0, dropped)  # nobody else has it
+    assert spool.waiting == 2
+    spool.close()
+    assert not +dropped
 
 
 def test_a_server_that_keeps_nothing_is_told_once(

@@ -202,6 +202,33 @@ def test_damage_in_a_spool_is_told_counted_and_stepped_over(
     assert [frame.sequence for frame in recorded(tmp_path / "recordings")][:9] == [1, 2, 3, 4, 5, 9, 10, 11, 12]
 
 
+def test_pictures_of_another_size_begin_a_part_of_their_own_while_the_server_is_away(
+    operator: Operator, tmp_path: Path
+) -> None:
+    """Also if they have as many blocks, so that they could be coded as differences to those of before."""
+    changed, captured = threading.Event(), []
+
+    def resized() -> Iterator[Frame]:
+        while True:
+            captured.append(30 if changed.is_set() else 32)
+            yield frame_of(np.full((captured[-1], 32), 90, np.uint8), 10**18 + len(captured))
+            time.sleep(0.01)
+
+    running = Spooling(operator, f"127.0.0.1:{free_port()}", tmp_path, resized())
+    try:
+        wait_for(lambda: running.spool.waiting > 10, "frames that wait")
+        changed.set()
+        before = running.spool.waiting
+        wait_for(lambda: running.spool.waiting > before + 10, "more of them")
+    finally:
+        running.end()
+    parts = [Segment(path) for path in sorted(tmp_path.glob("camera/*.vcseg"))]
+    assert [part.hello.height for part in parts] == [32, 30]
+    for part in parts:
+        sizes = {captured[frame.sequence - 1] for frame, _ in part.frames()}
+        assert sizes == {part.hello.height}
+
+
 def test_a_full_disk_under_the_spool_does_not_stop_the_live_stream(
     start_service: StartService, operator: Operator, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -146,3 +146,26 @@ def test_an_announcement_of_too_much_is_refused_before_anything_is_unpacked() ->
 def test_what_the_layout_cannot_express_is_not_packed(payload: Payload) -> None:
     with pytest.raises(PayloadError, match="can't be laid out"):
         payload.pack()
+
+
+ONE = np.ones((1, 1, 1), np.int16)
+
+
+@pytest.mark.parametrize(
+    ("payload", "field"),
+    [
+        (Payload(OPERATOR, 1, (Plane(ONE),)), "block"),
+        (Payload(OPERATOR, 16, ()), "planes"),
+        (Payload(OPERATOR, 16, (Plane(ONE),) * 5), "planes"),
+        (Payload(OPERATOR, 16, (Plane(ONE, 9),)), "plane.kind"),  # type: ignore[arg-type]
+        (Payload(OPERATOR, 16, (Plane(ONE, quantiser=0),)), "plane"),
+        (Payload(OPERATOR, 16, (Plane(ONE), Plane(ONE[:0]))), "plane"),
+        (Payload(OPERATOR, 16, (Plane(ONE[0]),)), "plane"),
+        (Payload(OPERATOR, 16, (Plane(ONE.astype(np.int32) * 40_000),)), "plane.values"),  # type: ignore[arg-type]
+        (Payload(OPERATOR, 16, (Plane(ONE / 2),)), "plane.values"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_would_be_read_as_something_else_or_not_at_all_is_not_packed(payload: Payload, field: str) -> None:
+    with pytest.raises(PayloadError) as error:
+        payload.pack()
+    assert error.value.field == field
