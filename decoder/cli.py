@@ -208,13 +208,14 @@ def decode(
 
 def _reached_as(settings: "Settings") -> str:
     """The host in the addresses that are told: one that a browser can use, and finds in the certificate."""
-    from decoder.access.exposure import is_everywhere
-    from decoder.access.tls import names_in
+    from decoder.access.exposure import is_everywhere, is_loopback
+    from decoder.access.tls import hosts_in
 
-    if not is_everywhere(settings.host):
-        return f"[{settings.host}]" if ":" in settings.host else settings.host
-    named = names_in(settings.certificate.read_bytes()) if settings.certificate is not None else ()
-    return next((each for each in named if "*" not in each), socket.gethostname())
+    name = settings.host
+    if is_everywhere(name):
+        named = hosts_in(settings.certificate.read_bytes()) if settings.certificate is not None else ()
+        name = next((each for each in named if "*" not in each and not is_loopback(each)), socket.gethostname())
+    return f"[{name}]" if ":" in name else name
 
 
 async def _follow(server: "Server", config: Path | None, given: Mapping[str, Any]) -> None:
@@ -237,7 +238,7 @@ async def _follow(server: "Server", config: Path | None, given: Mapping[str, Any
         try:
             after = read_settings(config, given)
             names = changed(server.settings, after)
-            _check_disks(after)
+            await asyncio.to_thread(_check_disks, after)  # a disk of the network may hang, and no camera with it
             if not names and not anyway:
                 continue
             catalogue = None

@@ -16,10 +16,11 @@ from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from decoder.access.addresses import unmapped
 from decoder.access.audit import Audit
 from decoder.access.connections import Listener, page_protocol
 from decoder.access.door import Door
-from decoder.access.exposure import check_exposure
+from decoder.access.exposure import check_exposure, is_everywhere
 from decoder.access.guards import GrpcGuard
 from decoder.access.people import People
 from decoder.access.tls import Certificates
@@ -32,7 +33,7 @@ from decoder.reconstruction import Worker
 from decoder.recordings.playback import Playback
 from decoder.recordings.recorder import Recorder
 from decoder.recordings.store import Retention, Store
-from decoder.service import UNREAD_S, CamerasService, ViewersService
+from decoder.service import FIRST_MESSAGE_S, UNREAD_S, CamerasService, ViewersService
 from decoder.settings import AT_ONCE, Settings, changed
 from decoder.viewers.folder import save_pictures
 from decoder.viewers.hook import ON_CLOSE_S, Hook
@@ -103,7 +104,7 @@ class Server:
         more += (
             recorded(Playback(self._store, catalogue), self._worker, self._policy, self._audit) if self._store else []
         )
-        proxy = str(settings.trusted_proxy) if settings.trusted_proxy is not None else None
+        proxy = unmapped(str(settings.trusted_proxy)) if settings.trusted_proxy is not None else None
         people = self._door, self._secure, proxy is not None
         app = web_app(self.cameras, catalogue, self._policy, more, settings.host, self._audit, *people)
         config = uvicorn.Config(
@@ -136,9 +137,7 @@ class Server:
         if self.settings.save:
             _writable(self.settings.save, "--save")
         try:
-            listening = socket.create_server(
-                (host, http_port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
-            )
+            listening = _listening(host, http_port)
         except OSError as error:
             why = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
             raise ServerError(f"{host}:{http_port} (--http): can't listen there ({why})") from None
@@ -250,7 +249,7 @@ class Server:
             ("grpc.max_concurrent_streams", self.settings.max_connections),
             ("grpc.so_reuseport", 0),
         ]
-        guards = [GrpcGuard(self._door, self.settings.max_peer_streams)]
+        guards = [GrpcGuard(self._door, self.settings.max_peer_streams, FIRST_MESSAGE_S)]
         server = aio.server(options=options, interceptors=guards, maximum_concurrent_rpcs=self.settings.max_connections)
         add_CamerasServicer_to_server(
             CamerasService(
@@ -265,6 +264,14 @@ class Server:
         names += [health.SERVICE_NAME, reflection.SERVICE_NAME]
         reflection.enable_server_reflection(names, server)
         return server
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """At all addresses, IPv4's are among IPv6's, as for gRPC."""
+    if ":" not in host:
+        return socket.create_server((host, port))
+    both = is_everywhere(host) and socket.has_dualstack_ipv6()
+    return socket.create_server((host, port), family=socket.AF_INET6, dualstack_ipv6=both)
 
 
 def _policy(settings: Settings) -> Policy:

@@ -28,6 +28,9 @@ PREFIX = "VEILCAM_"
 _CONFIG = f"{PREFIX}CONFIG"
 """Names the settings file, and is no setting itself."""
 _CORES = os.cpu_count() or 1
+MOST_PIXELS = 1 << 28
+MOST_PAYLOAD = 64 << 20
+"""To which ``max_pixels`` and ``max_payload`` may be raised."""
 
 _PLACES = ("certificate", "key", "client_ca", "users", "save", "record")
 AT_ONCE = (
@@ -94,7 +97,7 @@ class Settings(BaseModel):
 
     host: Address = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 50051
-    http: Annotated[int, Field(ge=0, le=65535)] = 8080
+    http: Annotated[int, Field(ge=0, le=65535, validate_default=True)] = 8080
     certificate: Place | None = None
     """Of this service, in PEM, with those between it and its authority; with its key, TLS is spoken on both ports."""
     key: Place | None = None
@@ -119,8 +122,8 @@ class Settings(BaseModel):
     record_megabytes: Annotated[int, Field(ge=0)] = 0
     record_free: Annotated[int, Field(ge=0)] = 1024
     max_cameras: Annotated[int, Field(ge=1, le=100_000)] = 64
-    max_pixels: Annotated[int, Field(ge=256, le=1 << 28)] = 4096 * 2304
-    max_payload: Annotated[int, Field(ge=1024, le=64 << 20)] = 8 << 20
+    max_pixels: Annotated[int, Field(ge=256, le=MOST_PIXELS)] = 4096 * 2304
+    max_payload: Annotated[int, Field(ge=1024, le=MOST_PAYLOAD)] = 8 << 20
     """Bytes of a frame."""
     max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 512
     """Calls, and requests of the page, at one time."""
@@ -202,7 +205,7 @@ def _read_toml(file: Path) -> dict[str, Any]:
 def _problem(error: Any, told: Mapping[str, tuple[str, Any]]) -> str:
     """A line: where it was said, what was said, what was expected."""
     name, *within = (str(part) for part in error["loc"])
-    where, _ = told[name]
+    where, _ = told.get(name, (f"{name} (its default)", None))
     if error["type"] == "extra_forbidden":
         near = difflib.get_close_matches(name, Settings.model_fields, n=1)
         meant = f"is {near[0]} meant?" if near else f"there are {', '.join(Settings.model_fields)}"

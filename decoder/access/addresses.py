@@ -9,7 +9,15 @@ from starlette.requests import Request
 def address_of(peer: str) -> str:
     """The address in what gRPC calls a peer, as in ``ipv4:192.0.2.1:40000`` or ``ipv6:%5B::1%5D:40000``."""
     _, _, rest = peer.partition(":")
-    return unquote(rest).rpartition(":")[0].strip("[]") or peer
+    return unmapped(unquote(rest).rpartition(":")[0].strip("[]")) or peer
+
+
+def unmapped(address: str) -> str:
+    """``192.0.2.1`` for ``::ffff:192.0.2.1``: so a socket that listens on IPv6 and IPv4 names who comes by IPv4."""
+    try:
+        return str(IPv6Address(address).ipv4_mapped or address)
+    except ValueError:
+        return address
 
 
 def caller_of(request: Request) -> str:

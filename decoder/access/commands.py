@@ -122,7 +122,7 @@ def add_user(
         list[str] | None, typer.Option(metavar="NAME", help="given to them; may be repeated; * is all")
     ] = None,
     no_password: Annotated[
-        bool, typer.Option("--no-password", help="for a program: it has tokens or a certificate, and doesn't sign in")
+        bool, typer.Option("--no-password", help="none, or no longer: programs have tokens or a certificate")
     ] = False,
     file: File = None,
     config: Config = None,
@@ -149,7 +149,8 @@ def add_user(
             person = people.get(name) or added
             if person is None:
                 raise AccessError(f"{path}: {name} was removed meanwhile; nothing was changed")
-            people[name] = replace(person, role=Role(role), cameras=frozenset(camera or []))
+            password = None if no_password else person.password
+            people[name] = replace(person, role=Role(role), cameras=frozenset(camera or []), password=password)
         log.info("%s: %s is %s of %s", path, name, role, ", ".join(camera or ["*"]))
 
 

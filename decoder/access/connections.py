@@ -10,7 +10,7 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from decoder.access.addresses import network_of
+from decoder.access.addresses import network_of, unmapped
 from decoder.seldom import Seldom
 
 log = logging.getLogger("veilcam.decode")
@@ -80,6 +80,8 @@ def page_protocol(request_s: float) -> type[H11Protocol]:
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
+            if self.client is not None:  # for whoever asks for it, as whether it is the trusted proxy
+                self.client = unmapped(self.client[0]), self.client[1]
             self._expect()
 
         def data_received(self, data: bytes) -> None:
@@ -88,6 +90,11 @@ def page_protocol(request_s: float) -> type[H11Protocol]:
                 self._expect()
             else:
                 self._stop_expecting()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if self.conn.their_state is h11.SEND_BODY:  # of a request that came behind the one that was just answered
+                self._expect()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_expecting()

@@ -1,5 +1,6 @@
 """Where the table is asked: for every request of the page, and for every call of gRPC, before anything else sees it."""
 
+import asyncio
 import logging
 from collections import Counter
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
@@ -74,7 +75,7 @@ class WebGuard:
 
 
 class SafeHeaders:
-    """Says with every answer what a browser must not do with it.
+    """Says with every answer what a browser must not do with it, unless the answer says so itself.
 
     Args:
         app: what answers.
@@ -84,13 +85,15 @@ class SafeHeaders:
     def __init__(self, app: ASGIApp, strict: int) -> None:
         self._app = app
         said = {"Cross-Origin-Resource-Policy": "same-origin", "X-Content-Type-Options": "nosniff"}
+        said |= {"Content-Security-Policy": "frame-ancestors 'none'"}
         said |= {"Strict-Transport-Security": f"max-age={strict}"} if strict else {}
         self._said = [(name.lower().encode(), value.encode()) for name, value in said.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def saying(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *self._said]
+                known = {name.lower() for name, _ in message["headers"]}
+                message["headers"] = [*message["headers"], *(each for each in self._said if each[0] not in known)]
             await send(message)
 
         await self._app(scope, receive, saying)
@@ -102,10 +105,12 @@ class GrpcGuard(aio.ServerInterceptor):
     Args:
         door: who someone is; without one, everyone is let in.
         most: calls open at one time by one peer: a certificate's name, or an address that shows none.
+        message_s: in which the message must come of a call that has one. gRPC would wait for it without an end, and
+            before it counts: so here such a call is to gRPC one of many messages, of which the first is read.
     """
 
-    def __init__(self, door: Door | None, most: int) -> None:
-        self._door, self._most = door, most
+    def __init__(self, door: Door | None, most: int, message_s: float) -> None:
+        self._door, self._most, self._message_s = door, most, message_s
         self._open: Counter[str] = Counter()
         self._tell = Seldom()
 
@@ -118,21 +123,23 @@ class GrpcGuard(aio.ServerInterceptor):
         if handler is None:
             return None  # gRPC answers that there is no such method
         endpoint = handler_call_details.method
-        kinds = {
-            (False, False): (handler.unary_unary, grpc.unary_unary_rpc_method_handler),
-            (False, True): (handler.unary_stream, grpc.unary_stream_rpc_method_handler),
-            (True, False): (handler.stream_unary, grpc.stream_unary_rpc_method_handler),
-            (True, True): (handler.stream_stream, grpc.stream_stream_rpc_method_handler),
-        }
-        inner, made = kinds[handler.request_streaming, handler.response_streaming]
+        inner = {
+            (False, False): handler.unary_unary,
+            (False, True): handler.unary_stream,
+            (True, False): handler.stream_unary,
+            (True, True): handler.stream_stream,
+        }[handler.request_streaming, handler.response_streaming]
 
-        async def one(request: Any, context: "aio.ServicerContext[Any, Any]") -> Any:
-            async with self._inside(endpoint, context):
-                return await inner(request, context)
+        async def asked(requests: AsyncIterator[Any], context: "aio.ServicerContext[Any, Any]") -> Any:
+            return requests if handler.request_streaming else await self._message(requests, context)
 
-        async def many(request: Any, context: "aio.ServicerContext[Any, Any]") -> None:
+        async def one(requests: AsyncIterator[Any], context: "aio.ServicerContext[Any, Any]") -> Any:
             async with self._inside(endpoint, context):
-                answers = inner(request, context)
+                return await inner(await asked(requests, context), context)
+
+        async def many(requests: AsyncIterator[Any], context: "aio.ServicerContext[Any, Any]") -> None:
+            async with self._inside(endpoint, context):
+                answers = inner(await asked(requests, context), context)
                 if not isinstance(answers, AsyncIterable):
                     await answers
                     return
@@ -140,10 +147,21 @@ class GrpcGuard(aio.ServerInterceptor):
                     async for answer in each:
                         await context.write(answer)
 
-        behaviour = many if handler.response_streaming else one
-        guarded: "grpc.RpcMethodHandler[Any, Any]"  # noqa: UP037 - no generic while it runs
-        guarded = made(behaviour, handler.request_deserializer, handler.response_serializer)
-        return guarded
+        formats = handler.request_deserializer, handler.response_serializer
+        if handler.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(many, *formats)
+        return grpc.stream_unary_rpc_method_handler(one, *formats)
+
+    async def _message(self, requests: AsyncIterator[Any], context: "aio.ServicerContext[Any, Any]") -> Any:
+        """The message of a call that has one; a call that has none is refused."""
+        try:
+            async with asyncio.timeout(self._message_s):
+                return await anext(requests)
+        except TimeoutError:
+            problem = f"message: none within {self._message_s:.0f} s"
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, problem)
+        except StopAsyncIteration:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "message: none, this call has one")
 
     @asynccontextmanager
     async def _inside(self, endpoint: str, context: "aio.ServicerContext[Any, Any]") -> AsyncIterator[None]:

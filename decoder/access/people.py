@@ -160,18 +160,22 @@ def write_people(file: Path, people: Mapping[str, Person]) -> None:
     """
     lines = ["# Written by veilcam-decode users. A running service takes changes up; comments don't last."]
     for person in people.values():
-        lines += ["", f'[users."{person.name}"]', f'role = "{person.role}"']
-        lines += [f"cameras = {json.dumps(sorted(person.cameras))}"]
-        lines += [f'password = "{person.password}"'] if person.password else []
+        name = _quoted(person.name)
+        lines += ["", f"[users.{name}]", f"role = {_quoted(person.role)}"]
+        lines += [f"cameras = [{', '.join(map(_quoted, sorted(person.cameras)))}]"]
+        lines += [f"password = {_quoted(person.password)}"] if person.password else []
         if person.tokens:
-            lines += [
-                f'[users."{person.name}".tokens]',
-                *(f'"{label}" = "{it}"' for label, it in person.tokens.items()),
-            ]
+            lines += [f"[users.{name}.tokens]"]
+            lines += [f"{_quoted(label)} = {_quoted(digest)}" for label, digest in person.tokens.items()]
     try:
         replace_file(file, ("\n".join(lines) + "\n").encode())
     except OSError as error:
         raise AccessError(f"{file}: can't be written ({error.strerror})") from None
+
+
+def _quoted(text: str) -> str:
+    """A string of TOML: as JSON has it, but that DEL is escaped, and nothing is written as a pair of surrogates."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def check_names(option: str, *names: str) -> None:

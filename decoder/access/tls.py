@@ -168,6 +168,16 @@ def names_in(certificate: bytes) -> Sequence[str]:
     return others.get_values_for_type(x509.DNSName)
 
 
+def hosts_in(certificate: bytes) -> list[str]:
+    """Names and addresses of hosts for which a certificate in PEM is, as a browser looks for them."""
+    extensions = x509.load_pem_x509_certificate(certificate).extensions
+    try:
+        named = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
+    return [str(each.value) for each in named if isinstance(each, x509.DNSName | x509.IPAddress)]
+
+
 def _configuration(pair: _Pair) -> grpc.ServerCertificateConfiguration:
     return grpc.ssl_server_certificate_configuration([(pair.key, pair.certificate)], pair.client_ca)
 

@@ -149,11 +149,11 @@ def replay(
         from decoder.recordings.playback import Recording, RecordingError, find
         from decoder.recordings.replay import replay as play
         from decoder.server import Server, ServerError
-        from decoder.settings import SettingsError
+        from decoder.settings import MOST_PAYLOAD, MOST_PIXELS, SettingsError
     start_ns, end_ns = _range(begin, end)
-    # The pace is this command's own, as fast as --speed says.
+    # The pace is this command's own, as fast as --speed says; and some service took what was recorded, however large.
     given: dict[str, Any] = {"port": port, "http": http, "allow_plain": allow_plain}
-    given |= {"max_frame_rate": 0, "max_byte_rate": 0}
+    given |= {"max_frame_rate": 0, "max_byte_rate": 0, "max_pixels": MOST_PIXELS, "max_payload": MOST_PAYLOAD}
     given |= {"reconstructor": reconstructor or None, "engine": engine, "threads": threads}
 
     async def serve() -> NoReturn:

@@ -1,6 +1,7 @@
 """What is told of each change of a camera's state: a program, or a server by URL.
 
-A URL is sent a POST with a JSON body: ``{"camera": "porch", "state": "silent", "since": "2026-01-31T12:00:00Z"}``.
+A URL is sent a POST with a JSON body:
+``{"camera": "porch", "state": "silent", "since": "2026-01-31T12:00:00.000+00:00"}``.
 A command gets the same three as its last arguments. Either has some seconds; the next waits meanwhile, in a queue that
 loses the oldest when it is full. Cameras and viewers never wait.
 """

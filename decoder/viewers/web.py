@@ -36,7 +36,6 @@ _LONGEST_WAIT_S = 10.0
 _LOOK_EVERY_S = 0.5
 """Whether whoever asked for pictures is still there."""
 NEVER_STORED = {"Cache-Control": "no-store"}
-_NEVER_FRAMED = {"Content-Security-Policy": "frame-ancestors 'none'"}
 _STRICT_S = 30 * 24 * 3600
 """For which a browser remembers that this host speaks TLS. It remembers it of the host, whatever the port."""
 _LENGTHS = struct.Struct("<II")
@@ -83,7 +82,7 @@ def web_app(
         return camera, camera.relays[rendition]
 
     async def page(request: Request) -> Response:
-        return FileResponse(_PAGE, headers=NEVER_STORED | _NEVER_FRAMED)
+        return FileResponse(_PAGE, headers=NEVER_STORED)
 
     async def listing(request: Request) -> Response:
         known = {each.id for each in catalogue.reconstructors}

@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from decoder.access.addresses import address_of, network_of
 from decoder.access.keys import init
+from decoder.access.people import write_people
 from decoder.admission import Policy
 from decoder.pace import Pace
 from decoder.settings import Settings
@@ -174,6 +175,32 @@ def test_one_address_has_so_many_calls_and_then_room_again(
     wait_for(again, "another call that is let in")
 
 
+@pytest.mark.parametrize(
+    "method", ["veilcam.v1.Viewers/Watch", "veilcam.v1.Viewers/Cameras", "grpc.health.v1.Health/Check"]
+)
+def test_a_call_that_asks_nothing_counts_and_is_ended(
+    start_service: StartService, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Also of a method with a single request, for which gRPC itself would wait."""
+    monkeypatch.setattr("decoder.server.FIRST_MESSAGE_S", 2.0)
+    service, asked = start(start_service, max_peer_streams=2), threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        asked.wait(60)
+        yield from ()
+
+    with channel_of(service) as channel:
+        calls = [channel.stream_stream(f"/{method}", bytes, bytes)(nothing(), timeout=60) for _ in range(3)]
+        ended = sorted((call.code().name, call.details()) for call in calls)
+        asked.set()
+        assert ended == [
+            *[("DEADLINE_EXCEEDED", "message: none within 2 s")] * 2,
+            ("RESOURCE_EXHAUSTED", "peer: 2 calls of '127.0.0.1' are open, this server allows 2"),
+        ]
+        call = channel.stream_stream(f"/{method}", bytes, bytes)(iter(()), timeout=20)
+        assert (call.code().name, call.details()) == ("INVALID_ARGUMENT", "message: none, this call has one")
+
+
 def test_one_certificate_has_so_many_calls_and_others_have_theirs(
     start_service: StartService, operator: Operator, tmp_path: Path
 ) -> None:
@@ -223,20 +250,30 @@ def hasty(start_service: StartService) -> Service:
     return start(start_service, request_seconds=1, idle_seconds=1)
 
 
+@pytest.fixture
+def hasty_door(start_service: StartService, tmp_path: Path) -> Service:
+    write_people(tmp_path / "users.toml", {})
+    return start(start_service, request_seconds=1, idle_seconds=1, users=tmp_path / "users.toml")
+
+
+ASKED = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
+POSTED = b" HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n"
 SLOW = {
-    "nothing": b"",
-    "a head that never ends": b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: ",
-    "a body that never ends": b"POST /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n",
-    "a body in chunks": b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n",
+    "nothing": (b"", b""),
+    "a head that never ends": (ASKED + b"X: ", b"a"),
+    "a body that never ends": (b"POST /healthz" + POSTED, b"a"),
+    "a body in chunks": (ASKED + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\na\r\n"),
+    "a body that never begins, of a request behind another": (ASKED + b"\r\nPOST /login" + POSTED, b""),
 }
 
 
-@pytest.mark.parametrize("head", SLOW.values(), ids=SLOW)
-def test_a_request_that_does_not_come_as_a_whole_is_ended_however_it_drips(hasty: Service, head: bytes) -> None:
-    with socket.create_connection(("127.0.0.1", hasty.server.http_port), 20) as connection:
+@pytest.mark.parametrize(("head", "drip"), SLOW.values(), ids=SLOW)
+def test_a_request_that_does_not_come_as_a_whole_is_ended_however_it_drips(
+    hasty_door: Service, head: bytes, drip: bytes
+) -> None:
+    with socket.create_connection(("127.0.0.1", hasty_door.server.http_port), 20) as connection:
         connection.sendall(head)
         connection.settimeout(0.1)
-        drip = b"1\r\na\r\n" if b"chunked" in head else b"a" * bool(head)
 
         def ended() -> bool:
             try:
@@ -249,7 +286,7 @@ def test_a_request_that_does_not_come_as_a_whole_is_ended_however_it_drips(hasty
             return False
 
         wait_for(ended, "the end of the connection")
-    assert get(f"{hasty.page}/healthz")[0] == 200
+    assert get(f"{hasty_door.page}/healthz")[0] == 200
 
 
 def test_a_connection_that_asks_nothing_more_is_ended_and_one_that_is_answered_for_long_is_not(
@@ -317,7 +354,7 @@ def test_more_connections_of_the_page_than_allowed_are_closed_as_they_come(
     [
         ("ipv4:192.0.2.7:40000", "192.0.2.7", "192.0.2.7"),
         ("ipv6:%5B2001:db8:1:2:3::4%5D:40000", "2001:db8:1:2:3::4", "2001:db8:1:2::/64"),
-        ("ipv6:[::ffff:192.0.2.7]:40000", "::ffff:192.0.2.7", "192.0.2.7"),
+        ("ipv6:[::ffff:192.0.2.7]:40000", "192.0.2.7", "192.0.2.7"),
         ("unix:", "unix:", "unix:"),
     ],
 )

@@ -1,10 +1,12 @@
 """Signing in: sessions, forms and origins of any kind, guesses, and behind a proxy."""
 
 import http.client
+import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -150,6 +152,23 @@ def test_a_trusted_proxy_says_who_asks_and_nobody_else(proxied: Guarded) -> None
     assert tries(12, **{"X-Forwarded-For": "192.0.2.3"}) == TRIES_BY_ADDRESS, "who isn't the proxy"
     answer = proxied.sign_in("tom", **PROXY, **{"X-Forwarded-For": "192.0.2.4", "X-Forwarded-Proto": "https"})
     assert (answer.status, "secure" in answer.headers["Set-Cookie"].lower()) == (303, True)
+
+
+def test_a_trusted_proxy_is_known_over_ipv4_where_ipv6_listens_for_both(
+    start_service: StartService, proxied: Guarded
+) -> None:
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("no IPv6 here, or none that listens for IPv4 too")
+    settings = {"port": 0, "http": 0, "users": proxied.users, "host": "::", "insecure": True}
+    service = start_service(Settings.model_validate(settings | {"trusted_proxy": "127.0.0.9"}))
+    everywhere = Guarded(service, proxied.keys, proxied.users, [], tls=False)
+    for each in range(TRIES_BY_ADDRESS + 2):
+        assert everywhere.sign_in("vera", "guess", **PROXY, **{"X-Forwarded-For": f"192.0.2.{each}"}).status == 401
+    with socket.create_connection(("::1", service.server.http_port), 20) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert connection.recv(12) == b"HTTP/1.1 200"
+    with service.channel() as channel:
+        grpc.channel_ready_future(channel).result(20)
 
 
 def test_a_proxy_has_connections_for_many(proxied: Guarded) -> None:

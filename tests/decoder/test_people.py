@@ -9,17 +9,21 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from decoder.access import AccessError
 from decoder.access.keys import init
-from decoder.access.people import People, hash_token, read_people, write_people
+from decoder.access.people import People, Person, hash_password, hash_token, read_people, right_password, write_people
 from decoder.access.roles import Role
 from decoder.access.tls import Certificates
 from decoder.private import changed_by_one
 from decoder.settings import Settings
+from protos.rules import CAMERA_NAME
 from tests.conftest import StartService
 from tests.decoder.guarded import PASSWORD, PEOPLE, Keys
 from tests.waiting import wait_for
@@ -59,6 +63,30 @@ def test_the_commands_write_what_the_service_reads(tmp_path: Path) -> None:
     assert users(file, "remove", "prometheus").returncode == 0
     assert list(read_people(file)) == ["anna"]
     assert read_people(file)["anna"].tokens == {}
+
+
+def test_a_password_can_be_taken_away(tmp_path: Path) -> None:
+    """Of someone who has tokens, and keeps them."""
+    file = tmp_path / "users.toml"
+    person = Person("nvr", Role.ADMIN, password=hash_password(PASSWORD), tokens={"phone": hash_token("vc_nvr")})
+    write_people(file, {"nvr": person})
+    assert users(file, "add", "nvr", "--role", "admin", "--no-password").returncode == 0
+    read = read_people(file)["nvr"]
+    assert not right_password(read, PASSWORD)
+    assert read == replace(person, password=None)
+
+
+@given(label=st.text(), camera=st.text(), name=st.from_regex(CAMERA_NAME, fullmatch=True))
+@example(label='my "old" phone\\', camera="\x7f\x00\r\n", name="a.b")
+@example(label="\N{MOBILE PHONE}", camera="\x85\u2028", name="a")
+def test_what_is_written_reads_back_the_same(
+    label: str, camera: str, name: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Also what someone wrote by hand: a command that changes another line writes it again."""
+    file = tmp_path_factory.mktemp("written") / "users.toml"
+    person = Person(name, Role.VIEWER, frozenset({camera}), "$argon2id$" + label, {label: hash_token(label)})
+    write_people(file, {name: person})
+    assert read_people(file) == {name: person}
 
 
 @pytest.fixture

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from decoder.catalogue import SHIPPED, Catalogue
 from decoder.recordings.playback import Recording, segments_of
+from decoder.settings import Settings
 from encoder.sampling import Operator
+from protos.payload import Payload, Plane
 from protos.segment import SegmentWriter
 from protos.v1 import veilcam_pb2 as pb
 from protos.v1.veilcam_pb2_grpc import ViewersStub
@@ -117,6 +119,26 @@ def test_a_replay_whose_recording_goes_away_says_so_and_ends(recorded: Path, tmp
         assert ".vcseg" in str(left_out["message"])
         assert "can be played" in str(service.until("no frame in that range")["message"])
     assert process.returncode == 2
+
+
+def test_what_a_service_with_higher_limits_recorded_is_replayed(tmp_path: Path, operator: Operator) -> None:
+    """Pictures of more pixels, and frames of more bytes, than a service takes that is told nothing of that."""
+    hello = hello_of(operator, np.zeros((2592, 4096), np.uint8))
+    side = operator.block
+    levels = np.random.default_rng(0).integers(-127, 128, (side**2, 2592 // side, 4096 // side), np.int16)
+    payload = Payload(operator.id, side, (Plane(levels),)).pack()
+    assert hello.width * hello.height > Settings().max_pixels
+    assert len(payload) > Settings().max_payload
+    frame = pb.Frame(sequence=1, capture_time_ns=1, planes=[pb.PLANE_KIND_LUMA], kind=pb.FRAME_KIND_KEY)
+    frame.payload = payload
+    writer = SegmentWriter(tmp_path / "1.vcseg", hello)
+    writer.append(frame, 1)
+    writer.close()
+    arguments = [*DECODE, "--log-json", "replay", str(tmp_path / "1.vcseg"), "--engine", "onnxruntime"]
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) as process:
+        Running(process).until("played 1 frames")
+        process.send_signal(signal.SIGINT)
+    assert process.returncode == 0
 
 
 def test_what_the_environment_tells_the_service_is_not_for_a_replay(recorded: Path, tmp_path: Path) -> None:

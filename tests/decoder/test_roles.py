@@ -40,6 +40,7 @@ from tests.decoder.guarded import (
     ready,
 )
 from tests.decoder.peers import Camera
+from tests.decoder.test_web import read_part
 from tests.waiting import wait_for
 
 PAGE: list[tuple[str, str, tuple[int, int, int, int]]] = [
@@ -189,7 +190,8 @@ def test_plain_alone_goes_to_no_viewer_also_where_there_is_nothing_else(
 def stream(guarded: Guarded, headers: dict[str, str]) -> http.client.HTTPResponse:
     answer = guarded.open("/cameras/porch.mjpeg", headers)
     assert answer.status == 200
-    answer.read(100)
+    assert answer.readline() == b"--picture\r\n"
+    assert read_part(answer, "picture")
     return answer
 
 
@@ -212,7 +214,7 @@ def test_changed_users_are_taken_up_at_once_and_whom_it_concerns_is_let_go(
         next(call)
     assert isinstance(error.value, grpc.Call)
     assert error.value.code() is grpc.StatusCode.UNAUTHENTICATED
-    assert other.read(1000)
+    assert read_part(other, "picture"), "the frame after the change"
     assert guarded.ask("/cameras/porch.jpg", token).status == 401, "the token is no longer there"
     assert guarded.ask("/cameras/porch.jpg", session).status == 403
     assert guarded.ask("/cameras/yard.jpg", session).status == 200
@@ -284,4 +286,6 @@ def test_no_other_site_may_embed_what_is_answered(
             headers = each.ask(path).headers
             assert headers["Cross-Origin-Resource-Policy"] == "same-origin", path
             assert headers.get_all("X-Content-Type-Options") == ["nosniff"], path
+            (policy,) = headers.get_all("Content-Security-Policy") or [""]
+            assert "frame-ancestors 'none'" in policy, path
             assert headers["Strict-Transport-Security"] == strict, path

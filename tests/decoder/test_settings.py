@@ -27,6 +27,7 @@ from protos.v1.veilcam_pb2_grpc import ViewersStub
 from tests.conftest import StartService, frame_of, hello_of
 from tests.decoder.peers import Camera
 from tests.decoder.test_web import get
+from tests.waiting import wait_for
 
 DECODE = [sys.executable, "-m", "decoder"]
 
@@ -107,6 +108,7 @@ def test_any_file_is_settings_or_told(tmp_path: Path, data: bytes) -> None:
         ('reconstructor = ["nowhere.onnx"]\n', 2, "nowhere.onnx: no reconstructor"),
         ('reconstructor = "nowhere.onnx"\n', 2, "expected a list of paths"),
         ("port = 1234\nhttp = 1234\n", 2, "http: 1234, expected a port of its own, and that is the gRPC port"),
+        ("port = 8080\n", 2, "http (its default): 8080, expected a port of its own"),
         ("prot = 1\n", 2, "prot: no such setting (is port meant?)"),
         ("xyzzy = 1\n", 2, "xyzzy: no such setting (there are host, port"),
         ('on_change = "no-such-command --with secret"\n', 2, "what is given, expected a command that can be run here"),
@@ -213,6 +215,43 @@ def test_changes_are_taken_up_while_cameras_go_on(running: Running, config: Path
     assert isinstance(error.value, grpc.Call)
     assert error.value.code() is grpc.StatusCode.PERMISSION_DENIED, "whoever watched plain pictures is let go"
     camera.bye()
+
+
+HANGING = """
+import shutil, time
+from pathlib import Path
+
+def disk_usage(path, real=shutil.disk_usage):
+    if Path(path, "hang").exists():
+        Path(path, "hangs").touch()
+        time.sleep(3600)
+    return real(path)
+
+shutil.disk_usage = disk_usage
+from decoder.cli import main
+main()
+"""
+"""The command, on a machine with a disk that hangs from when it is told to."""
+
+
+def test_a_disk_that_hangs_when_settings_are_looked_at_stops_nothing(config: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+
+    def looked() -> bool:
+        config.touch()
+        return (disk / "hangs").exists()
+
+    with config.open("a") as file:
+        file.write(f'save = "{disk}"\nengine = "onnxruntime"\n')
+    arguments = [sys.executable, "-c", HANGING, "--config", str(config)]
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            running = Running(process)
+            (disk / "hang").touch()
+            wait_for(looked, "the look at the disk")
+            assert get(f"{running.page}/healthz")[0] == 200
+        finally:
+            process.kill()
 
 
 def test_what_waits_for_the_next_start_is_not_in_force(start_service: StartService, operator: Operator) -> None:

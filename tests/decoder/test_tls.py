@@ -226,17 +226,41 @@ def test_the_refusal_is_exit_code_2_and_says_how_to_do_it_right(check: list[str]
     assert "Traceback" not in done.stderr
 
 
-def test_insecure_said_aloud_is_told_aloud(tmp_path: Path) -> None:
-    arguments = [*DECODE, "--host", "0.0.0.0", "--insecure", "--port", "0", "--http", "0", "--engine", "onnxruntime"]
+def said_at_the_start(*options: str) -> list[str]:
+    """What a service says that listens everywhere, up to where it is reached."""
+    arguments = [*DECODE, "--host", "0.0.0.0", "--port", "0", "--http", "0", "--engine", "onnxruntime", *options]
+    lines = []
     with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        lines = []
         for line in process.stderr:
             lines.append(line)
             if "people: http" in line:
                 break
         process.terminate()
+    return lines
+
+
+def test_insecure_said_aloud_is_told_aloud() -> None:
+    lines = said_at_the_start("--insecure")
     assert any("WARNING --insecure: listening on 0.0.0.0 without" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "told"),
+    [
+        (["decoder.local"], "decoder.local"),
+        (["127.0.0.5", "*.example", "2001:db8::1", "decoder.local"], "[2001:db8::1]"),
+        (["localhost"], socket.gethostname()),
+    ],
+)
+def test_the_address_that_is_told_is_one_that_the_certificate_is_for(
+    hosts: list[str], told: str, tmp_path: Path
+) -> None:
+    init(tmp_path, hosts=hosts)
+    files = ("--certificate", str(tmp_path / "server.pem"), "--key", str(tmp_path / "server.key"))
+    line = said_at_the_start("--insecure", *files)[-1]
+    assert f"cameras and programs: {told}:" in line
+    assert f"people: https://{told}:" in line
 
 
 @pytest.mark.parametrize(
