@@ -381,6 +381,7 @@ class Endless(Runner):
 
 
 _ENDLESS = """
+import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -388,6 +389,7 @@ from tests.train.test_reproduce import Endless
 from train.jobs import do_at_once
 from train.reproduce import Step
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored where these tests run in the background
     do_at_once([Step("endless", None, (), Path("."))], 2, partial(Endless, Path(sys.argv[1])))
 """
 
@@ -407,8 +409,10 @@ def test_steps_end_when_what_began_them_is_killed_or_interrupted(tmp_path: Path,
     with subprocess.Popen(command_line, cwd=Path(__file__).parent.parent.parent) as begun:
         try:
             wait_for(lambda: process.exists() and process.read_text() != "", "the step", 60)
-        finally:
             begun.send_signal(by)
+            begun.wait(60)
+        finally:
+            begun.kill()
     pid = int(process.read_text())
     try:
         wait_for(lambda: not runs_still(pid), "the end of its process", 20)
