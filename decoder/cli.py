@@ -214,7 +214,8 @@ def _reached_as(settings: "Settings") -> str:
     name = settings.host
     if is_everywhere(name):
         named = hosts_in(settings.certificate.read_bytes()) if settings.certificate is not None else ()
-        name = next((each for each in named if "*" not in each and not is_loopback(each)), socket.gethostname())
+        listened = [each for each in named if ":" in name or ":" not in each]  # all of IPv4 is no address of IPv6
+        name = next((each for each in listened if "*" not in each and not is_loopback(each)), socket.gethostname())
     return f"[{name}]" if ":" in name else name
 
 

@@ -226,8 +226,10 @@ def _check_out(out: Path | None, source: str, overwrite: bool) -> None:
         return
     filmed = Path(source) if scheme_of(source) in ("file", "folder", "pipe", "device") else None
     with contextlib.suppress(OSError):  # what can't be looked at can't be opened either, and that is told then
-        if filmed and filmed.is_dir() and out.resolve().is_relative_to(filmed.resolve()):
-            _fail(UNUSABLE, f"--out {out}: lies in the source, {source}; another folder")
+        if filmed and filmed.is_dir():
+            links = out.exists() and any(out.samefile(each) for each in filmed.iterdir() if each.exists())
+            if links or out.resolve().parent == filmed.resolve():
+                _fail(UNUSABLE, f"--out {out}: lies in the source, {source}; another folder")
         if filmed and filmed.exists() and out.exists() and out.samefile(filmed):
             _fail(UNUSABLE, f"--out {out}: is the source itself; another name")
         if not overwrite and out.is_file() and out.stat().st_size:

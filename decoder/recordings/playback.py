@@ -303,20 +303,25 @@ class Playback:
             return None
         times = list(accumulate((entry.capture_time_ns for entry in entries), max))  # they may fall a little
         place = max(0, bisect_right(times, time_ns) - 1)
-        key = next((i for i in range(place, 0, -1) if entries[i].key), 0)
+        keys = [i for i in range(place, -1, -1) if entries[i].key or i == 0]
         known = self._positions.pop(segment.path, None)
-        if known is not None and not key <= known[0] <= place:
+        if known is not None and not keys[0] <= known[0] <= place:
             known = None
-        first = key if known is None else known[0] + 1
-        reached = known[1:] if known is not None else None
-        if first <= place:
-            before = reached or (None, None)
-            for each in _decoded(segment, block, entries[first].offset, *before):
-                if reached is not None and each[0].sequence > entries[place].sequence:
-                    break  # what was asked for is damaged: the one before it stays
-                reached = each
-                if reached[0].sequence >= entries[place].sequence:
+        reached, asked = known[1:] if known is not None else None, entries[place].sequence
+        if known is None or known[0] < place:
+            # From the key frame before it; from the one before that where it is damaged, and so is all that follows.
+            for first in keys if known is None else (known[0] + 1,):
+                before = reached or (None, None)
+                for each in _decoded(segment, block, entries[first].offset, *before):
+                    if each[0].sequence > asked:
+                        break
+                    reached = each
+                    if each[0].sequence == asked:
+                        break
+                if reached is not None:
                     break
+        if reached is None:  # nothing is left up to then: what comes first
+            reached = next(_decoded(segment, block, entries[0].offset), None)
         if reached is None:
             return None
         frame, levels = reached

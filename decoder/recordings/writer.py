@@ -221,9 +221,13 @@ class Writer:
         return problem
 
     def _part_with(self, track: Track, problem: str) -> None:
-        """What a track has written may not be on the disk: none of it counts as recorded, and a backlog isn't there."""
-        if track.late:
-            track.problem = problem
+        """What a track has written may not be on the disk: none of it counts as recorded.
+
+        Any backlog of its camera that is under way may rest on it, as one that repeats what was live.
+        """
+        for each in {track, *self.open}:
+            if each.late and each.hello.camera == track.hello.camera:
+                each.problem = problem
         writer, span, track.writer, track.span, track.unkept = track.writer, track.span, None, None, []
         if span is not None:
             self._held.lose(track.hello.camera, track.hello.epoch, span)

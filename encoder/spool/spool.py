@@ -293,14 +293,13 @@ class Spool:
         return self._writing, self._writer
 
     def _flush(self, part: Part) -> None:
-        """Bring a part onto the disk itself; what the disk didn't take is tried again."""
+        """Bring a part onto the disk itself. A second try would prove nothing: a system tells of an error once."""
         with self._lock:
             part.unflushed, part.flushed = False, time.monotonic()  # before: a frame may be written meanwhile
         try:
             self._folder.flush(part.path)
         except OSError as error:
             with self._lock:
-                part.unflushed = True
                 self._tell_broken(error)
 
     def _tell_broken(self, error: OSError) -> None:

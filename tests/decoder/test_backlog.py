@@ -442,3 +442,31 @@ def test_what_the_disk_refused_of_a_live_stream_comes_late_and_lies_where_it_bel
     assert late(recorder, hello, keys) is None
     recorder.close()
     assert [frame.sequence for frame in recorded(tmp_path)] == list(range(1, 9))
+
+
+def test_a_backlog_that_repeats_live_frames_which_the_disk_then_refused_is_not_called_kept(
+    operator: Operator, drawn: list[NDArray[np.uint8]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The live segment is flushed by itself, and refused, between the backlog's frames and its own flush."""
+    refuses: list[OSError] = []
+
+    def fsync(descriptor: int) -> None:
+        if refuses:
+            raise refuses.pop()
+
+    monkeypatch.setattr("protos.segment.os.fsync", fsync)
+    hello, told = said(operator, drawn[0]), queue.SimpleQueue[str | None]()
+    recorder = Recorder(Store(tmp_path, Retention(free_megabytes=0)))
+    recorder.begin(hello, lambda: None)
+    frame = Packer(operator, 0.1).pack(frame_of(drawn[0]), 1)[0]
+    recorder.offer("camera", frame, 1)
+    track = recorder.begin_late(hello)
+    recorder.offer_late(track, frame, next_levels(frame, hello, 16, None), 1, told.put)
+    assert told.get(timeout=20) is None
+    refuses.append(OSError(5, "Input/output error"))
+    recorder.end("camera")
+    recorder.flush_late(track, told.put)
+    assert told.get(timeout=20) == "Input/output error"
+    recorder.begin(hello, lambda: None)
+    assert late(recorder, hello, [frame]) is None
+    recorder.close()

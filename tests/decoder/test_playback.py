@@ -139,18 +139,32 @@ def test_a_segment_that_is_deleted_while_it_plays_plays_to_its_end(recorded: Pat
     assert len([first, *frames]) == 4
 
 
+@pytest.mark.parametrize(
+    ("damaged", "expected"),
+    [
+        (1, {1: 5, 2: 5, 3: 5, 4: 5, 5: 5, 6: 6}),
+        (3, {1: 1, 2: 2, 3: 2, 4: 2, 5: 5, 6: 6}),
+        (5, {1: 1, 2: 2, 3: 3, 4: 4, 5: 4, 6: 4}),
+        (6, {1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 5}),
+    ],
+)
 def test_where_a_frame_is_damaged_the_one_before_stays(
-    recorded: Path, tmp_path: Path, catalogue: Catalogue, operator: Operator, photographs: list[NDArray[np.uint8]]
+    damaged: int,
+    expected: dict[int, int],
+    tmp_path: Path,
+    catalogue: Catalogue,
+    operator: Operator,
+    photographs: list[NDArray[np.uint8]],
 ) -> None:
+    """Also where it is a key frame; only where nothing is left before it, what comes first is shown."""
     store, packer = Store(tmp_path, Retention()), Packer(operator, 0.1)
     writer = SegmentWriter(store.place("camera", 10**9), hello_of(operator, photographs[0]))
     for second, picture in enumerate(photographs[:6], 1):
         writer.append(packer.pack(frame_of(picture, second * 10**9), second, key=second in (1, 5))[0], second)
     writer.close()
     (segment,) = segments_of(tmp_path / "camera")
-    third = segment.entries()[2]
     content = bytearray(segment.path.read_bytes())
-    content[third.offset + 40] ^= 1
+    content[segment.entries()[damaged - 1].offset + 40] ^= 1
     segment.path.write_bytes(content)
     for order in ((1, 2, 3, 4, 5, 6), (4, 3, 6, 5, 2, 1)):
         playback = Playback(store, catalogue)
@@ -159,7 +173,7 @@ def test_where_a_frame_is_damaged_the_one_before_stays(
             moment = playback.at("camera", second * 10**9)
             assert moment is not None
             shown[second] = moment.capture_time_ns // 10**9
-        assert shown == {1: 1, 2: 2, 3: 2, 4: 2, 5: 5, 6: 6}
+        assert shown == expected
 
 
 def test_a_segment_that_a_kill_left_empty_is_left_out(

@@ -249,7 +249,7 @@ def test_insecure_said_aloud_is_told_aloud() -> None:
     ("hosts", "told"),
     [
         (["decoder.local"], "decoder.local"),
-        (["127.0.0.5", "*.example", "2001:db8::1", "decoder.local"], "[2001:db8::1]"),
+        (["127.0.0.5", "*.example", "2001:db8::1", "decoder.local"], "decoder.local"),
         (["localhost"], socket.gethostname()),
     ],
 )

@@ -156,7 +156,9 @@ def test_what_is_filmed_is_never_overwritten(write: Callable[[Path], str], more:
     link.symlink_to(source)
     filmed = {path: path.read_bytes() for path in folder.iterdir()}
     if source.is_dir():
-        outs, problem = [source / "000.png", link / "new"], "lies in the source"
+        elsewhere = tmp_path / "elsewhere.png"
+        elsewhere.hardlink_to(source / "000.png")
+        outs, problem = [source / "000.png", link / "new", elsewhere], "lies in the source"
     else:
         outs, problem = [source, link], "is the source itself"
     for out in outs:
