@@ -233,6 +233,18 @@ def drawn(operator: Operator) -> list[NDArray[np.uint8]]:
     return [np.asarray(steady + noise.integers(0, 9, (32, 32)), np.uint8) for _ in range(16)]
 
 
+def refusing(monkeypatch: pytest.MonkeyPatch) -> list[OSError]:
+    """Errors that the disk answers with, one each time that data is to be brought onto it; none are left at first."""
+    refuses: list[OSError] = []
+
+    def fsync(descriptor: int) -> None:
+        if refuses:
+            raise refuses.pop()
+
+    monkeypatch.setattr("protos.segment.os.fsync", fsync)
+    return refuses
+
+
 def late(recorder: Recorder, hello: pb.Hello, frames: list[pb.Frame]) -> str | None:
     """Offer a backlog as the service does: each frame once the one before is done, then flush; what that tells."""
     track, levels, told = recorder.begin_late(hello), None, queue.SimpleQueue[str | None]()
@@ -369,13 +381,8 @@ def test_what_the_disk_refused_while_a_backlog_was_flushed_is_not_called_kept(
     operator: Operator, drawn: list[NDArray[np.uint8]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The backlog repeats a frame of the live segment, and so flushes that too."""
-    refuses = [OSError(5, "Input/output error")]
-
-    def fsync(descriptor: int) -> None:
-        if refuses:
-            raise refuses.pop()
-
-    monkeypatch.setattr("protos.segment.os.fsync", fsync)
+    refuses = refusing(monkeypatch)
+    refuses.append(OSError(5, "Input/output error"))
     hello, kept = said(operator, drawn[0]), list[int]()
     recorder = Recorder(Store(tmp_path, Retention(free_megabytes=0)))
     recorder.begin(hello, lambda: None, kept.extend)
@@ -394,13 +401,8 @@ def test_a_backlog_of_which_the_disk_refused_a_segment_is_not_called_kept(
     operator: Operator, drawn: list[NDArray[np.uint8]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first segment ends, and is refused, while the backlog goes on; sent again, all of it is there."""
-    refuses = [OSError(5, "Input/output error")]
-
-    def fsync(descriptor: int) -> None:
-        if refuses:
-            raise refuses.pop()
-
-    monkeypatch.setattr("protos.segment.os.fsync", fsync)
+    refuses = refusing(monkeypatch)
+    refuses.append(OSError(5, "Input/output error"))
     packer, hello = Packer(operator, 0.1), said(operator, drawn[0])
     frames = [packer.pack(frame_of(p, n * 10**9), n, key=n % 4 == 1)[0] for n, p in enumerate(drawn[:8], 1)]
     recorder = Recorder(Store(tmp_path, Retention(free_megabytes=0)), SegmentLimits(seconds=2.0))
@@ -448,13 +450,7 @@ def test_a_backlog_that_repeats_live_frames_which_the_disk_then_refused_is_not_c
     operator: Operator, drawn: list[NDArray[np.uint8]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The live segment is flushed by itself, and refused, between the backlog's frames and its own flush."""
-    refuses: list[OSError] = []
-
-    def fsync(descriptor: int) -> None:
-        if refuses:
-            raise refuses.pop()
-
-    monkeypatch.setattr("protos.segment.os.fsync", fsync)
+    refuses = refusing(monkeypatch)
     hello, told = said(operator, drawn[0]), queue.SimpleQueue[str | None]()
     recorder = Recorder(Store(tmp_path, Retention(free_megabytes=0)))
     recorder.begin(hello, lambda: None)
