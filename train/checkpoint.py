@@ -34,6 +34,17 @@ def save(path: Path, state: dict[str, Any]) -> None:
     partial.replace(path)
 
 
+def save_text(path: Path, text: str) -> None:
+    """As ``save``, what people and other programs read."""
+    partial = path.with_suffix(f"{path.suffix}.partial")
+    try:
+        partial.write_text(text)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    partial.replace(path)
+
+
 def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint; nothing but tensors and plain values is ever unpickled.
 

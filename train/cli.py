@@ -146,8 +146,7 @@ def evaluate(
             "measured": by,
             "needs": needs,
         }
-        partial.write_text(json.dumps(result, indent=1) + "\n")
-        partial.replace(evaluation)
+        checkpoint.save_text(evaluation, json.dumps(result, indent=1) + "\n")
         _print_table(result)
 
 

@@ -321,9 +321,7 @@ class Runner:
                 lambda: advance({"iteration": next(count)}),
             )
         result["needs"] = needs
-        partial = (self._runs / name / EVALUATION).with_suffix(".partial")
-        partial.write_text(json.dumps(result, indent=1) + "\n")
-        partial.replace(self._runs / name / EVALUATION)
+        checkpoint.save_text(self._runs / name / EVALUATION, json.dumps(result, indent=1) + "\n")
 
     def _reader(self, name: str) -> Reader:
         if name not in self._readers:

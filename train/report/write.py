@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from train.checkpoint import CheckpointError
+from train.checkpoint import CheckpointError, save_text
 from train.data.small import SmallSet
 from train.devices import Device
 from train.loops.schedule import changed_settings, replaced
@@ -51,20 +51,10 @@ def write(schedules: Path, runs: Path, docs: Path, sets: Callable[[str], SmallSe
         figures += draw_pictures(name, told[name], runs / name, sets, device, beside, before["figures"])
         figures += draw_trade(name, told[name], beside)
     paper = {"schedules": told, "figures": figures}
-    _replace(docs / NUMBERS, json.dumps(paper, indent=1, ensure_ascii=False) + "\n")
-    _replace(docs / PAGE, render(paper))
+    # A kill or a full disk leaves what was there: of runs that are gone nothing else tells.
+    save_text(docs / NUMBERS, json.dumps(paper, indent=1, ensure_ascii=False) + "\n")
+    save_text(docs / PAGE, render(paper))
     return docs / PAGE
-
-
-def _replace(path: Path, text: str) -> None:
-    """A kill or a full disk leaves what was there: of runs that are gone nothing else tells."""
-    partial = path.with_suffix(f"{path.suffix}.partial")
-    try:
-        partial.write_text(text)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    partial.replace(path)
 
 
 def _lay_logs(names: set[str], runs: Path, logs: Path) -> None:
